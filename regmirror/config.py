@@ -84,7 +84,7 @@ class Tls(Section):
 
 class Server(Section):
     listen: str = "0.0.0.0:5000"
-    workers: int = Field(1, ge=0, le=256)
+    workers: int = Field(default=1, ge=0, le=256)
     drain_timeout: Duration = 30.0
     trusted_proxies: list[str] = []
     tls: Tls = Tls()
@@ -169,9 +169,9 @@ class Upstream(Section):
     auth_hosts: list[str] = []
     allow: list[str] = ["**"]
     deny: list[str] = []
-    max_connections: int = Field(64, ge=1, le=10_000)
-    connect_timeout: Duration = Field(5.0, gt=0)
-    read_timeout: Duration = Field(30.0, gt=0)
+    max_connections: int = Field(default=64, ge=1, le=10_000)
+    connect_timeout: Duration = Field(default=5.0, gt=0)
+    read_timeout: Duration = Field(default=30.0, gt=0)
 
     @field_validator("url")
     @classmethod

@@ -18,8 +18,10 @@ def _translate(token: str) -> str:
         return "[^/]*"
     if token == "?":
         return "[^/]"
-    return "[^" + re.escape(token[2:-1]).replace(r"\-", "-") + "]" if token[1] == "!" else (
-        "[" + re.escape(token[1:-1]).replace(r"\-", "-") + "]"
+    return (
+        "[^" + re.escape(token[2:-1]).replace(r"\-", "-") + "]"
+        if token[1] == "!"
+        else ("[" + re.escape(token[1:-1]).replace(r"\-", "-") + "]")
     )
 
 

@@ -83,9 +83,9 @@ def _read_environment(values: dict[str, Any]) -> dict[str, Any]:
     known = {f"{PREFIX}{field}".upper() for field in Config.model_fields}
     for name in os.environ:
         upper = name.upper()
-        if upper.startswith(PREFIX) and upper not in _NOT_KEYS:
-            if upper.partition("__")[0] not in known:
-                raise ConfigError(name, None, "is not a configuration key (environment)")
+        ours = upper.startswith(PREFIX) and upper not in _NOT_KEYS
+        if ours and upper.partition("__")[0] not in known:
+            raise ConfigError(name, None, "is not a configuration key (environment)")
     try:
         found = EnvSettingsSource(_Environment)()
     except SettingsError as error:

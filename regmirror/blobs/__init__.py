@@ -1,0 +1,1 @@
+"""Content by digest: where bytes are kept, and how they get there."""

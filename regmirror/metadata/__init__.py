@@ -1,0 +1,1 @@
+"""What is known about content: repositories, tags, manifests, references, sizes, times."""

@@ -1,0 +1,1 @@
+"""Alembic's scripts; ``regmirror.metadata.upgrade`` runs them."""

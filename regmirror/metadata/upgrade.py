@@ -1,0 +1,57 @@
+"""Bringing a database to the schema of this version, before anything else opens it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import sqlalchemy as sa
+
+from regmirror.errors import ConfigError
+
+REVISION: Final = "0001"  # the newest script in migrations/versions
+FILE_NAME: Final = "regmirror.db"
+
+
+def database_path(storage: Path) -> Path:
+    """Where SQLite keeps its file below ``storage.path``."""
+    return storage / FILE_NAME
+
+
+def upgrade(path: Path) -> None:
+    """Create or migrate the database at ``path``; raises ConfigError if it cannot be used."""
+    engine = sa.create_engine(f"sqlite:///{path}", connect_args={"timeout": 30})
+    try:
+        with engine.connect() as connection:
+            connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+            if _revision(connection) != REVISION:
+                _migrate(connection, path)
+    except sa.exc.DatabaseError as error:
+        reason = f"{path} cannot be used: {error.orig}; move it away to start with a new one"
+        raise ConfigError("storage.path", str(path.parent), reason) from None
+    finally:
+        engine.dispose()
+
+
+def _revision(connection: sa.Connection) -> str | None:
+    if not sa.inspect(connection).has_table("alembic_version"):
+        return None
+    found = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+    return None if found is None else str(found)
+
+
+def _migrate(connection: sa.Connection, path: Path) -> None:
+    from alembic import command  # slow to import, and needed once in a version's life
+    from alembic.config import Config
+    from alembic.util import CommandError
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.attributes["connection"] = connection
+    try:
+        command.upgrade(config, "head")
+    except CommandError:
+        found = _revision(connection)
+        reason = f"{path} was written by a newer version (schema {found}); install that version"
+        raise ConfigError("storage.path", str(path.parent), reason) from None
+    connection.commit()
