@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass, field
 
 from regmirror.errors import RegistryError, Unavailable
-from regmirror.events import DownloadEnded
+from regmirror.events import DownloadEnded, DownloadStarted, FollowersChanged
 from regmirror.inflight import Download, Follower, Source
 from regmirror.names import Digest
 from regmirror.transfer import Transfer, Workshop
@@ -27,16 +27,8 @@ class Downloads:
     _active: dict[Digest, Download] = field(default_factory=dict)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
-    def find(self, digest: Digest) -> Download | None:
-        """The download in flight, if there is one here."""
-        return self._active.get(digest)
-
     def __len__(self) -> int:
         return len(self._active)
-
-    @property
-    def readers(self) -> int:
-        return sum(download.readers for download in self._active.values())
 
     async def join(self, digest: Digest, source: Source) -> tuple[Follower, bool]:
         """Follow the blob's download, started from ``source`` if there is none.
@@ -51,7 +43,8 @@ class Downloads:
         download.readers += 1  # keeps the file open while this one waits
         try:
             await download.wait_started()
-            return Follower(download, self._release), joined
+            self.workshop.emit(FollowersChanged(1))
+            return Follower(download, self._leave), joined
         finally:
             download.readers -= 1
             self._release(download)
@@ -65,6 +58,7 @@ class Downloads:
 
     def _start(self, digest: Digest, source: Source) -> Download:
         download = self._active[digest] = Download(digest, source)
+        self.workshop.emit(DownloadStarted(source.repository.upstream))
         task = asyncio.create_task(self._run(download))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -98,6 +92,10 @@ class Downloads:
                     error,
                 )
             )
+
+    def _leave(self, download: Download) -> None:
+        self.workshop.emit(FollowersChanged(-1))
+        self._release(download)
 
     def _release(self, download: Download) -> None:
         """Close the file when the download has ended and the last reader has left."""

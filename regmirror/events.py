@@ -80,6 +80,20 @@ class BytesFetched:
 
 
 @dataclass(frozen=True, slots=True)
+class DownloadStarted:
+    """A blob begins to be fetched, or to be followed while another process fetches it."""
+
+    upstream: str
+
+
+@dataclass(frozen=True, slots=True)
+class FollowersChanged:
+    """Readers of downloads in flight: one more or one fewer."""
+
+    delta: int
+
+
+@dataclass(frozen=True, slots=True)
 class DownloadEnded:
     """A blob's download has ended: stored (``error`` empty) or failed."""
 
@@ -125,6 +139,8 @@ Event = (
     | TokenRequested
     | RateLimitSeen
     | BytesFetched
+    | DownloadStarted
+    | FollowersChanged
     | DownloadEnded
     | VerificationFailed
     | BlobRemoved

@@ -98,9 +98,7 @@ def describes_content(document: dict[str, Any]) -> bool:
     """Whether ``document`` has the shape of a manifest; an API error or a status page has not."""
     if "errors" in document and "schemaVersion" not in document:
         return False
-    return isinstance(document.get("schemaVersion"), int) or isinstance(
-        document.get("mediaType"), str
-    )
+    return isinstance(document.get("schemaVersion"), int) or isinstance(document.get("mediaType"), str)
 
 
 def references(document: dict[str, Any]) -> list[Descriptor]:

@@ -57,9 +57,7 @@ class _Writer:
         """Hash the ``size`` bytes that are already there."""
         loop = asyncio.get_running_loop()
         while self.offset < size:
-            await loop.run_in_executor(
-                self._bulk, self._hash_piece, min(READ_BACK, size - self.offset)
-            )
+            await loop.run_in_executor(self._bulk, self._hash_piece, min(READ_BACK, size - self.offset))
 
     def start_append(self, pieces: list[bytes]) -> asyncio.Future[None]:
         """Begin to append in a thread; one at a time."""

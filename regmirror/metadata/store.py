@@ -119,9 +119,7 @@ class MetadataStore:
 
     async def list_repositories(self) -> list[Repository]:
         """Every repository that holds a manifest or a tag."""
-        ids = sa.union(
-            sa.select(t.repository_manifests.c.repository_id), sa.select(t.tags.c.repository_id)
-        )
+        ids = sa.union(sa.select(t.repository_manifests.c.repository_id), sa.select(t.tags.c.repository_id))
         query = (
             sa.select(t.repositories.c.upstream, t.repositories.c.name)
             .where(t.repositories.c.id.in_(ids))
@@ -191,13 +189,9 @@ class MetadataStore:
                 for position, item in enumerate(references)
             ]
             if rows:
-                await connection.execute(
-                    insert(t.manifest_references).on_conflict_do_nothing(), rows
-                )
+                await connection.execute(insert(t.manifest_references).on_conflict_do_nothing(), rows)
             held = {"repository_id": mine, "digest": digest, "stored_at": now, "pulled_at": now}
-            await connection.execute(
-                insert(t.repository_manifests).values(held).on_conflict_do_nothing()
-            )
+            await connection.execute(insert(t.repository_manifests).values(held).on_conflict_do_nothing())
             if tag is not None:
                 record = TagRecord(manifest.digest, manifest.media_type, manifest.size, now)
                 await connection.execute(_upsert_tag(mine, tag, record))
@@ -241,9 +235,7 @@ class MetadataStore:
         async with self._write() as connection:
             await connection.execute(sa.delete(t.blobs).where(t.blobs.c.digest == str(digest)))
 
-    async def save_pulls(
-        self, tags: dict[tuple[Repository, Tag], float], blobs: dict[Digest, float]
-    ) -> None:
+    async def save_pulls(self, tags: dict[tuple[Repository, Tag], float], blobs: dict[Digest, float]) -> None:
         """When tags and blobs were last pulled: a batch, gathered in memory."""
         async with self._write() as connection:
             for (repository, tag), pulled_at in tags.items():
@@ -279,9 +271,7 @@ class MetadataStore:
 
 
 def _is(repository: Repository) -> sa.ColumnElement[bool]:
-    return sa.and_(
-        t.repositories.c.upstream == repository.upstream, t.repositories.c.name == repository.name
-    )
+    return sa.and_(t.repositories.c.upstream == repository.upstream, t.repositories.c.name == repository.name)
 
 
 async def _repository_id(connection: AsyncConnection, repository: Repository) -> int:
@@ -309,9 +299,7 @@ def _upsert_tag(repository_id: int, tag: Tag, record: TagRecord) -> Any:
     )
     moved = t.tags.c.digest != str(record.digest)
     changed_at = sa.case((moved, record.checked_at), else_=t.tags.c.changed_at)
-    return new.on_conflict_do_update(
-        ["repository_id", "name"], set_={**known, "changed_at": changed_at}
-    )
+    return new.on_conflict_do_update(["repository_id", "name"], set_={**known, "changed_at": changed_at})
 
 
 def _engine(url: str, *, pool_size: int, begin: str) -> AsyncEngine:

@@ -43,9 +43,7 @@ def upgrade() -> None:
     op.create_table(
         "repository_manifests",
         sa.Column("repository_id", sa.Integer, sa.ForeignKey("repositories.id"), primary_key=True),
-        sa.Column(
-            "digest", sa.String, sa.ForeignKey("manifests.digest"), primary_key=True, index=True
-        ),
+        sa.Column("digest", sa.String, sa.ForeignKey("manifests.digest"), primary_key=True, index=True),
         sa.Column("stored_at", sa.Float, nullable=False),
         sa.Column("pulled_at", sa.Float, nullable=False),
     )

@@ -1,0 +1,184 @@
+"""The composition root: a Config in, a web.Application out. Read it from top to bottom.
+
+First the files and the database are brought into shape (``prepare``, once for all workers).
+Then, in each worker, from the bottom up: listeners, metadata, upstreams, downloads, the
+mirror, and the HTTP edge on top. What is started is stopped in reverse order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+from typing import Final
+
+from aiohttp import web
+
+from regmirror.blobs.local import LocalBlobStore
+from regmirror.blobs.staging import Staging
+from regmirror.config import Config
+from regmirror.downloads import Downloads
+from regmirror.errors import ConfigError
+from regmirror.events import Emit, to_all
+from regmirror.freshness import FreshnessPolicy, FreshnessRules
+from regmirror.knowledge import Knowledge
+from regmirror.listings import Listings
+from regmirror.logs import RequestLog
+from regmirror.metadata.store import MetadataStore
+from regmirror.metadata.upgrade import database_path, upgrade
+from regmirror.metrics import Metrics
+from regmirror.mirror import Mirror, Parts
+from regmirror.routing import Patterns, UpstreamTable
+from regmirror.sender import Sender
+from regmirror.transfer import Workshop
+from regmirror.upstream.client import Upstreams
+from regmirror.v2.listing import Listing
+from regmirror.v2.pull import Pull
+from regmirror.v2.routes import Routes
+from regmirror.web.ops import Ops
+
+BULK_THREADS: Final = 4  # write and hash; more than two do not help a machine's disk
+BULK_NICENESS: Final = 10  # so that downloads do not delay answers
+FLUSH_INTERVAL: Final = 10.0  # seconds between writes of last-pull times
+STAGING_MAX_AGE: Final = 7 * 86400.0  # seconds until a download nobody resumes is swept
+MANIFEST_REQUEST_MAX: Final = 4 * 1024 * 1024
+
+
+def prepare(config: Config) -> None:
+    """Create directories, migrate the database, sweep old staging, check upstreams.
+
+    Raises ConfigError.
+    """
+    root = Path(config.storage.path)
+    staging = Staging(root / "staging")
+    try:
+        LocalBlobStore(root).prepare()
+        staging.prepare()
+        staging.sweep(time.time() - STAGING_MAX_AGE)
+    except OSError as error:
+        reason = f"cannot be written: {(error.strerror or str(error)).lower()}; choose another"
+        raise ConfigError("storage.path", config.storage.path, reason) from None
+    upgrade(database_path(root))
+    # Certificates and addresses of upstreams are judged here, before any worker starts.
+    Upstreams(config.enabled_upstreams(), emit=lambda event: None)
+
+
+def create_app(config: Config, emit: Emit | None = None) -> web.Application:
+    """The application of one worker; its parts live from start-up to clean-up.
+
+    ``emit`` is told of every event in addition to metrics and log.
+    """
+    app = web.Application(client_max_size=MANIFEST_REQUEST_MAX)
+
+    async def parts(app: web.Application) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            routes, ops = await _assemble(config, emit, stack)
+            app[_ROUTES], app[_OPS] = routes, ops
+            yield
+
+    app.cleanup_ctx.append(parts)
+    app.router.add_get("/healthz", lambda request: app[_OPS].healthz(request))
+    app.router.add_get("/readyz", lambda request: app[_OPS].readyz(request))
+    app.router.add_get("/metrics", lambda request: app[_OPS].metrics(request))
+    app.router.add_route("*", r"/{path:[\s\S]*}", lambda request: app[_ROUTES].serve(request))
+    return app
+
+
+_ROUTES: Final = web.AppKey("routes", Routes)
+_OPS: Final = web.AppKey("ops", Ops)
+
+
+async def _assemble(config: Config, extra: Emit | None, stack: AsyncExitStack) -> tuple[Routes, Ops]:
+    root = Path(config.storage.path)
+    offline = config.freshness.offline
+    enabled = config.enabled_upstreams()
+
+    # listeners
+    metrics = Metrics(enabled, config.storage.max_size)
+    emit = to_all(metrics, RequestLog(), *([extra] if extra else []))
+
+    # the outside world
+    metadata = MetadataStore(database_path(root))
+    stack.push_async_callback(metadata.close)
+    store = LocalBlobStore(root)
+    upstreams = Upstreams(enabled, emit=emit, offline=offline)
+    stack.push_async_callback(upstreams.close)
+
+    # in flight
+    knowledge = Knowledge(metadata, emit, missing_max_age=config.freshness.missing_max_age)
+    stack.push_async_callback(knowledge.flush_pulls)
+    bulk = ThreadPoolExecutor(BULK_THREADS, "bulk", initializer=_be_nice)
+    stack.callback(bulk.shutdown)
+    sender = Sender()
+    stack.callback(sender.close)
+    workshop = Workshop(Staging(root / "staging"), store, knowledge.save_blob, emit, bulk)
+    downloads = Downloads(workshop)
+    stack.push_async_callback(downloads.close)
+
+    # use cases
+    rules = _freshness_rules(config)
+    mirror = Mirror(Parts(knowledge, store, downloads, upstreams, rules, emit, offline=offline))
+    stack.push_async_callback(mirror.close)
+    listings = Listings(
+        mirror, knowledge, upstreams, tag_max_age=config.freshness.tag_max_age, offline=offline
+    )
+    stack.push_async_callback(listings.close)
+    await stack.enter_async_context(_Housekeeping(knowledge))
+
+    # the edge
+    listing = Listing(listings, config.known_hosts()[config.default_upstream])
+    routes = Routes(_upstream_table(config), Pull(mirror, sender), listing, emit)
+    return routes, Ops(root, metadata, metrics)
+
+
+def _upstream_table(config: Config) -> UpstreamTable:
+    return UpstreamTable(
+        config.known_hosts(),
+        config.default_upstream,
+        {
+            name: Patterns(upstream.allow, upstream.deny)
+            for name, upstream in config.enabled_upstreams().items()
+            if upstream.allow != ["**"] or upstream.deny
+        },
+    )
+
+
+def _freshness_rules(config: Config) -> FreshnessRules:
+    stale = config.freshness.stale_if_error
+    return FreshnessRules(
+        FreshnessPolicy(config.freshness.tag_max_age, stale),
+        tuple((rule.match, FreshnessPolicy(rule.tag_max_age, stale)) for rule in config.freshness.rules),
+    )
+
+
+def _be_nice() -> None:
+    """Run this thread after those that answer clients (Linux: niceness is per thread)."""
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BULK_NICENESS)
+
+
+class _Housekeeping:
+    """What is done every few seconds while the worker runs."""
+
+    def __init__(self, knowledge: Knowledge) -> None:
+        self._knowledge = knowledge
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> None:
+        self._task = asyncio.create_task(self._run())
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._task is not None
+        self._task.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._task
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(FLUSH_INTERVAL)
+            await self._knowledge.flush_pulls()

@@ -1,0 +1,43 @@
+"""A bounded dictionary: what was used longest ago goes first."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Generic, TypeVar
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+class Lru(Generic[K, V]):
+    """At most ``limit`` of whatever ``weigh`` measures (by default: one for each entry)."""
+
+    def __init__(self, limit: int, weigh: Callable[[V], int] = lambda _: 1) -> None:
+        self._limit, self._weigh = limit, weigh
+        self._entries: OrderedDict[K, V] = OrderedDict()
+        self._weight = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, key: K) -> V | None:
+        """The value, which thereby counts as used."""
+        value = self._entries.get(key)
+        if value is not None:
+            self._entries.move_to_end(key)
+        return value
+
+    def put(self, key: K, value: V) -> None:
+        self.drop(key)
+        self._entries[key] = value
+        self._weight += self._weigh(value)
+        while self._weight > self._limit and len(self._entries) > 1:
+            _, old = self._entries.popitem(last=False)
+            self._weight -= self._weigh(old)
+
+    def drop(self, key: K) -> None:
+        """Forget the entry, if there is one."""
+        old = self._entries.pop(key, None)
+        if old is not None:
+            self._weight -= self._weigh(old)

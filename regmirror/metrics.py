@@ -1,0 +1,207 @@
+"""The cache's figures for Prometheus: a listener to events.
+
+Every child exists from the start, at 0, so that rates and alerts need no special cases; label
+values come from the configuration. With several workers prometheus-client keeps its values in
+files that all of them share (``PROMETHEUS_MULTIPROC_DIR``, set before this is imported).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from regmirror import __version__, events
+from regmirror.events import KINDS, RESULTS, Event
+
+UNKNOWN: Final = "unknown"  # the upstream of requests that name none of this mirror's
+REASONS: Final = ("unreferenced", "evicted", "purged", "corrupt")
+UNCACHED: Final = ("database", "disk")
+STATUSES: Final = ("200", "404", "429", "error")  # more appear as upstreams answer them
+SECONDS: Final = (0.001, 0.005, 0.02, 0.1, 0.5, 1, 2, 5, 15, 60, 300)
+
+
+class Metrics:
+    """Counts what events tell; ``render`` gives the text format."""
+
+    def __init__(self, upstreams: Iterable[str], max_bytes: int) -> None:
+        self._registry = CollectorRegistry()
+        self._handlers: dict[type, Callable[[Any], None]] = {
+            events.RequestServed: self._request_served,
+            events.UpstreamAnswered: self._upstream_answered,
+            events.TokenRequested: self._token_requested,
+            events.RateLimitSeen: self._rate_limit_seen,
+            events.BytesFetched: self._bytes_fetched,
+            events.DownloadStarted: lambda event: self._in_flight.inc(),
+            events.DownloadEnded: lambda event: self._in_flight.dec(),
+            events.FollowersChanged: lambda event: self._followers.inc(event.delta),
+            events.VerificationFailed: self._verification_failed,
+            events.BlobRemoved: self._blob_removed,
+            events.NotStored: self._not_stored,
+        }
+        self._define_clients()
+        self._define_upstreams()
+        self._define_store(max_bytes)
+        self._create_children([*upstreams, UNKNOWN])
+
+    def __call__(self, event: Event) -> None:
+        handler = self._handlers.get(type(event))
+        if handler is not None:
+            handler(event)
+
+    def set_store(self, blobs: int, blob_bytes: int, manifests: int) -> None:
+        """How much is stored at this moment."""
+        self._blobs.set(blobs)
+        self._bytes.set(blob_bytes)
+        self._manifests.set(manifests)
+
+    def render(self) -> bytes:
+        """The text format, over all workers."""
+        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+            return generate_latest(self._registry)
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # the library's is untyped
+        return generate_latest(registry)
+
+    # --- definitions ---------------------------------------------------------------------
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"regmirror_{name}", text, labels, registry=self._registry)
+
+    def _gauge(self, name: str, text: str, *labels: str, mode: Any = "mostrecent") -> Gauge:
+        return Gauge(f"regmirror_{name}", text, labels, registry=self._registry, multiprocess_mode=mode)
+
+    def _histogram(self, name: str, text: str, *labels: str) -> Histogram:
+        return Histogram(f"regmirror_{name}", text, labels, registry=self._registry, buckets=SECONDS)
+
+    def _define_clients(self) -> None:
+        self._requests = self._counter("requests_total", "Requests of clients.", "upstream", "kind", "result")
+        self._seconds = self._histogram(
+            "request_seconds", "From a request's arrival to its answer's last byte.", "kind"
+        )
+        self._first_byte = self._histogram(
+            "first_byte_seconds", "From a request's arrival to its answer.", "kind", "result"
+        )
+        self._sent = self._counter("sent_bytes_total", "Content bytes sent to clients.", "upstream", "kind")
+
+    def _define_upstreams(self) -> None:
+        self._fetched = self._counter(
+            "fetched_bytes_total", "Content bytes that came from upstreams.", "upstream", "kind"
+        )
+        self._upstream_requests = self._counter(
+            "upstream_requests_total", "Requests to upstreams.", "upstream", "kind", "status"
+        )
+        self._upstream_seconds = self._histogram(
+            "upstream_seconds", "From a request to an upstream to its headers.", "upstream", "kind"
+        )
+        self._up = self._gauge("upstream_up", "Whether the upstream answered when last asked.", "upstream")
+        self._remaining = self._gauge(
+            "upstream_ratelimit_remaining", "Pulls the upstream still allows.", "upstream"
+        )
+        self._limit = self._gauge(
+            "upstream_ratelimit_limit", "Pulls the upstream allows in its window.", "upstream"
+        )
+        self._tokens = self._counter(
+            "token_requests_total", "Requests to token endpoints.", "upstream", "status"
+        )
+
+    def _define_store(self, max_bytes: int) -> None:
+        self._in_flight = self._gauge(
+            "downloads_in_flight", "Blobs being fetched or followed.", mode="livesum"
+        )
+        self._followers = self._gauge(
+            "download_followers", "Clients that read a blob in flight.", mode="livesum"
+        )
+        self._bytes = self._gauge("store_bytes", "Bytes of stored blobs.")
+        self._blobs = self._gauge("store_blobs", "Stored blobs.")
+        self._manifests = self._gauge("store_manifests", "Stored manifests.")
+        self._gauge("store_max_bytes", "The configured limit; 0 means none.").set(max_bytes)
+        self._removed = self._counter("removed_total", "Blobs removed from the store.", "reason")
+        self._removed_bytes = self._counter("removed_bytes_total", "Bytes removed from the store.", "reason")
+        self._failures = self._counter(
+            "verification_failures_total",
+            "Content that was not what its name says.",
+            "upstream",
+            "kind",
+        )
+        self._uncached = self._counter("uncached_total", "Things passed on without being kept.", "reason")
+        info = self._gauge("build_info", "The version that runs.", "version")
+        info.labels(__version__).set(1)
+
+    def _create_children(self, upstreams: list[str]) -> None:
+        """Children at 0; those of the hot path are kept, since a look-up costs."""
+        self._request_children = {
+            (upstream, kind, result): self._requests.labels(upstream, kind, result)
+            for upstream in upstreams
+            for kind in KINDS
+            for result in RESULTS
+        }
+        self._sent_children = {
+            (upstream, kind): self._sent.labels(upstream, kind) for upstream in upstreams for kind in KINDS
+        }
+        self._seconds_children = {kind: self._seconds.labels(kind) for kind in KINDS}
+        self._first_byte_children = {
+            (kind, result): self._first_byte.labels(kind, result) for kind in KINDS for result in RESULTS
+        }
+        for upstream in upstreams:
+            for kind in KINDS:
+                self._failures.labels(upstream, kind)
+        for upstream in upstreams[:-1]:
+            self._create_upstream(upstream)
+        for reason in REASONS:
+            self._removed.labels(reason)
+            self._removed_bytes.labels(reason)
+        for reason in UNCACHED:
+            self._uncached.labels(reason)
+
+    def _create_upstream(self, upstream: str) -> None:
+        for kind in KINDS:
+            self._fetched.labels(upstream, kind)
+            self._upstream_seconds.labels(upstream, kind)
+            for status in STATUSES:
+                self._upstream_requests.labels(upstream, kind, status)
+        self._up.labels(upstream).set(1)
+        self._remaining.labels(upstream)
+        self._limit.labels(upstream)
+        for status in ("200", "401", "error"):
+            self._tokens.labels(upstream, status)
+
+    # --- events --------------------------------------------------------------------------
+
+    def _request_served(self, event: events.RequestServed) -> None:
+        if not event.kind:
+            return
+        self._request_children[event.upstream, event.kind, event.result].inc()
+        self._seconds_children[event.kind].observe(event.seconds)
+        self._first_byte_children[event.kind, event.result].observe(event.first_byte)
+        self._sent_children[event.upstream, event.kind].inc(event.sent_bytes)
+
+    def _upstream_answered(self, event: events.UpstreamAnswered) -> None:
+        status = str(event.status) if event.status else "error"
+        self._upstream_requests.labels(event.upstream, event.kind, status).inc()
+        self._upstream_seconds.labels(event.upstream, event.kind).observe(event.seconds)
+        self._up.labels(event.upstream).set(1 if 0 < event.status < 500 else 0)
+
+    def _token_requested(self, event: events.TokenRequested) -> None:
+        status = str(event.status) if event.status else "error"
+        self._tokens.labels(event.upstream, status).inc()
+
+    def _rate_limit_seen(self, event: events.RateLimitSeen) -> None:
+        self._limit.labels(event.upstream).set(event.limit)
+        self._remaining.labels(event.upstream).set(event.remaining)
+
+    def _bytes_fetched(self, event: events.BytesFetched) -> None:
+        self._fetched.labels(event.upstream, event.kind).inc(event.count)
+
+    def _verification_failed(self, event: events.VerificationFailed) -> None:
+        self._failures.labels(event.upstream or UNKNOWN, event.kind).inc()
+
+    def _blob_removed(self, event: events.BlobRemoved) -> None:
+        self._removed.labels(event.reason).inc()
+        self._removed_bytes.labels(event.reason).inc(event.size)
+
+    def _not_stored(self, event: events.NotStored) -> None:
+        self._uncached.labels(event.reason).inc()

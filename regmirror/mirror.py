@@ -1,0 +1,352 @@
+"""The heart: what it means to pull through.
+
+A tag may ask its upstream, a digest looks in the store first and is true for ever. What is
+asked upstream is asked once, however many wait for it. Having the bytes is not having the
+right to them: content is served under a repository if a manifest of that repository
+references it or its upstream has confirmed it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Final, TypeVar
+
+from regmirror.blobs.base import Blob
+from regmirror.blobs.local import LocalBlob, LocalBlobStore
+from regmirror.downloads import Downloads
+from regmirror.errors import (
+    BlobUnknown,
+    ManifestUnknown,
+    RegistryError,
+    UpstreamDenied,
+    UpstreamError,
+    UpstreamNotFound,
+)
+from regmirror.events import BlobRemoved, Emit, VerificationFailed
+from regmirror.freshness import (
+    FreshnessPolicy,
+    FreshnessRules,
+    TagRecord,
+    is_fresh,
+    may_serve_stale,
+)
+from regmirror.inflight import Source
+from regmirror.knowledge import Knowledge
+from regmirror.manifests import Manifest
+from regmirror.names import Digest, Reference, Repository, Tag
+from regmirror.outcomes import CHANGED, COALESCED, HIT, MISS, REVALIDATED, STALE, STORED, Answer
+from regmirror.singleflight import SingleFlight
+from regmirror.upstream.client import ManifestHead, UpstreamClient
+
+T = TypeVar("T")
+Key = tuple[Repository, Reference]
+PATIENCE: Final = 1.5  # seconds a client waits for an upstream while a stale answer is at hand
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a Mirror is made of; ``now`` is the wall clock that tags age by."""
+
+    knowledge: Knowledge
+    store: LocalBlobStore
+    downloads: Downloads
+    upstreams: Mapping[str, UpstreamClient]
+    rules: FreshnessRules
+    emit: Emit
+    offline: bool = False
+    now: Callable[[], float] = time.time
+    patience: float = PATIENCE
+
+
+class Mirror:
+    """Manifests and blobs of every upstream, from the store when possible."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._knowledge = parts.knowledge
+        self._manifests: SingleFlight[Key, Answer[Manifest]] = SingleFlight()
+        self._heads: SingleFlight[Key, Answer[ManifestHead]] = SingleFlight()
+        self._sizes: SingleFlight[Key, Answer[int | None]] = SingleFlight()
+
+    async def close(self) -> None:
+        """End what is being asked of upstreams."""
+        for flight in (self._manifests, self._heads, self._sizes):
+            await flight.close()
+
+    # --- manifests -----------------------------------------------------------------------
+
+    async def manifest(self, repository: Repository, reference: Reference) -> Answer[Manifest]:
+        """The manifest; raises ManifestUnknown or another RegistryError."""
+        if isinstance(reference, Digest):
+            return await self._manifest_by_digest(repository, reference)
+        record, policy = await self._find_tag(repository, reference)
+        self._knowledge.note_tag_pull(repository, reference)
+        if record is not None and self._may_believe(record, policy):
+            return await self._manifest_by_record(repository, reference, record)
+        stale = await self._stale(repository, record, policy)
+        work = self._ask_once(
+            self._manifests,
+            (repository, reference),
+            lambda: self._refresh(repository, reference, record),
+        )
+        return await self._or(work, stale, repository)
+
+    async def head_manifest(self, repository: Repository, reference: Reference) -> Answer[ManifestHead]:
+        """What ``manifest`` would tell, without fetching the manifest for it."""
+        if isinstance(reference, Digest):
+            return await self._head_by_digest(repository, reference)
+        record, policy = await self._find_tag(repository, reference)
+        if record is not None and self._may_believe(record, policy):
+            return Answer(ManifestHead(record.digest, record.media_type, record.size), HIT)
+        if (repository, reference) in self._manifests:
+            return _head_of(await self.manifest(repository, reference))
+        stale = await self._stale(repository, record, policy)
+        work = self._ask_once(
+            self._heads,
+            (repository, reference),
+            lambda: self._refresh_head(repository, reference, record),
+        )
+        return await self._or(work, _head_of(stale) if stale else None, repository)
+
+    async def _find_tag(self, repository: Repository, tag: Tag) -> tuple[TagRecord | None, FreshnessPolicy]:
+        policy = self._parts.rules.policy(repository, tag)
+        record = self._knowledge.recall_tag(repository, tag)
+        if record is None or not is_fresh(record, policy, self._parts.now()):
+            # Another worker may have asked since; the database knows.
+            record = await self._knowledge.find_tag(repository, tag) or record
+        return record, policy
+
+    def _may_believe(self, record: TagRecord, policy: FreshnessPolicy) -> bool:
+        return self._parts.offline or is_fresh(record, policy, self._parts.now())
+
+    async def _manifest_by_digest(self, repository: Repository, digest: Digest) -> Answer[Manifest]:
+        manifest = await self._knowledge.find_manifest(repository, digest)
+        if manifest is not None:
+            return Answer(manifest, HIT)
+        return await self._ask_once(
+            self._manifests, (repository, digest), lambda: self._fetch_unless_held(repository, digest)
+        )
+
+    async def _manifest_by_record(
+        self, repository: Repository, tag: Tag, record: TagRecord
+    ) -> Answer[Manifest]:
+        """The manifest of a tag that is believed; maybe only its digest is known so far."""
+        try:
+            return await self._manifest_by_digest(repository, record.digest)
+        except ManifestUnknown:  # the tag has moved on and its old manifest is gone
+            return await self._ask_once(
+                self._manifests, (repository, tag), lambda: self._fetch(repository, tag)
+            )
+
+    async def _head_by_digest(self, repository: Repository, digest: Digest) -> Answer[ManifestHead]:
+        manifest = await self._knowledge.find_manifest(repository, digest)
+        if manifest is not None:
+            return _head_of(Answer(manifest, HIT))
+
+        async def ask() -> Answer[ManifestHead]:
+            head = await self._upstream(repository).head_manifest(repository, digest)
+            if head.size is None or not head.media_type:
+                return _head_of(await self._fetch(repository, digest))
+            return Answer(replace(head, digest=digest), MISS)
+
+        return await self._ask_once(self._heads, (repository, digest), ask)
+
+    async def _fetch(self, repository: Repository, reference: Reference) -> Answer[Manifest]:
+        manifest = await self._upstream(repository).get_manifest(repository, reference)
+        tag = None if isinstance(reference, Digest) else reference
+        await self._knowledge.save_manifest(repository, manifest, tag)
+        return Answer(manifest, STORED)
+
+    async def _fetch_unless_held(self, repository: Repository, digest: Digest) -> Answer[Manifest]:
+        """Somebody's fetch may have ended while this one looked into the database."""
+        held = await self._knowledge.find_manifest(repository, digest)
+        return Answer(held, HIT) if held else await self._fetch(repository, digest)
+
+    async def _refresh(self, repository: Repository, tag: Tag, record: TagRecord | None) -> Answer[Manifest]:
+        """Ask what the tag means now: one HEAD if its manifest is here, else one GET."""
+        newest = self._knowledge.recall_tag(repository, tag)
+        if newest is not None and newest != record:  # asked and answered a moment ago
+            held = await self._knowledge.find_manifest(repository, newest.digest)
+            if held is not None:
+                return Answer(held, HIT)
+        if record is None:
+            return await self._fetch_tag(repository, tag)
+        held = await self._knowledge.find_manifest(repository, record.digest)
+        if held is None:
+            return await self._fetch_tag(repository, tag)
+        try:
+            head = await self._upstream(repository).head_manifest(repository, tag)
+        except UpstreamNotFound:  # or a registry that does not know HEAD
+            return await self._fetch_tag(repository, tag)
+        if head.digest != record.digest:
+            fetched = await self._fetch_tag(repository, tag)
+            return replace(fetched, outcome=CHANGED)
+        renewed = replace(record, checked_at=self._parts.now())
+        await self._knowledge.save_tag(repository, tag, renewed)
+        return Answer(held, REVALIDATED)
+
+    async def _fetch_tag(self, repository: Repository, tag: Tag) -> Answer[Manifest]:
+        try:
+            return await self._fetch(repository, tag)
+        except UpstreamNotFound:
+            await self._knowledge.forget_tag(repository, tag)
+            raise
+
+    async def _refresh_head(
+        self, repository: Repository, tag: Tag, record: TagRecord | None
+    ) -> Answer[ManifestHead]:
+        """Ask by HEAD alone, unless the upstream's HEAD does not tell enough."""
+        head = await self._upstream(repository).head_manifest(repository, tag)
+        if head.digest is None or head.size is None or not head.media_type:
+            return _head_of(await self._fetch_tag(repository, tag))
+        said = TagRecord(head.digest, head.media_type, head.size, self._parts.now())
+        await self._knowledge.save_tag(repository, tag, said)
+        same = record is not None and record.digest == head.digest
+        return Answer(head, REVALIDATED if same else MISS)
+
+    async def _stale(
+        self, repository: Repository, record: TagRecord | None, policy: FreshnessPolicy
+    ) -> Answer[Manifest] | None:
+        """What may be answered should the upstream fail."""
+        if record is None or not may_serve_stale(record, policy, self._parts.now()):
+            return None
+        held = await self._knowledge.find_manifest(repository, record.digest)
+        return None if held is None else Answer(held, STALE)
+
+    async def _or(
+        self, work: Awaitable[Answer[T]], stale: Answer[T] | None, repository: Repository
+    ) -> Answer[T]:
+        """The answer of ``work``, or the stale one if the upstream fails or is slow."""
+        if stale is None:
+            return await work
+        try:
+            return await asyncio.wait_for(work, self._parts.patience)
+        except TimeoutError:
+            return replace(stale, warning=f"{repository.upstream} is slow to answer")
+        except UpstreamError as error:
+            return replace(stale, warning=error.message)
+
+    # --- blobs ---------------------------------------------------------------------------
+
+    async def blob(self, repository: Repository, digest: Digest) -> Answer[Blob]:
+        """The blob, opened; close it. Raises BlobUnknown or another RegistryError."""
+        await self._prove_right(repository, digest)
+        self._knowledge.note_blob_pull(digest)
+        stored = await self._open_stored(digest)
+        if stored is not None:
+            return Answer(stored, HIT)
+        self._knowledge.refuse_missing(repository, digest)
+        with self._saying_unknown((repository, digest), BlobUnknown):
+            client = self._upstream(repository)
+            source = Source(repository, lambda offset: client.open_blob(repository, digest, offset))
+            follower, joined = await self._parts.downloads.join(digest, source)
+        return Answer(follower, COALESCED if joined else STORED)
+
+    async def head_blob(self, repository: Repository, digest: Digest) -> Answer[int | None]:
+        """The blob's size without its bytes; None if nobody can tell."""
+        if await self._knowledge.has_right(repository, digest):
+            stored = await self._open_stored(digest)
+            if stored is not None:
+                stored.close()
+                return Answer(stored.size, HIT)
+        return await self._ask_once(
+            self._sizes,
+            (repository, digest),
+            lambda: self._ask_size(repository, digest),
+            BlobUnknown,
+        )
+
+    async def _ask_size(self, repository: Repository, digest: Digest) -> Answer[int | None]:
+        client = self._upstream(repository)
+        size = await client.head_blob(repository, digest)
+        if size is None:
+            size = await self._knowledge.find_size(digest)
+        if size is None:
+            size = await client.blob_size(repository, digest)
+        await self._knowledge.confirm(repository, digest)
+        return Answer(size, MISS)
+
+    async def _prove_right(self, repository: Repository, digest: Digest) -> None:
+        """Ask the upstream whether the repository has this blob, unless that is known."""
+        if await self._knowledge.has_right(repository, digest):
+            return
+        await self._ask_once(
+            self._sizes,
+            (repository, digest),
+            lambda: self._confirm(repository, digest),
+            BlobUnknown,
+        )
+
+    async def _confirm(self, repository: Repository, digest: Digest) -> Answer[int | None]:
+        if await self._knowledge.has_right(repository, digest):  # confirmed a moment ago
+            return Answer(None, HIT)
+        size = await self._upstream(repository).head_blob(repository, digest)
+        await self._knowledge.confirm(repository, digest)
+        return Answer(size, MISS)
+
+    async def _open_stored(self, digest: Digest) -> LocalBlob | None:
+        """The stored file, if it has the size it must have; else it is put aside."""
+        blob = self._parts.store.open(digest)
+        if blob is None:
+            return None
+        size = await self._knowledge.find_size(digest)
+        if size is None and blob.size > 0:
+            await self._knowledge.save_blob(digest, blob.size)  # a file without its row
+            return blob
+        if blob.size == size or digest == Digest.of(b"", digest.algorithm):
+            return blob
+        blob.close()
+        await self._put_aside(digest, blob.size)
+        return None
+
+    async def _put_aside(self, digest: Digest, size: int) -> None:
+        await self._parts.store.quarantine(digest)
+        await self._knowledge.forget_blob(digest)
+        self._parts.emit(VerificationFailed("", "blob", digest, "store"))
+        self._parts.emit(BlobRemoved(digest, size, "corrupt"))
+
+    # --- asking upstreams ----------------------------------------------------------------
+
+    def _upstream(self, repository: Repository) -> UpstreamClient:
+        if self._parts.offline:
+            message = f"{repository} has nothing more stored here, and the mirror is offline"
+            raise UpstreamNotFound(repository.upstream, message, reason="offline")
+        return self._parts.upstreams[repository.upstream]
+
+    async def _ask_once(
+        self,
+        flight: SingleFlight[Key, Answer[T]],
+        key: Key,
+        work: Callable[[], Awaitable[Answer[T]]],
+        unknown: type[RegistryError] = ManifestUnknown,
+    ) -> Answer[T]:
+        """Share one piece of work among all who ask for ``key`` at this moment."""
+        self._knowledge.refuse_missing(*key)
+        joined = key in flight
+        with self._saying_unknown(key, unknown):
+            answer = await flight.do(key, work)
+        if joined and answer.outcome.result == "miss":
+            return replace(answer, outcome=COALESCED)
+        return answer
+
+    @contextmanager
+    def _saying_unknown(self, key: Key, unknown: type[RegistryError]) -> Iterator[None]:
+        """What the upstream does not have, or not for us, is unknown to clients: for a while
+        without asking again. They never see the upstream's own challenge.
+        """
+        try:
+            yield
+        except (UpstreamNotFound, UpstreamDenied) as error:
+            said = unknown(error.message)
+            self._knowledge.note_missing(*key, said, denied=isinstance(error, UpstreamDenied))
+            raise said from error
+
+
+def _head_of(answer: Answer[Manifest]) -> Answer[ManifestHead]:
+    manifest = answer.content
+    head = ManifestHead(manifest.digest, manifest.media_type, manifest.size)
+    return Answer(head, answer.outcome, answer.warning)

@@ -1,0 +1,325 @@
+"""What the rest of the program asks of an upstream: manifests, blobs, tags, referrers.
+
+Everything that is returned has been verified as far as one answer can be; everything that goes
+wrong is an UpstreamError that says which upstream did what. Requests are those of the OCI
+distribution specification v1.1, "Pull" and "Content discovery".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from yarl import URL
+
+from regmirror.config import Upstream, upstream_url
+from regmirror.errors import ConfigError, UpstreamError, UpstreamFailed, UpstreamLied
+from regmirror.events import BytesFetched, Emit, Kind, VerificationFailed
+from regmirror.manifests import ACCEPTED, MANIFEST_MAX, OCI_INDEX, Manifest
+from regmirror.names import Digest, Reference, Repository
+from regmirror.upstream.caller import Call, Caller
+from regmirror.upstream.content import (
+    BlobBody,
+    claimed_digest,
+    content_length,
+    media_type,
+    part_of,
+    read_json,
+    read_manifest,
+    refuse_pages,
+)
+from regmirror.upstream.credentials import CredentialSource
+from regmirror.upstream.failures import error_for_status, mapped
+from regmirror.upstream.pages import PAGES_MAX, next_page
+from regmirror.upstream.transport import Exchange
+
+ACCEPT: Final = ", ".join(ACCEPTED)
+PAGE: Final = 1000  # tags asked for at once
+PAGE_MAX: Final = 16 * 1024 * 1024  # bytes; some registries send every tag whatever was asked for
+#: A short answer as a whole may take so many times ``read_timeout``: byte by byte is no answer.
+_PATIENCE: Final = 4
+_NO_HEAD: Final = (405, 501)
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestHead:
+    """What a HEAD on a manifest told; all unknown if the upstream does not support HEAD."""
+
+    digest: Digest | None
+    media_type: str
+    size: int | None
+
+
+class UpstreamClient:
+    """One upstream. Built without a running loop; connects at the first request."""
+
+    def __init__(
+        self,
+        name: str,
+        config: Upstream,
+        *,
+        emit: Emit,
+        clock: Callable[[], float] = time.monotonic,
+        offline: bool = False,
+        source: CredentialSource | None = None,
+    ) -> None:
+        """Raises ConfigError for certificates that cannot be used and addresses that are none."""
+        self.name = name
+        self._emit, self._timeout = emit, config.read_timeout
+        self._base = upstream_url(name, config)
+        try:
+            home = URL(self._base, encoded=True).origin()
+        except ValueError as error:
+            raise ConfigError(f'upstreams."{name}".url', config.url, str(error)) from None
+        self._caller = Caller(name, config, home, emit=emit, clock=clock, offline=offline, source=source)
+
+    def __repr__(self) -> str:
+        return f"UpstreamClient({self.name!r}, {self._base!r})"
+
+    async def close(self) -> None:
+        """Break every connection; requests in flight fail."""
+        await self._caller.close()
+
+    # --- manifests ---
+
+    async def head_manifest(self, repository: Repository, reference: Reference) -> ManifestHead:
+        """What ``reference`` names now, without its content (B22).
+
+        Unknown in every field where HEAD is not supported. Raises UpstreamNotFound on 404,
+        which servers without HEAD may also answer.
+        """
+        what = _named(repository, reference)
+        call = self._manifest_call("HEAD", repository, reference)
+        async with self._caller.request(call) as exchange:
+            if exchange.status in _NO_HEAD:
+                return ManifestHead(None, "", None)
+            self._require(exchange, what)
+            headers = exchange.headers
+            return ManifestHead(claimed_digest(headers), media_type(headers), content_length(headers))
+
+    async def get_manifest(self, repository: Repository, reference: Reference) -> Manifest:
+        """The manifest that ``reference`` names, byte for byte and verified (B3, B4, B10).
+
+        Raises UpstreamLied for bytes that do not hash to the digest asked for and for what is
+        no manifest, UpstreamFailed for more than MANIFEST_MAX bytes.
+        """
+        what = _named(repository, reference)
+        call = self._manifest_call("GET", repository, reference)
+        async with self._caller.request(call) as exchange:
+            self._require(exchange, what)
+            refuse_pages(self.name, exchange.headers, what)
+            payload = await self._read_short(exchange, MANIFEST_MAX, "manifest")
+        expected = reference if isinstance(reference, Digest) else None
+        try:
+            return read_manifest(self.name, exchange.headers, payload, expected, what)
+        except UpstreamLied:
+            named = expected or claimed_digest(exchange.headers) or ""
+            self._emit(VerificationFailed(self.name, "manifest", named, "upstream"))
+            raise
+
+    def _manifest_call(
+        self, method: Literal["GET", "HEAD"], repository: Repository, reference: Reference
+    ) -> Call:
+        url = self._url(repository, f"manifests/{reference}")
+        return Call("manifest", method, repository.name, url, {"Accept": ACCEPT})
+
+    # --- blobs ---
+
+    async def head_blob(self, repository: Repository, digest: Digest) -> int | None:
+        """That the blob exists, and its size if it was told; UpstreamNotFound if it does not.
+
+        A redirect into storage says that it exists and is not followed: a signed URL is good
+        for GET alone (B22).
+        """
+        what = _named(repository, digest)
+        url = self._blob_url(repository, digest)
+        call = Call("blob", "HEAD", repository.name, url, follows="home")
+        async with self._caller.request(call) as exchange:
+            if exchange.status not in _NO_HEAD:
+                if 300 <= exchange.status < 400 and exchange.headers.get("Location"):
+                    return None
+                self._require(exchange, what)
+                refuse_pages(self.name, exchange.headers, what)
+                return content_length(exchange.headers)
+        return await self.blob_size(repository, digest)
+
+    async def blob_size(self, repository: Repository, digest: Digest) -> int | None:
+        """The size of a blob by a GET of its first byte, where HEAD cannot tell it (B22)."""
+        what = _named(repository, digest)
+        url = self._blob_url(repository, digest)
+        call = Call("blob", "GET", repository.name, url, {"Range": "bytes=0-0"})
+        async with self._caller.request(call) as exchange:
+            if exchange.status == 416:  # an empty blob has no first byte
+                return 0
+            self._require(exchange, what, 200, 206)
+            refuse_pages(self.name, exchange.headers, what)
+            return part_of(self.name, exchange, 0).size
+
+    @asynccontextmanager
+    async def open_blob(
+        self, repository: Repository, digest: Digest, offset: int = 0
+    ) -> AsyncIterator[BlobBody]:
+        """The blob's bytes from ``offset`` on; from 0 if the upstream ignores ranges (B19).
+
+        The bytes are not verified here. Raises UpstreamFailed with reason ``range`` if the
+        upstream answers with another part or has none from there on.
+        """
+        what = _named(repository, digest)
+        headers = {"Range": f"bytes={offset}-"} if offset else {}
+        url = self._blob_url(repository, digest)
+        call = Call("blob", "GET", repository.name, url, headers, is_bulk=True)
+        async with self._caller.request(call) as exchange:
+            if exchange.status == 416:
+                message = f"has no bytes of {what} from {offset} on"
+                raise UpstreamFailed(self.name, message, reason="range")
+            self._require(exchange, what, *((200, 206) if offset else (200,)))
+            refuse_pages(self.name, exchange.headers, what)
+            part = part_of(self.name, exchange, offset)
+            body = BlobBody(self.name, exchange, part, self._count_blob_bytes)
+            try:
+                yield body
+            finally:
+                body.report()
+
+    def _count_blob_bytes(self, count: int) -> None:
+        self._emit(BytesFetched(self.name, "blob", count))
+
+    # --- lists ---
+
+    async def list_tags(self, repository: Repository) -> list[str]:
+        """Every tag, in the upstream's order; pages are followed on the upstream's own host."""
+        what = f"the tags of {repository.name}"
+        url = self._url(repository, f"tags/list?n={PAGE}")
+        tags: dict[str, None] = {}
+        async for document in self._pages("tags", repository, url, what):
+            found = document.get("tags")
+            tags |= dict.fromkeys(tag for tag in found or () if isinstance(tag, str))
+        return list(tags)
+
+    async def list_referrers(self, repository: Repository, digest: Digest) -> list[dict[str, Any]] | None:
+        """The descriptors of what refers to ``digest``; None if the API is not supported.
+
+        It is not where the answer is 400, 404, 405, 406, 501, a redirect, or no OCI index;
+        callers then use the tag schema (specification, "Unavailable Referrers API").
+        """
+        what = f"referrers of {repository.name}@{digest}"
+        url = self._url(repository, f"referrers/{digest}")
+        descriptors: list[dict[str, Any]] = []
+        try:
+            async for document in self._pages("referrers", repository, url, what):
+                found = document.get("manifests")
+                descriptors += [item for item in found or () if isinstance(item, dict)]
+        except _Unsupported:
+            return None
+        return descriptors
+
+    async def _pages(
+        self, kind: Literal["tags", "referrers"], repository: Repository, url: URL, what: str
+    ) -> AsyncIterator[dict[str, Any]]:
+        """The documents of a list, page after page; loops and lists without end are ended."""
+        seen: set[URL] = set()
+        following: URL | None = url
+        while following is not None and following not in seen and len(seen) < PAGES_MAX:
+            seen.add(following)
+            document, following = await self._page(kind, repository, following, what)
+            yield document
+
+    async def _page(
+        self, kind: Literal["tags", "referrers"], repository: Repository, url: URL, what: str
+    ) -> tuple[dict[str, Any], URL | None]:
+        follows: Literal["all", "none"] = "none" if kind == "referrers" else "all"
+        accept = {"Accept": OCI_INDEX if kind == "referrers" else "application/json"}
+        call = Call(kind, "GET", repository.name, url, accept, follows)
+        async with self._caller.request(call) as exchange:
+            if kind == "referrers" and not _is_index(exchange):
+                raise _Unsupported
+            self._require(exchange, what)
+            refuse_pages(self.name, exchange.headers, what)
+            payload = await self._read_short(exchange, PAGE_MAX, kind)
+        document = read_json(payload)
+        if document is None:
+            message = f"sent what is not JSON for {what}"
+            raise UpstreamLied(self.name, message, reason="not-json")
+        return document, next_page(url, exchange.headers.getall("Link", []))
+
+    # --- what all of them need ---
+
+    def _url(self, repository: Repository, path: str) -> URL:
+        return URL(f"{self._base}/v2/{repository.name}/{path}", encoded=True)
+
+    def _blob_url(self, repository: Repository, digest: Digest) -> URL:
+        return self._url(repository, f"blobs/{digest}")
+
+    def _require(self, exchange: Exchange, what: str, *statuses: int) -> None:
+        if exchange.status not in (statuses or (200,)):
+            raise self._error(exchange, what)
+
+    def _error(self, exchange: Exchange, what: str) -> UpstreamError:
+        if not exchange.is_home and exchange.status in (401, 403, 410):
+            message = f"redirects to {exchange.host}, which refuses ({exchange.status}) {what}"
+            return UpstreamFailed(self.name, message, reason="storage")
+        return error_for_status(self.name, exchange.host, exchange.status, exchange.headers, what)
+
+    async def _read_short(self, exchange: Exchange, limit: int, kind: Kind) -> bytes:
+        """A body that is kept in memory: bounded in bytes and in time."""
+        announced = content_length(exchange.headers)
+        if announced is not None and announced > limit:
+            message = f"{exchange.host} announced {announced} bytes, more than {limit}"
+            raise UpstreamFailed(self.name, message, reason="too-large")
+        with mapped(self.name, exchange.host):
+            async with asyncio.timeout(_PATIENCE * self._timeout):
+                payload = await exchange.read_all(limit)
+        self._emit(BytesFetched(self.name, kind, len(payload)))
+        return payload
+
+
+class Upstreams(Mapping[str, UpstreamClient]):
+    """The clients of every upstream that may be asked, by canonical name.
+
+    With ``offline`` each request fails before it connects anywhere (B37).
+    """
+
+    def __init__(
+        self,
+        upstreams: Mapping[str, Upstream],
+        *,
+        emit: Emit,
+        clock: Callable[[], float] = time.monotonic,
+        offline: bool = False,
+    ) -> None:
+        self._clients = {
+            name: UpstreamClient(name, config, emit=emit, clock=clock, offline=offline)
+            for name, config in upstreams.items()
+        }
+
+    def __getitem__(self, name: str) -> UpstreamClient:
+        return self._clients[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._clients)
+
+    def __len__(self) -> int:
+        return len(self._clients)
+
+    async def close(self) -> None:
+        """Close every client, also if closing one of them fails."""
+        await asyncio.gather(*(client.close() for client in self._clients.values()), return_exceptions=True)
+
+
+class _Unsupported(Exception):
+    """The upstream has no referrers API."""
+
+
+def _named(repository: Repository, reference: Reference) -> str:
+    separator = "@" if isinstance(reference, Digest) else ":"
+    return f"{repository.name}{separator}{reference}"
+
+
+def _is_index(exchange: Exchange) -> bool:
+    if exchange.status == 200:
+        return media_type(exchange.headers).lower() == OCI_INDEX
+    return not (300 <= exchange.status < 400 or exchange.status in (400, 404, 405, 406, 501))

@@ -1,0 +1,71 @@
+"""Which proxy a request goes through: the upstream's own, else the environment's (B63).
+
+``NO_PROXY`` excepts hosts from both, as in curl: names with their subdomains, ``host:port``,
+networks as ``10.0.0.0/8``, or ``*``.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.request import getproxies_environment
+
+from yarl import URL
+
+from regmirror.upstream.credentials import basic_authorization
+from regmirror.upstream.trust import host_of
+
+
+@dataclass(frozen=True, slots=True)
+class Proxies:
+    """Proxies by scheme of the request, and what they are not for."""
+
+    by_scheme: Mapping[str, URL]
+    environment: Mapping[str, str]
+
+    def __repr__(self) -> str:
+        hosts = {scheme: proxy.host for scheme, proxy in self.by_scheme.items()}
+        return f"Proxies({hosts})"  # a proxy's address may hold a password
+
+    @classmethod
+    def from_environment(cls, http_proxy: str = "") -> Proxies:
+        """``http_proxy`` for everything if it is set, else HTTP_PROXY and HTTPS_PROXY."""
+        environment = getproxies_environment()
+        named = {scheme: http_proxy or environment.get(scheme, "") for scheme in ("http", "https")}
+        return cls({scheme: _url(text) for scheme, text in named.items() if text}, environment)
+
+    def find(self, url: URL) -> tuple[URL | None, dict[str, str]]:
+        """The proxy for ``url`` without user and password, and the headers that are for it."""
+        proxy = self.by_scheme.get(url.scheme)
+        if proxy is None or self._is_excepted(url):
+            return None, {}
+        if proxy.user is None:
+            return proxy, {}
+        login = basic_authorization(proxy.user, proxy.password or "")
+        return proxy.with_user(None), {"Proxy-Authorization": login}
+
+    def _is_excepted(self, url: URL) -> bool:
+        entries = self.environment.get("no", "").lower().replace(",", " ").split()
+        return any(_excepts(entry, host_of(url), url.port) for entry in entries)
+
+
+def _url(text: str) -> URL:
+    return URL(text if "://" in text else f"http://{text}")
+
+
+def _excepts(entry: str, host: str, port: int | None) -> bool:
+    """Whether one entry of NO_PROXY means ``host``."""
+    if entry == "*":
+        return True
+    try:
+        return ipaddress.ip_address(host) in ipaddress.ip_network(entry.strip("[]"), strict=False)
+    except ValueError:
+        pass
+    name, colon, number = entry.rpartition(":")
+    if colon and number.isdigit():
+        if int(number) != port:
+            return False
+        entry = name
+    domain = entry.strip("[]").removeprefix("*").lstrip(".")
+    return host == domain or host.endswith(f".{domain}")

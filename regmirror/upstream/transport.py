@@ -1,0 +1,187 @@
+"""One upstream's connections: TLS, proxies, timeouts and a bound on how many there are.
+
+A request here is one exchange on one connection, without authentication and redirects. What
+goes wrong is raised as an UpstreamError; see ``failures``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import Final
+
+import aiohttp
+from multidict import CIMultiDictProxy
+from yarl import URL
+
+from regmirror import __version__
+from regmirror.config import Upstream
+from regmirror.errors import UpstreamError, UpstreamFailed, UpstreamUnreachable
+from regmirror.upstream.failures import mapped
+from regmirror.upstream.proxies import Proxies
+from regmirror.upstream.slots import Slots
+from regmirror.upstream.tls import Certificates
+from regmirror.upstream.trust import host_of
+
+USER_AGENT: Final = f"regmirror/{__version__}"
+READ_BUFFER: Final = 512 * 1024  # bytes; the default of 64 KiB halves the speed of a download
+_HEADER_MAX: Final = 64 * 1024  # signed URLs in Location outgrow the default of 8 KiB
+_DRAIN_MAX: Final = 64 * 1024  # of a body that nobody wants, to keep its connection
+
+
+class Exchange:
+    """One answer: its status and headers, and its body while it arrives.
+
+    It holds a connection until ``close``, which keeps that connection for the next request if
+    the body has been read to its end.
+    """
+
+    def __init__(self, upstream: str, response: aiohttp.ClientResponse, release: Callable[[], None]) -> None:
+        self._upstream, self._response, self._release = upstream, response, release
+        self.is_home = True  # the upstream itself answered, not a host it redirected to
+        self.excerpt = ""  # the start of an error's body, once it has been read
+
+    @property
+    def status(self) -> int:
+        return self._response.status
+
+    @property
+    def headers(self) -> CIMultiDictProxy[str]:
+        return self._response.headers
+
+    @property
+    def url(self) -> URL:
+        return self._response.url
+
+    @property
+    def host(self) -> str:
+        return self.url.host or ""
+
+    async def read(self) -> bytes:
+        """Whatever has arrived, at least one byte; nothing at the end."""
+        with mapped(self._upstream, self.host):
+            return await self._response.content.readany()
+
+    async def read_all(self, limit: int) -> bytes:
+        """The whole body; UpstreamFailed as soon as it is longer than ``limit`` bytes."""
+        chunks, size = [], 0
+        while chunk := await self.read():
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > limit:
+                message = f"{self.host} sent more than {limit} bytes"
+                raise UpstreamFailed(self._upstream, message, reason="too-large")
+        return b"".join(chunks)
+
+    async def dismiss(self) -> None:
+        """Close an answer that is no content, keeping the start of its body as ``excerpt``.
+
+        What can be read is read, so that the connection can be used again; no error is raised.
+        """
+        body = b""
+        try:
+            while len(body) < _DRAIN_MAX and (chunk := await self.read()):
+                body += chunk
+        except UpstreamError:
+            pass
+        finally:
+            self.close()
+        self.excerpt = body[:4096].decode("utf-8", "replace")
+
+    def close(self) -> None:
+        """Give the connection back, or break it if the body has not been read. Idempotent."""
+        if self._response.content.is_eof():
+            self._response.release()
+        else:
+            self._response.close()
+        self._release()
+
+
+class Transport:
+    """The connections to one upstream, its token endpoint and its storage.
+
+    ``max_connections`` bounds the exchanges in flight. They wait for a slot here and never in
+    aiohttp's pool, where waiting would count against the connect timeout.
+    """
+
+    def __init__(self, name: str, config: Upstream, home: URL) -> None:
+        self.name, self.home = name, home
+        self._config = config
+        self._certificates = Certificates.load(name, config)
+        self._proxies = Proxies.from_environment(config.http_proxy)
+        self._slots = Slots(config.max_connections)
+        self._session: aiohttp.ClientSession | None = None
+        self._is_closed = False
+
+    async def send(
+        self,
+        method: str,
+        url: URL,
+        headers: Mapping[str, str],
+        *,
+        form: Mapping[str, str] | None = None,
+        is_bulk: bool = False,
+    ) -> Exchange:
+        """Send one request and wait for its answer's headers; the caller closes the exchange.
+
+        ``is_bulk`` marks the long transfers, which may not take the last slots.
+        """
+        release = await self._slots.acquire(is_bulk=is_bulk)
+        with ExitStack() as undo:
+            undo.callback(release)
+            with mapped(self.name, url.host or ""):
+                response = await self._request(method, url, headers, form)
+            undo.pop_all()
+        return Exchange(self.name, response, release)
+
+    async def _request(
+        self, method: str, url: URL, headers: Mapping[str, str], form: Mapping[str, str] | None
+    ) -> aiohttp.ClientResponse:
+        proxy, for_proxy = self._proxies.find(url)
+        is_own_host = host_of(url) == host_of(self.home)
+        if url.scheme == "http":  # no tunnel: the proxy reads the request itself
+            headers = {**headers, **for_proxy}
+        # A peer that sends its headers byte by byte satisfies every idle timeout.
+        async with asyncio.timeout(self._config.connect_timeout + self._config.read_timeout):
+            return await self._open_session().request(
+                method,
+                url,
+                headers=headers,
+                data=form,
+                allow_redirects=False,
+                ssl=self._certificates.context(is_own_host=is_own_host),
+                proxy=proxy,
+                proxy_headers=for_proxy or None,
+            )
+
+    def _open_session(self) -> aiohttp.ClientSession:
+        """The session, made at the first request because it belongs to the running loop."""
+        if self._is_closed:
+            raise UpstreamUnreachable(self.name, "is being shut down", reason="closed")
+        if self._session is None:
+            config = self._config
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                # trust_env would also read passwords from ~/.netrc and send them anywhere.
+                trust_env=False,
+                auto_decompress=False,
+                headers={"User-Agent": USER_AGENT, "Accept-Encoding": "identity"},
+                read_bufsize=READ_BUFFER,
+                max_line_size=_HEADER_MAX,
+                max_field_size=_HEADER_MAX,
+                timeout=aiohttp.ClientTimeout(
+                    total=None,
+                    connect=config.connect_timeout,
+                    sock_connect=config.connect_timeout,
+                    sock_read=config.read_timeout,
+                ),
+            )
+        return self._session
+
+    async def close(self) -> None:
+        """Break every connection; later requests fail."""
+        self._is_closed = True
+        if self._session is not None:
+            await self._session.close()

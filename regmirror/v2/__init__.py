@@ -1,0 +1,1 @@
+"""The OCI distribution API: from HTTP to values and back."""

@@ -1,0 +1,126 @@
+"""Manifests and blobs: from a parsed request to an answer."""
+
+from __future__ import annotations
+
+from aiohttp import web
+from aiohttp.web_request import BaseRequest
+
+from regmirror.blobs.base import Blob
+from regmirror.mirror import Mirror
+from regmirror.names import Digest, Reference, Repository
+from regmirror.outcomes import Answer
+from regmirror.sender import Sender
+from regmirror.v2.conditions import matches_etag, may_use_range, parse_ranges
+from regmirror.v2.exchange import Exchange
+from regmirror.v2.responses import FOREVER, content_headers, not_modified
+from regmirror.v2.streaming import BlobStream
+
+OCTETS = "application/octet-stream"
+
+
+class Pull:
+    """The handlers of ``/v2/<name>/manifests/<reference>`` and ``/v2/<name>/blobs/<digest>``."""
+
+    def __init__(self, mirror: Mirror, sender: Sender) -> None:
+        self._mirror, self._sender = mirror, sender
+
+    async def manifest(
+        self, exchange: Exchange, repository: Repository, reference: Reference
+    ) -> web.StreamResponse:
+        """200 with the exact bytes and media type; HEAD the same without them; 304."""
+        if exchange.request.method == "HEAD":
+            return await self._head_manifest(exchange, repository, reference)
+        answer = await self._mirror.manifest(repository, reference)
+        manifest = answer.content
+        exchange.answer(answer.outcome)
+        headers = content_headers(
+            manifest.digest, manifest.media_type, answer.outcome.cache_status, answer.warning
+        )
+        if _is_known(exchange.request, manifest.digest):
+            return not_modified(headers)
+        exchange.sent_bytes = manifest.size
+        return web.Response(body=manifest.payload, headers=headers)
+
+    async def _head_manifest(
+        self, exchange: Exchange, repository: Repository, reference: Reference
+    ) -> web.StreamResponse:
+        answer = await self._mirror.head_manifest(repository, reference)
+        head = answer.content
+        exchange.answer(answer.outcome)
+        assert head.digest is not None, "the mirror completes what an upstream's HEAD leaves out"
+        headers = content_headers(head.digest, head.media_type, answer.outcome.cache_status, answer.warning)
+        if _is_known(exchange.request, head.digest):
+            return not_modified(headers)
+        return web.Response(headers={**headers, "Content-Length": str(head.size)})
+
+    async def blob(self, exchange: Exchange, repository: Repository, digest: Digest) -> web.StreamResponse:
+        """200 or 206 with the bytes, also of a blob that is still arriving; 304; 416."""
+        if exchange.request.method == "HEAD":
+            answer = await self._mirror.head_blob(repository, digest)
+            return self._head_blob(exchange, digest, answer)
+        opened = await self._mirror.blob(repository, digest)
+        try:
+            return await self._send_blob(exchange, digest, opened)
+        finally:
+            opened.content.close()
+
+    def _head_blob(
+        self, exchange: Exchange, digest: Digest, answer: Answer[int | None]
+    ) -> web.StreamResponse:
+        headers = _blob_headers(exchange, digest, answer)
+        if _is_known(exchange.request, digest):
+            return not_modified(headers)
+        status, length = 200, answer.content
+        if length is not None:
+            ranges = _ranges(exchange.request, digest, length)
+            if ranges is not None and len(ranges) == 1:
+                status, (start, stop) = 206, ranges[0]
+                headers["Content-Range"] = f"bytes {start}-{stop - 1}/{length}"
+                length = stop - start
+            headers["Content-Length"] = str(length)
+        return web.Response(status=status, headers=headers)
+
+    async def _send_blob(
+        self, exchange: Exchange, digest: Digest, answer: Answer[Blob]
+    ) -> web.StreamResponse:
+        blob = answer.content
+        headers = _blob_headers(exchange, digest, answer)
+        if _is_known(exchange.request, digest):
+            return not_modified(headers)
+        size = blob.size
+        ranges = None if size is None else _ranges(exchange.request, digest, size)
+        response = web.StreamResponse(status=206 if ranges else 200, headers=headers)
+        exchange.status = response.status
+        stream = BlobStream(exchange.request, blob, self._sender)
+        try:
+            if not ranges or size is None:
+                await stream.send_whole(response)
+            elif len(ranges) == 1:
+                start, stop = ranges[0]
+                response.headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
+                await stream.send_range(response, (start, stop))
+            else:
+                await stream.send_ranges(response, ranges, size, OCTETS)
+        finally:
+            exchange.sent_bytes = stream.progress.sent
+        return response
+
+
+def _blob_headers(
+    exchange: Exchange, digest: Digest, answer: Answer[Blob] | Answer[int | None]
+) -> dict[str, str]:
+    exchange.answer(answer.outcome)
+    headers = content_headers(digest, OCTETS, answer.outcome.cache_status, answer.warning)
+    return {**headers, "Accept-Ranges": "bytes", "Cache-Control": FOREVER}
+
+
+def _ranges(request: BaseRequest, digest: Digest, size: int) -> list[tuple[int, int]] | None:
+    header = request.headers.get("Range")
+    if header is None or not may_use_range(request.headers.get("If-Range"), digest):
+        return None
+    return parse_ranges(header, size)
+
+
+def _is_known(request: BaseRequest, digest: Digest) -> bool:
+    header = request.headers.get("If-None-Match")
+    return header is not None and matches_etag(header, digest)

@@ -1,0 +1,83 @@
+"""Answers: the only place where values and errors become HTTP.
+
+Every answer below ``/v2`` carries the API version; content carries its digest as entity tag,
+its exact media type and its length (distribution specification, "Pulling"). Errors are the
+specification's JSON. Once an answer has begun, a failure closes the connection short of
+``Content-Length``, by FIN, since clients resume after that and give up after a reset.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any, Final
+
+from aiohttp import web
+from aiohttp.web_request import BaseRequest
+
+from regmirror import __version__
+from regmirror.errors import RangeInvalid, RegistryError, Unsupported
+from regmirror.names import Digest
+
+SERVER: Final = f"regmirror/{__version__}"
+COMMON: Final = {"Docker-Distribution-Api-Version": "registry/2.0", "Server": SERVER}
+METHODS: Final = "GET, HEAD"
+FOREVER: Final = "max-age=31536000"
+
+
+def content_headers(digest: Digest, media_type: str, cache_status: str, warning: str = "") -> dict[str, str]:
+    """The headers of a manifest or blob, its length apart."""
+    headers = {
+        **COMMON,
+        "Content-Type": media_type,
+        "Docker-Content-Digest": digest,
+        "ETag": f'"{digest}"',
+        "Cache-Status": cache_status,
+    }
+    if warning:
+        headers["Warning"] = warning_header(warning)
+    return headers
+
+
+def warning_header(text: str) -> str:
+    """``Warning: 299 - "…"``: the one form that the distribution specification allows."""
+    clean = "".join(char if char.isascii() and char.isprintable() else "?" for char in text)
+    escaped = clean[:1000].replace("\\", "\\\\").replace('"', '\\"')
+    return f'299 - "{escaped}"'
+
+
+def json_response(
+    document: Any, headers: dict[str, str], media_type: str = "application/json"
+) -> web.Response:
+    """JSON with the bare media type: clients compare it as a text."""
+    body = json.dumps(document, separators=(",", ":")).encode()
+    return web.Response(body=body, headers={**COMMON, **headers, "Content-Type": media_type})
+
+
+def not_modified(headers: dict[str, str]) -> web.Response:
+    kept = {name: value for name, value in headers.items() if name != "Content-Type"}
+    return web.Response(status=304, headers=kept)
+
+
+def error_response(error: RegistryError) -> web.Response:
+    """The one place where an error becomes an answer."""
+    detail: dict[str, Any] = {}
+    if reason := getattr(error, "reason", ""):
+        detail = {"upstream": getattr(error, "upstream", ""), "reason": reason}
+    headers: dict[str, str] = {}
+    if error.status in (429, 503):
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after or 1)))
+    if isinstance(error, Unsupported):
+        headers["Allow"] = METHODS
+    if isinstance(error, RangeInvalid):
+        headers["Content-Range"] = f"bytes */{error.size}"
+    document = {"errors": [{"code": error.code, "message": error.message, "detail": detail}]}
+    response = json_response(document, headers)
+    response.set_status(error.status)
+    return response
+
+
+def abort(request: BaseRequest) -> None:
+    """Close the connection after what has been written, so that the answer ends short."""
+    if request.transport is not None:
+        request.transport.close()

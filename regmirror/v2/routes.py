@@ -1,0 +1,111 @@
+"""The one entry of the registry API: which handler answers which path.
+
+/v2/                                         is this a registry?
+/v2/_catalog?n=&last=                        what is stored
+/v2/library/alpine/manifests/3.20            GET, HEAD
+/v2/library/alpine/blobs/sha256:…            GET, HEAD
+/v2/library/alpine/tags/list?n=&last=
+/v2/library/alpine/referrers/sha256:…
+/v2/ghcr.io/org/app/…    /ghcr.io/v2/org/app/…    /v2/org/app/…?ns=ghcr.io
+"""
+
+from __future__ import annotations
+
+from aiohttp import web
+from aiohttp.web_request import BaseRequest
+
+from regmirror.errors import NameUnknown, RegistryError, Unsupported
+from regmirror.events import Emit
+from regmirror.names import Digest, parse_reference
+from regmirror.routing import Path, UpstreamTable, decode, split
+from regmirror.v2.exchange import Exchange
+from regmirror.v2.listing import Listing
+from regmirror.v2.pull import Pull
+from regmirror.v2.responses import abort, error_response, json_response
+
+_KINDS = {"manifest": "manifest", "blob": "blob", "tags": "tags", "referrers": "referrers"}
+
+
+class Routes:
+    """The request handler of everything that is not operating (``web/ops.py``)."""
+
+    def __init__(self, table: UpstreamTable, pull: Pull, listing: Listing, emit: Emit) -> None:
+        self._table, self._pull, self._listing, self._emit = table, pull, listing, emit
+
+    async def serve(self, request: BaseRequest) -> web.StreamResponse:
+        """Answer, whatever happens; tell the listeners once how it went."""
+        exchange = Exchange(request)
+        try:
+            response = await self._answer(exchange)
+            exchange.status = response.status
+            return response
+        except RegistryError as error:
+            return self._refuse(exchange, error)
+        except ConnectionError as error:
+            exchange.error = f"client left: {error}"
+            raise
+        except OSError as error:
+            return self._refuse(exchange, _internal(f"the store failed: {error.strerror}"))
+        finally:
+            self._emit(exchange.event())
+
+    def _refuse(self, exchange: Exchange, error: RegistryError) -> web.StreamResponse:
+        """Say what is wrong; after the first byte only the connection's end can say it."""
+        exchange.error = error.message
+        if exchange.request.writer.output_size > 0:
+            abort(exchange.request)
+            return web.StreamResponse(status=exchange.status or error.status)
+        exchange.result, exchange.status, exchange.cache_status = "error", error.status, ""
+        return error_response(error)
+
+    async def _answer(self, exchange: Exchange) -> web.StreamResponse:
+        request = exchange.request
+        path = split(decode(request.rel_url.raw_path))
+        if path is None:
+            raise NameUnknown("nothing is served here; the registry is at /v2/")
+        exchange.kind = _KINDS.get(path.endpoint, "")  # type: ignore[assignment]
+        response = await self._dispatch(exchange, path)
+        if not response.prepared and (namespace := self._echo(request)):
+            response.headers["OCI-Namespace"] = namespace
+        return response
+
+    async def _dispatch(self, exchange: Exchange, path: Path) -> web.StreamResponse:
+        request = exchange.request
+        ns = request.query.getall("ns", []) if request.query_string else []
+        if path.endpoint in ("ping", "catalog"):
+            _only_reading(request)
+            upstream = self._table.resolve_upstream(prefix=path.prefix, ns=ns)
+            if path.endpoint == "catalog":
+                return await self._listing.catalog(exchange, upstream)
+            return json_response({}, {})
+        repository = self._table.resolve(path.name, prefix=path.prefix, ns=ns)
+        exchange.upstream = repository.upstream
+        _only_reading(request)
+        match path.endpoint:
+            case "manifest":
+                reference = parse_reference(path.argument)
+                return await self._pull.manifest(exchange, repository, reference)
+            case "blob":
+                return await self._pull.blob(exchange, repository, Digest(path.argument))
+            case "tags":
+                return await self._listing.tags(exchange, repository, path.name)
+            case "referrers":
+                return await self._listing.referrers(exchange, repository, Digest(path.argument))
+        raise Unsupported(f"{repository} is mirrored: it can be pulled, not pushed")
+
+    def _echo(self, request: BaseRequest) -> str:
+        """``ns`` if it chose the upstream (specification, "Registry Proxying")."""
+        return request.query.get("ns", "")[:300] if request.query_string else ""
+
+
+def _only_reading(request: BaseRequest) -> None:
+    if request.method not in ("GET", "HEAD"):
+        raise Unsupported(f"{request.method[:20]} is not supported: this is a mirror")
+
+
+class _Internal(RegistryError):
+    """Something failed here, not upstream."""
+
+
+def _internal(message: str) -> RegistryError:
+    return _Internal(message)

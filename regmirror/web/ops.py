@@ -1,0 +1,49 @@
+"""Operating: is the process alive, can it work, what are its figures."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST
+from sqlalchemy.exc import SQLAlchemyError
+
+from regmirror.metadata.store import MetadataStore
+from regmirror.metrics import Metrics
+from regmirror.v2.responses import SERVER
+
+
+class Ops:
+    """The handlers of ``/healthz``, ``/readyz`` and ``/metrics``; none of them asks upstream."""
+
+    def __init__(self, storage: Path, metadata: MetadataStore, metrics: Metrics) -> None:
+        self._storage, self._metadata, self._metrics = storage, metadata, metrics
+
+    async def healthz(self, request: web.Request) -> web.Response:
+        """200 while the process serves."""
+        return _text("ok\n")
+
+    async def readyz(self, request: web.Request) -> web.Response:
+        """200, or 503 with the reason why store or database cannot be used."""
+        if not os.access(self._storage, os.R_OK | os.X_OK):
+            return _text(f"the store at {self._storage} cannot be read\n", 503)
+        try:
+            await self._metadata.ping()
+        except SQLAlchemyError as error:
+            return _text(f"the database cannot be read: {getattr(error, 'orig', error)}\n", 503)
+        return _text("ready\n")
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        """Prometheus text format."""
+        try:
+            totals = await self._metadata.totals()
+            self._metrics.set_store(totals.blobs, totals.blob_bytes, totals.manifests)
+        except SQLAlchemyError:
+            pass  # the figures of the last time; /readyz says what is wrong
+        headers = {"Content-Type": CONTENT_TYPE_LATEST, "Server": SERVER}
+        return web.Response(body=self._metrics.render(), headers=headers)
+
+
+def _text(text: str, status: int = 200) -> web.Response:
+    return web.Response(text=text, status=status, headers={"Server": SERVER})

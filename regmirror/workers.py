@@ -1,0 +1,236 @@
+"""Processes, sockets, signals: from a Config to a serving port.
+
+One worker runs in this process. Several are forked from it, each with its own listening
+socket on the one port (``SO_REUSEPORT``); this process then only watches: it passes signals on
+and replaces a worker that died. It holds no state, and keeps the sockets open, so that
+connections to a worker that is being replaced wait instead of failing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import socket
+import ssl
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final
+
+from aiohttp import web
+
+from regmirror import __version__, logs
+from regmirror.config import Config, split_address
+from regmirror.errors import ConfigError
+
+BACKLOG: Final = 1024
+RESPAWN_PAUSE: Final = 1.0  # seconds between replacements, should workers die at once
+TLS_LOOK: Final = 10.0  # seconds between looks whether the certificate was replaced
+
+
+def serve(config: Config) -> int:
+    """Serve until SIGTERM or SIGINT; the exit status. Raises ConfigError before serving."""
+    logs.configure()
+    tls = load_tls(config)
+    count = config.server.workers or os.cpu_count() or 1
+    if count > 1:
+        # prometheus-client looks for this when it is imported, so it is set before ``app`` is.
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="regmirror-metrics-")
+    from regmirror.app import prepare
+
+    sockets = bind(config.server.listen, count)
+    try:
+        prepare(config)
+        url = _url(sockets[0], tls is not None)
+        if count == 1:
+            return asyncio.run(_serve_worker(config, sockets[0], tls, lambda: _say_ready(url, 1)))
+        return _Parent(config, sockets, tls, url).run()
+    finally:
+        for sock in sockets:
+            sock.close()
+        if count > 1:
+            shutil.rmtree(os.environ.pop("PROMETHEUS_MULTIPROC_DIR"), ignore_errors=True)
+
+
+def bind(listen: str, count: int) -> list[socket.socket]:
+    """One listening socket for each worker, all on one port; raises ConfigError if in use."""
+    host, port = split_address(listen)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    probe = _bind_one(listen, family, host, port, shared=False)
+    if count == 1:
+        return [probe]
+    # The probe showed that nobody else has the port: sockets that share it would not notice.
+    port = probe.getsockname()[1]
+    probe.close()
+    return [_bind_one(listen, family, host, port, shared=True) for _ in range(count)]
+
+
+def _bind_one(
+    listen: str, family: socket.AddressFamily, host: str, port: int, *, shared: bool
+) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if shared:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    try:
+        sock.bind((host, port))
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        reason = f"{(error.strerror or str(error)).lower()}; choose another with --listen"
+        raise ConfigError("server.listen", listen, reason) from None
+    sock.setblocking(False)
+    return sock
+
+
+def load_tls(config: Config) -> ssl.SSLContext | None:
+    """The server's TLS context, or None for plain HTTP; raises ConfigError."""
+    tls = config.server.tls
+    if not tls.certificate:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(tls.certificate, tls.key)
+    except (OSError, ssl.SSLError) as error:
+        reason = f"does not load with the key {tls.key}: {getattr(error, 'reason', error)}"
+        raise ConfigError("server.tls.certificate", tls.certificate, reason) from None
+    return context
+
+
+def _url(sock: socket.socket, secure: bool) -> str:
+    host, port = sock.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    return f"{'https' if secure else 'http'}://{shown}:{port}"
+
+
+def _say_ready(url: str, workers: int) -> None:
+    more = f" with {workers} workers" if workers > 1 else ""
+    sys.stdout.write(f"regmirror {__version__} serves {url}{more}\n")
+    sys.stdout.flush()
+
+
+async def _serve_worker(
+    config: Config, sock: socket.socket, tls: ssl.SSLContext | None, ready: Callable[[], None]
+) -> int:
+    """Serve on ``sock`` until told to stop, then let what is in flight end."""
+    from regmirror.app import create_app
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    runner = web.AppRunner(
+        create_app(config),
+        access_log=None,
+        shutdown_timeout=config.server.drain_timeout,
+        keepalive_timeout=150.0,  # longer than clients keep idle connections
+        max_field_size=65_536,  # podman asks for up to 1024 ranges in one header
+        max_line_size=16_384,
+    )
+    await runner.setup()
+    reloading = asyncio.create_task(_reload_tls(config, tls)) if tls else None
+    try:
+        await web.SockSite(runner, sock, ssl_context=tls, backlog=BACKLOG).start()
+        ready()
+        await stop.wait()
+    finally:
+        if reloading:
+            reloading.cancel()
+        await runner.cleanup()
+    return 0
+
+
+async def _reload_tls(config: Config, context: ssl.SSLContext) -> None:
+    """Use a renewed certificate for new connections; a bad one changes nothing."""
+    tls = config.server.tls
+
+    def stamp() -> list[float]:
+        return [os.stat(path).st_mtime for path in (tls.certificate, tls.key)]
+
+    seen = stamp()
+    while True:
+        await asyncio.sleep(TLS_LOOK)
+        with suppress(OSError, ssl.SSLError):
+            if (now := stamp()) != seen:
+                context.load_cert_chain(tls.certificate, tls.key)
+                seen = now
+
+
+class _Parent:
+    """The process that watches the workers."""
+
+    def __init__(
+        self, config: Config, sockets: list[socket.socket], tls: ssl.SSLContext | None, url: str
+    ) -> None:
+        self._config, self._sockets, self._tls, self._url = config, sockets, tls, url
+        self._workers: dict[int, int] = {}  # process id to place
+        self._stopping = False
+        self._started_at = [0.0] * len(sockets)
+
+    def run(self) -> int:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+        told, tell = os.pipe()
+        for place in range(len(self._sockets)):
+            self._start(place, tell)
+        for _ in self._sockets:
+            os.read(told, 1)
+        if not self._stopping:
+            _say_ready(self._url, len(self._sockets))
+        while self._workers:
+            self._wait(tell)
+        return 0
+
+    def _start(self, place: int, tell: int) -> None:
+        self._started_at[place] = time.monotonic()
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                for number in (signal.SIGTERM, signal.SIGINT):
+                    signal.signal(number, signal.SIG_DFL)
+                status = asyncio.run(
+                    _serve_worker(
+                        self._config,
+                        self._sockets[place],
+                        self._tls,
+                        lambda: _signal(tell),
+                    )
+                )
+            finally:
+                os._exit(status)  # not the parent's clean-up
+        self._workers[pid] = place
+
+    def _wait(self, tell: int) -> None:
+        try:
+            pid, status = os.waitpid(-1, 0)
+        except InterruptedError:
+            return
+        place = self._workers.pop(pid, None)
+        if place is None or self._stopping:
+            return
+        sys.stderr.write(f"regmirror: worker {pid} ended with {status}; starting another\n")
+        _forget_gauges(pid)
+        if time.monotonic() - self._started_at[place] < RESPAWN_PAUSE:
+            time.sleep(RESPAWN_PAUSE)
+        self._start(place, tell)
+
+    def _stop(self, number: int, _frame: object) -> None:
+        self._stopping = True
+        for pid in list(self._workers):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+
+
+def _signal(tell: int) -> None:
+    os.write(tell, b".")
+
+
+def _forget_gauges(pid: int) -> None:
+    from prometheus_client.multiprocess import mark_process_dead
+
+    mark_process_dead(pid)  # type: ignore[no-untyped-call]

@@ -1,0 +1,135 @@
+"""The answers of a registry that does everything right."""
+
+import re
+from collections.abc import Sequence
+from urllib.parse import quote, urlencode
+
+from tests.fake_registry.content import INDEX, RepositoryContent, StoredManifest, referrers_index
+from tests.fake_registry.journal import Kind, Seen
+from tests.fake_registry.reply import Reply, apply_range, error_reply, json_reply
+from tests.fake_registry.sources import InMemory
+
+PAGE = 1000
+
+# From the right end: a component of a name may itself be `blobs`, `manifests` or `tags`.
+_PATHS: list[tuple[Kind, re.Pattern[str]]] = [
+    ("ping", re.compile(r"/v2/?")),
+    ("catalog", re.compile(r"/v2/_catalog")),
+    ("token", re.compile(r"/token")),
+    ("tags", re.compile(r"/v2/(?P<repository>.+)/tags/list")),
+    ("manifest", re.compile(r"/v2/(?P<repository>.+)/manifests/(?P<reference>[^/]+)")),
+    ("referrers", re.compile(r"/v2/(?P<repository>.+)/referrers/(?P<reference>[^/]+)")),
+    ("upload", re.compile(r"/v2/(?P<repository>.+)/blobs/uploads(/.*)?")),
+    ("blob", re.compile(r"/v2/(?P<repository>.+)/blobs/(?P<reference>[^/]+)")),
+]
+
+
+def parse_path(path: str) -> tuple[Kind, str | None, str | None]:
+    """Kind, repository and reference that a decoded path names."""
+    for kind, pattern in _PATHS:
+        found = pattern.fullmatch(path)
+        if found:
+            named = found.groupdict()
+            return kind, named.get("repository"), named.get("reference")
+    return "other", None, None
+
+
+def manifest_reply(stored: StoredManifest | None, seen: Seen, *, strict_accept: bool) -> Reply:
+    """A manifest, byte for byte; strict registries hide what the client does not accept."""
+    if stored is None:
+        return error_reply(404, "MANIFEST_UNKNOWN", "manifest unknown")
+    if strict_accept and not accepts(seen, stored.media_type):
+        return error_reply(404, "MANIFEST_UNKNOWN", f"accept header does not support {stored.media_type}")
+    if (unchanged := not_modified(stored.digest, seen)) is not None:
+        return unchanged
+    headers = {
+        "Content-Type": stored.media_type,
+        "Docker-Content-Digest": stored.digest,
+        "ETag": f'"{stored.digest}"',
+    }
+    return Reply.of(200, InMemory(stored.body), headers)
+
+
+def blob_reply(content: RepositoryContent, seen: Seen) -> Reply:
+    """A blob or the part of it that was asked for."""
+    digest = seen.reference or ""
+    source = content.blobs.get(digest)
+    if source is None:
+        return error_reply(404, "BLOB_UNKNOWN", "blob unknown to registry")
+    if (unchanged := not_modified(digest, seen)) is not None:
+        return unchanged
+    headers = {
+        "Content-Type": "application/octet-stream",
+        "Docker-Content-Digest": digest,
+        "ETag": f'"{digest}"',
+        "Accept-Ranges": "bytes",
+        "Cache-Control": "max-age=31536000",
+    }
+    reply = Reply.of(200, source, headers)
+    if seen.headers.get("If-Range") in (None, f'"{digest}"'):
+        apply_range(reply, seen.headers.get("Range"))
+    return reply
+
+
+def tags_reply(content: RepositoryContent, seen: Seen, page_size: int) -> Reply:
+    """The tags in ASCII order, a page at a time."""
+    try:
+        page, link = page_of(sorted(content.tags), seen, page_size)
+    except ValueError:
+        return error_reply(400, "PAGINATION_NUMBER_INVALID")
+    return json_reply(200, {"name": seen.repository, "tags": page}, link)
+
+
+def catalog_reply(names: Sequence[str], seen: Seen, page_size: int) -> Reply:
+    """The repositories in ASCII order, a page at a time."""
+    try:
+        page, link = page_of(sorted(names), seen, page_size)
+    except ValueError:
+        return error_reply(400, "PAGINATION_NUMBER_INVALID")
+    return json_reply(200, {"repositories": page}, link)
+
+
+def referrers_reply(content: RepositoryContent, seen: Seen) -> Reply:
+    """The referrers of a digest, filtered by any of the artifact types asked for; never 404."""
+    digest = seen.reference or ""
+    if not re.fullmatch(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}", digest):
+        return error_reply(400, "DIGEST_INVALID")
+    types = seen.query.getall("artifactType", [])
+    headers = {"Content-Type": INDEX}
+    if types:
+        headers["OCI-Filters-Applied"] = "artifactType"
+    return json_reply(200, referrers_index(content, digest, types), headers)
+
+
+def page_of(names: list[str], seen: Seen, page_size: int) -> tuple[list[str], dict[str, str]]:
+    """One page of names and the Link to the next; ValueError for an `n` that is no natural number."""
+    asked = int(seen.query.get("n", page_size))
+    if asked < 0:
+        raise ValueError(f"n={asked}")
+    length = min(asked, page_size)
+    last = seen.query.get("last")
+    rest = [name for name in names if last is None or name > last]
+    page = rest[:length]
+    if not page or len(page) == len(rest):
+        return page, {}
+    query = urlencode({"last": page[-1], "n": length}, quote_via=quote)
+    return page, {"Link": f'<{seen.path}?{query}>; rel="next"'}
+
+
+def not_modified(digest: str, seen: Seen) -> Reply | None:
+    """304 when If-None-Match names the digest, else None."""
+    names = [name.strip() for name in seen.headers.get("If-None-Match", "").split(",")]
+    bare = {name.removeprefix("W/").strip('"') for name in names}
+    if digest not in bare and "*" not in bare:
+        return None
+    headers = {"Docker-Content-Digest": digest, "ETag": f'"{digest}"'}
+    reply = Reply.of(304, InMemory(b""), headers)
+    reply.length = None  # a length in a 304 would be that of the content
+    return reply
+
+
+def accepts(seen: Seen, media_type: str) -> bool:
+    """Whether any Accept line names the media type, or everything."""
+    lines = seen.headers.getall("Accept", [])
+    named = {entry.partition(";")[0].strip() for line in lines for entry in line.split(",")}
+    return media_type in named or "*/*" in named

@@ -1,0 +1,316 @@
+"""What can go wrong at an upstream, as actions that a test attaches to matching requests.
+
+Three stages decide which answers an action may touch:
+ALWAYS    every matching request, before the registry looks at it (a challenge included);
+CONTENT   only answers that would have been 2xx, so that a 401 on the way to a token uses nothing up;
+BODY      as CONTENT, and never a HEAD, which has no body to spoil.
+"""
+
+import asyncio
+import gzip
+from collections.abc import Callable, Iterable, Mapping
+from enum import IntEnum
+from typing import ClassVar
+
+from multidict import CIMultiDict
+
+from tests.fake_registry.gate import Gate
+from tests.fake_registry.journal import TIMEOUT, Journal, Match, Seen
+from tests.fake_registry.reply import Cut, Reply
+from tests.fake_registry.sources import Flipped, InMemory, read_all
+
+
+class Stage(IntEnum):
+    ALWAYS = 0
+    CONTENT = 1
+    BODY = 2
+
+
+class Dropped(Exception):
+    """The connection ends without an answer."""
+
+    def __init__(self, *, reset: bool) -> None:
+        super().__init__("dropped before the answer")
+        self.reset = reset
+
+
+class Action:
+    """One thing that goes wrong: `before` the answer is made up, or as a `change` of it."""
+
+    stage: ClassVar[Stage] = Stage.ALWAYS
+
+    async def before(self, seen: Seen) -> None:
+        """Called when the request has arrived; may wait, or raise Dropped."""
+
+    def change(self, reply: Reply, seen: Seen) -> None:
+        """Called with the answer that is about to be sent."""
+
+
+class Fault:
+    """Actions for the requests that match: the first `skip` are spared, then `times` are hit."""
+
+    def __init__(self, actions: Iterable[Action], match: Match, times: int | None = 1, skip: int = 0) -> None:
+        self.actions = list(actions)
+        self.match = match
+        self.times = times
+        self.skip = skip
+        self.hits = 0
+        self.stage = max(action.stage for action in self.actions)
+        self._journal = Journal()
+
+    def takes(self, seen: Seen) -> bool:
+        """Whether this request is to be hit; counts it."""
+        if not self.match.takes(seen) or self.times == self.hits:
+            return False
+        if self.skip:
+            self.skip -= 1
+            return False
+        self.hits += 1
+        self._journal.notify()
+        return True
+
+    async def hit(self, count: int = 1, timeout: float = TIMEOUT) -> None:
+        """Wait until the fault has struck `count` times; AssertionError after `timeout` seconds."""
+        await self._journal.until(lambda: self.hits >= count, timeout, f"{count} hits of {self!r}")
+
+    def remove(self) -> None:
+        """Strike no more."""
+        self.times = self.hits
+
+    def __repr__(self) -> str:
+        names = ", ".join(type(action).__name__ for action in self.actions)
+        return f"<Fault {names} on {self.match}: {self.hits} of {self.times or 'any'}>"
+
+
+# --- before the answer ---
+
+
+class Status(Action):
+    """Another status with its headers and body, instead of the answer."""
+
+    def __init__(self, status: int, headers: Mapping[str, str] | None = None, body: bytes = b"") -> None:
+        self.status = status
+        self.headers = dict(headers or {})
+        self.body = body
+
+    def change(self, reply: Reply, seen: Seen) -> None:
+        reply.status = self.status
+        reply.headers = CIMultiDict(self.headers)
+        reply.replace_body(InMemory(self.body))
+
+
+class Html(Status):
+    """A captive portal: 200, text/html, and a page that has nothing to do with the request."""
+
+    def __init__(self, body: bytes = b"<!DOCTYPE html><title>Sign in to the network</title>") -> None:
+        super().__init__(200, {"Content-Type": "text/html; charset=utf-8"}, body)
+
+
+class Delay(Action):
+    """The answer comes `seconds` late. Prefer Hold, which does not depend on time."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    async def before(self, seen: Seen) -> None:
+        await asyncio.sleep(self.seconds)
+
+
+class Hold(Gate, Action):
+    """No answer until the test releases it. Never released, it is a black hole."""
+
+    async def before(self, seen: Seen) -> None:
+        await self.wait()
+
+
+class DropBeforeAnswer(Action):
+    """The connection is closed instead of answering: by FIN, or by RST.
+
+    HTTP clients repeat such a GET once by themselves, aiohttp on any connection, others on one used
+    before, so that a single hit may go unnoticed; with times=None it never does.
+    """
+
+    def __init__(self, *, reset: bool = False) -> None:
+        self.reset = reset
+
+    async def before(self, seen: Seen) -> None:
+        raise Dropped(reset=self.reset)
+
+
+# --- headers and status of an answer with content ---
+
+
+class Redirect(Action):
+    """A redirect instead of the content. location may be a function of the request."""
+
+    stage = Stage.CONTENT
+
+    def __init__(self, location: str | Callable[[Seen], str], status: int = 307) -> None:
+        self.location = location
+        self.status = status
+
+    def change(self, reply: Reply, seen: Seen) -> None:
+        location = self.location if isinstance(self.location, str) else self.location(seen)
+        reply.status = self.status
+        reply.headers = CIMultiDict({"Location": location})
+        reply.replace_body(InMemory(b""))
+
+
+class RedirectLoop(Redirect):
+    """A redirect to the same path with one hop more, each time; register it with times=None."""
+
+    def __init__(self, status: int = 307) -> None:
+        super().__init__(self._next, status)
+
+    @staticmethod
+    def _next(seen: Seen) -> str:
+        return f"{seen.path}?hop={int(seen.query.get('hop', '0')) + 1}"
+
+
+class SetHeaders(Action):
+    """Headers added, or set to other values."""
+
+    stage = Stage.CONTENT
+
+    def __init__(self, headers: Mapping[str, str]) -> None:
+        self.headers = dict(headers)
+
+    def change(self, reply: Reply, seen: Seen) -> None:
+        reply.headers.update(self.headers)
+
+
+class StripHeaders(Action):
+    """Headers left out, those included that the server adds by itself. For Content-Length use Chunked."""
+
+    stage = Stage.CONTENT
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = list(names)
+
+    def change(self, reply: Reply, seen: Seen) -> None:
+        reply.hidden.update(self.names)
+
+
+class Chunked(Action):
+    """No Content-Length."""
+
+    stage = Stage.CONTENT
+
+    def change(self, reply: Reply, seen: Seen) -> None:
+        reply.length = None
+
+
+class IgnoreRange(Action):
+    """200 with everything, whatever range was asked for."""
+
+    stage = Stage.CONTENT
+
+    def change(self, reply: Reply, seen: Seen) -> None:
+        if reply.status == 206:
+            reply.status = 200
+            del reply.headers["Content-Range"]
+            reply.select(0, reply.source.size)
+
+
+class WrongContentRange(Action):
+    """206 whose Content-Range claims another place than its bytes come from."""
+
+    stage = Stage.CONTENT
+
+    def __init__(self, value: str | None = None) -> None:
+        self.value = value
+
+    def change(self, reply: Reply, seen: Seen) -> None:
+        if reply.status == 206:
+            shifted = f"bytes {reply.start + 1}-{reply.stop}/{reply.source.size + 1}"
+            reply.headers["Content-Range"] = self.value or shifted
+
+
+# --- the body ---
+
+
+class Truncate(Action):
+    """FIN after so many body bytes, short of the announced Content-Length."""
+
+    stage = Stage.BODY
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    def change(self, reply: Reply, seen: Seen) -> None:
+        reply.cut = Cut(self.after, reset=False)
+
+
+class Reset(Action):
+    """RST after the client has received so many body bytes."""
+
+    stage = Stage.BODY
+
+    def __init__(self, after: int = 0) -> None:
+        self.after = after
+
+    def change(self, reply: Reply, seen: Seen) -> None:
+        reply.cut = Cut(self.after, reset=True)
+
+
+class Corrupt(Action):
+    """One byte of the whole content differs, the middle one unless told; the length is right."""
+
+    stage = Stage.BODY
+
+    def __init__(self, at: int | None = None) -> None:
+        self.at = at
+
+    def change(self, reply: Reply, seen: Seen) -> None:
+        at = reply.source.size // 2 if self.at is None else self.at % reply.source.size
+        reply.source = Flipped(reply.source, at)
+
+
+class WrongLength(Action):
+    """Content-Length is off by so many bytes.
+
+    Negative: the body ends there and the answer looks clean. Positive: FIN short of it.
+    """
+
+    stage = Stage.BODY
+
+    def __init__(self, by: int) -> None:
+        self.by = by
+
+    def change(self, reply: Reply, seen: Seen) -> None:
+        reply.length = reply.stop - reply.start + self.by
+
+
+class GzipEncoded(Action):
+    """Content-Encoding: gzip, although nobody asked for it."""
+
+    stage = Stage.BODY
+
+    def change(self, reply: Reply, seen: Seen) -> None:
+        reply.headers["Content-Encoding"] = "gzip"
+        reply.replace_body(InMemory(gzip.compress(read_all(reply.source), mtime=0)))
+
+
+class Slow(Action):
+    """So many body bytes a second."""
+
+    stage = Stage.BODY
+
+    def __init__(self, bytes_per_second: float) -> None:
+        self.bytes_per_second = bytes_per_second
+
+    def change(self, reply: Reply, seen: Seen) -> None:
+        reply.bytes_per_second = self.bytes_per_second
+
+
+class Pause(Gate, Action):
+    """Headers and so many body bytes are sent, the rest when the test releases it."""
+
+    stage = Stage.BODY
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.after = after
+
+    def change(self, reply: Reply, seen: Seen) -> None:
+        reply.pauses.append((self.after, self))

@@ -1,0 +1,50 @@
+"""A closed gate in an answer's way, opened by the test."""
+
+import asyncio
+
+from tests.fake_registry.journal import TIMEOUT, Journal
+
+
+class Gate:
+    """Requests wait here until the test releases them; once released it stays open.
+
+    arrived counts all that ever came, waiting those that are here now.
+    """
+
+    def __init__(self) -> None:
+        self.arrived = 0
+        self.waiting = 0
+        self._open = asyncio.Event()
+        self._arrivals = Journal()
+
+    async def wait(self) -> None:
+        """The server's side: wait for the release, or until the client leaves."""
+        self.arrived += 1
+        self.waiting += 1
+        self._arrivals.notify()
+        try:
+            await self._open.wait()
+        finally:
+            self.waiting -= 1
+            self._arrivals.notify()
+
+    async def reached(self, count: int = 1, timeout: float = TIMEOUT) -> None:
+        """Wait until `count` requests have come here; AssertionError after `timeout` seconds."""
+        what = f"{count} requests at {self!r}"
+        await self._arrivals.until(lambda: self.arrived >= count, timeout, what)
+
+    async def left(self, timeout: float = TIMEOUT) -> None:
+        """Wait until nobody waits here any more, released or gone; AssertionError after `timeout`."""
+        await self._arrivals.until(lambda: self.waiting == 0, timeout, f"nobody at {self!r}")
+
+    def release(self) -> None:
+        """Let everybody through, now and later."""
+        self._open.set()
+
+    @property
+    def is_open(self) -> bool:
+        return self._open.is_set()
+
+    def __repr__(self) -> str:
+        state = "open" if self.is_open else f"{self.waiting} waiting"
+        return f"<{type(self).__name__} {state}>"

@@ -1,0 +1,247 @@
+"""A real HTTP server on an ephemeral port, in the test process and its event loop."""
+
+import asyncio
+import socket
+import ssl
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Self
+
+from aiohttp import hdrs, web
+from multidict import CIMultiDict, MultiDict
+
+from tests.fake_registry.faults import Action, Dropped, Fault, Hold, Pause, Stage
+from tests.fake_registry.journal import Journal, Kind, Match, Seen
+from tests.fake_registry.reply import HIDDEN, Reply, reset, send
+
+
+class FakeServer(Journal, ABC):
+    """Serves what `answer` returns, applies the faults, and records everything.
+
+    Use it as an asynchronous context manager, or `start` and `stop` it; a server that is
+    started again listens on the port that it had. connections counts the TCP connections
+    ever accepted. send_buffer bounds what the kernel takes in ahead of a slow client.
+    """
+
+    def __init__(
+        self,
+        *,
+        ssl_context: ssl.SSLContext | None = None,
+        hostname: str = "127.0.0.1",
+        send_buffer: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.connections = 0
+        self.port = 0
+        self._hostname = hostname
+        self._ssl_context = ssl_context
+        self._send_buffer = send_buffer
+        self._faults: list[Fault] = []
+        self._runner: web.AppRunner | None = None
+        self._listener: asyncio.Server | None = None
+
+    @property
+    def host(self) -> str:
+        return f"{self._hostname}:{self.port}"
+
+    @property
+    def url(self) -> str:
+        return f"{'https' if self._ssl_context else 'http'}://{self.host}"
+
+    # --- what a server of a certain kind adds ---
+
+    @abstractmethod
+    def identify(self, request: web.Request) -> tuple[Kind, str | None, str | None]:
+        """Kind, repository and reference of a request."""
+
+    @abstractmethod
+    def answer(self, seen: Seen) -> Reply:
+        """The answer of a server that works."""
+
+    # --- faults ---
+
+    def fault(
+        self,
+        *actions: Action,
+        kind: Kind | None = None,
+        method: str | None = None,
+        repository: str | None = None,
+        reference: str | None = None,
+        where: Callable[[Seen], bool] | None = None,
+        times: int | None = 1,
+        skip: int = 0,
+    ) -> Fault:
+        """Let matching requests go wrong: the first `skip` are spared, the next `times` hit (None: all).
+
+        Several faults may hit one request; they are applied in the order in which they were added.
+        """
+        match = Match(kind, method, repository, reference, None, where)
+        fault = Fault(actions, match, times, skip)
+        self._faults.append(fault)
+        return fault
+
+    def hold(
+        self,
+        kind: Kind | None = None,
+        method: str | None = None,
+        repository: str | None = None,
+        reference: str | None = None,
+        times: int | None = None,
+        skip: int = 0,
+    ) -> Hold:
+        """Leave matching requests without an answer until the returned gate is released."""
+        hold = Hold()
+        self.fault(
+            hold,
+            kind=kind,
+            method=method,
+            repository=repository,
+            reference=reference,
+            times=times,
+            skip=skip,
+        )
+        return hold
+
+    def pause(
+        self,
+        after: int,
+        kind: Kind | None = "blob",
+        repository: str | None = None,
+        reference: str | None = None,
+        times: int | None = None,
+        skip: int = 0,
+    ) -> Pause:
+        """Stop matching bodies after so many bytes until the returned gate is released."""
+        pause = Pause(after)
+        self.fault(pause, kind=kind, repository=repository, reference=reference, times=times, skip=skip)
+        return pause
+
+    def clear_faults(self) -> None:
+        """Work properly again; what is held at a gate stays there until that is released."""
+        self._faults.clear()
+
+    # --- life ---
+
+    async def start(self) -> None:
+        """Listen: on an ephemeral port the first time, on the same one afterwards."""
+        app = web.Application(client_max_size=64 * 1024 * 1024)
+        app.router.add_route("*", "/{path:.*}", self._handle)
+        app.on_response_prepare.append(_hide_headers)
+        # Handlers end with their client, so that a client that leaves shows in the journal at once.
+        self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None)
+        await self._runner.setup()
+        listening = socket.create_server(("127.0.0.1", self.port), backlog=1024)
+        if self._send_buffer:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self._send_buffer)
+        self.port = listening.getsockname()[1]
+        self._listener = await asyncio.get_running_loop().create_server(
+            self._accept, sock=listening, ssl=self._ssl_context, backlog=1024
+        )
+
+    async def stop(self) -> None:
+        """Refuse connections and break those that are open; content, journal and faults stay."""
+        if self._listener is None or self._runner is None:
+            return
+        self._listener.close()
+        self.drop_connections()
+        await self._runner.cleanup()
+        self._listener = self._runner = None
+
+    def drop_connections(self) -> None:
+        """Break every open connection, idle or in the middle of an answer."""
+        server = self._runner.server if self._runner else None
+        for connection in server.connections if server else ():
+            if connection.transport:
+                connection.transport.abort()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.stop()
+
+    # --- inside ---
+
+    def _accept(self) -> asyncio.Protocol:
+        """Called by the loop for each accepted connection, before any TLS handshake."""
+        if self._runner is None or self._runner.server is None:
+            raise RuntimeError("accepted a connection while stopped")
+        self.connections += 1
+        self.notify()
+        return self._runner.server()
+
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
+        seen = self._note(request)
+        try:
+            if request.method == "POST":
+                seen.form = await _form(request)
+            return await send(request, seen, await self._reply(seen), self)
+        except Dropped as dropped:
+            seen.outcome = "cut"
+            if dropped.reset:
+                await reset(request.transport)
+            elif request.transport:
+                request.transport.close()
+            return web.Response()
+        finally:
+            if seen.outcome == "waiting":
+                seen.outcome = "broken off"
+            self.notify()
+
+    def _note(self, request: web.Request) -> Seen:
+        kind, repository, reference = self.identify(request)
+        path, _, query_string = request.raw_path.partition("?")
+        peer = request.transport.get_extra_info("peername") if request.transport else None
+        seen = Seen(
+            method=request.method,
+            path=path,
+            query_string=query_string,
+            query=MultiDict(request.query),
+            headers=CIMultiDict(request.headers),
+            kind=kind,
+            repository=repository,
+            reference=reference,
+            peer_port=peer[1] if peer else 0,
+        )
+        self.record(seen)
+        return seen
+
+    async def _reply(self, seen: Seen) -> Reply:
+        """Wait and fail as the faults want, and make up the answer.
+
+        The answer is made after the waiting, from the content of that moment.
+        """
+        early = [f for f in self._faults if f.stage is Stage.ALWAYS and f.takes(seen)]
+        for action in [action for fault in early for action in fault.actions]:
+            await action.before(seen)
+        reply = self.answer(seen)
+        for action in [action for fault in early for action in fault.actions]:
+            action.change(reply, seen)
+        for fault in list(self._faults):
+            if _may_touch(fault.stage, reply, seen) and fault.takes(seen):
+                for action in fault.actions:
+                    await action.before(seen)
+                    action.change(reply, seen)
+        return reply
+
+
+def _may_touch(stage: Stage, reply: Reply, seen: Seen) -> bool:
+    if stage is Stage.ALWAYS or not reply.is_content:
+        return False
+    return stage is Stage.CONTENT or seen.method != "HEAD"
+
+
+async def _form(request: web.Request) -> MultiDict[str]:
+    form: MultiDict[str] = MultiDict()
+    for name, value in (await request.post()).items():
+        if isinstance(value, str):
+            form.add(name, value)
+    return form
+
+
+async def _hide_headers(request: web.Request, response: web.StreamResponse) -> None:
+    """The server has added its own headers by now; take out what shall not be sent."""
+    for name in response.get(HIDDEN, frozenset()):
+        if name != hdrs.CONTENT_LENGTH.lower():
+            response.headers.popall(name, None)

@@ -1,0 +1,344 @@
+"""What goes wrong at the fake registry goes wrong as told, once as often as told."""
+
+import asyncio
+import gzip
+import logging
+import ssl
+
+import aiohttp
+import pytest
+import trustme
+
+from tests.fake_registry import (
+    Chunked,
+    Corrupt,
+    Delay,
+    DropBeforeAnswer,
+    FakeRegistry,
+    GzipEncoded,
+    Hold,
+    Html,
+    IgnoreRange,
+    Redirect,
+    RedirectLoop,
+    Reset,
+    SetHeaders,
+    Slow,
+    Status,
+    StripHeaders,
+    Truncate,
+    WrongContentRange,
+    WrongLength,
+    random_bytes,
+)
+
+DATA = random_bytes(600_000)
+
+
+@pytest.fixture
+async def http():
+    async with aiohttp.ClientSession(auto_decompress=False) as session:
+        yield session
+
+
+@pytest.fixture
+async def upstream(caplog):
+    async with FakeRegistry() as registry:
+        registry.add_blob("a", DATA)
+        yield registry
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+@pytest.fixture
+def blob(upstream):
+    return f"{upstream.url}/v2/a/blobs/{upstream.add_blob('a', DATA)}"
+
+
+async def status_of(request):
+    async with request as answer:
+        await answer.read()
+        return answer.status
+
+
+async def read_until_failure(request):
+    """The bytes that came, and the error that ended them, None for a clean end."""
+    got = b""
+    try:
+        async with request as answer:
+            async for piece in answer.content.iter_any():
+                got += piece
+    except aiohttp.ClientPayloadError as error:
+        return got, error
+    return got, None
+
+
+# --- which requests are hit ---
+
+
+async def test_a_fault_strikes_once_unless_told(upstream, http, blob):
+    fault = upstream.fault(Status(503), kind="blob")
+    assert [await status_of(http.head(blob)) for _ in range(3)] == [503, 200, 200]
+    assert fault.hits == 1
+
+
+async def test_skip_and_times_choose_the_hits(upstream, http, blob):
+    upstream.fault(Status(500), kind="blob", skip=1, times=2)
+    assert [await status_of(http.head(blob)) for _ in range(4)] == [200, 500, 500, 200]
+
+
+async def test_a_lasting_fault_ends_when_it_is_removed(upstream, http, blob):
+    fault = upstream.fault(Status(500), times=None)
+    assert [await status_of(http.head(blob)) for _ in range(3)] == [500, 500, 500]
+    fault.remove()
+    assert await status_of(http.head(blob)) == 200
+
+
+async def test_only_matching_requests_are_hit(upstream, http, blob):
+    upstream.fault(Status(500), kind="blob", method="GET", repository="a", times=None)
+    upstream.fault(Status(501), where=lambda seen: "X-Odd" in seen.headers, times=None)
+    assert await status_of(http.get(blob)) == 500
+    assert await status_of(http.head(blob)) == 200
+    assert await status_of(http.get(f"{upstream.url}/v2/")) == 200
+    assert await status_of(http.get(f"{upstream.url}/v2/", headers={"X-Odd": "1"})) == 501
+
+
+async def test_faults_of_the_body_wait_for_a_body(http):
+    async with FakeRegistry(auth="bearer") as upstream:
+        digest = upstream.add_blob("a", DATA)
+        url = f"{upstream.url}/v2/a/blobs/{digest}"
+        allowed = {"Authorization": f"Bearer {upstream.issue_token('repository:a:pull')}"}
+        fault = upstream.fault(Truncate(after=10), kind="blob")
+        assert await status_of(http.get(url)) == 401
+        assert await status_of(http.head(url, headers=allowed)) == 200
+        assert fault.hits == 0
+        got, error = await read_until_failure(http.get(url, headers=allowed))
+        assert (got, type(error)) == (DATA[:10], aiohttp.ClientPayloadError)
+
+
+async def test_cleared_faults_strike_no_more(upstream, http, blob):
+    upstream.fault(Status(500), times=None)
+    upstream.clear_faults()
+    assert await status_of(http.head(blob)) == 200
+
+
+async def test_several_actions_strike_together(upstream, http, blob):
+    upstream.fault(SetHeaders({"Set-Cookie": "a=b"}), Chunked(), kind="blob")
+    async with http.get(blob) as answer:
+        assert answer.headers["Set-Cookie"] == "a=b"
+        assert "Content-Length" not in answer.headers
+        assert await answer.read() == DATA
+
+
+# --- before the answer ---
+
+
+async def test_a_status_replaces_the_answer(upstream, http, blob):
+    upstream.fault(Status(429, {"Retry-After": "7"}, b"Too Many Requests"))
+    async with http.get(blob) as answer:
+        assert answer.status == 429
+        assert answer.headers["Retry-After"] == "7"
+        assert await answer.read() == b"Too Many Requests"
+
+
+async def test_a_captive_portal(upstream, http, blob):
+    upstream.fault(Html())
+    async with http.get(blob) as answer:
+        assert answer.status == 200
+        assert answer.content_type == "text/html"
+        assert b"Sign in" in await answer.read()
+
+
+async def test_held_requests_wait_for_the_release_and_see_the_content_of_then(upstream, http):
+    upstream.add_image("a", "1", [b"old"])
+    hold = upstream.hold(kind="manifest")
+    asking = [asyncio.create_task(http.get(f"{upstream.url}/v2/a/manifests/1")) for _ in range(2)]
+    await hold.reached(2)
+    assert hold.waiting == 2
+    assert not any(task.done() for task in asking)
+    new = upstream.add_image("a", "1", [b"new"])
+    hold.release()
+    for answer in await asyncio.gather(*asking):
+        assert answer.headers["Docker-Content-Digest"] == new.digest
+    assert await status_of(http.get(f"{upstream.url}/v2/a/manifests/1")) == 200
+
+
+async def test_a_client_that_leaves_a_hold_is_noticed(upstream, http, blob):
+    hold = upstream.hold()
+    with pytest.raises(TimeoutError):
+        await http.get(blob, timeout=aiohttp.ClientTimeout(total=0.05))
+    await hold.reached()
+    await hold.left()
+    assert [(seen.status, seen.outcome) for seen in upstream.requests] == [(0, "broken off")]
+
+
+async def test_stopping_frees_what_is_held(http):
+    async with FakeRegistry() as upstream:
+        hold = upstream.hold()
+        asking = asyncio.create_task(http.get(f"{upstream.url}/v2/"))
+        await hold.reached()
+    with pytest.raises(aiohttp.ClientConnectionError):
+        await asking
+    assert [seen.outcome for seen in upstream.requests] == ["broken off"]
+
+
+async def test_waiting_in_vain_at_a_hold_fails(upstream):
+    with pytest.raises(AssertionError, match="1 requests at <Hold 0 waiting>"):
+        await Hold().reached(timeout=0.01)
+
+
+async def test_a_delay_passes(upstream, http, blob):
+    upstream.fault(Delay(0.001))
+    assert await status_of(http.head(blob)) == 200
+
+
+@pytest.mark.parametrize(
+    ("reset", "error"), [(False, aiohttp.ServerDisconnectedError), (True, aiohttp.ClientOSError)]
+)
+async def test_dropped_connections(upstream, http, blob, reset, error):
+    fault = upstream.fault(DropBeforeAnswer(reset=reset), times=None)
+    with pytest.raises(error):
+        await http.get(blob)
+    await fault.hit()
+    assert [(seen.status, seen.outcome) for seen in upstream.requests] == [(0, "cut")] * fault.hits
+
+
+# --- headers and status ---
+
+
+async def test_a_redirect(upstream, http, blob):
+    upstream.fault(Redirect(lambda seen: f"/elsewhere/{seen.reference}", 303), kind="blob")
+    async with http.get(blob, allow_redirects=False) as answer:
+        assert answer.status == 303
+        assert answer.headers["Location"].startswith("/elsewhere/sha256:")
+
+
+async def test_a_redirect_loop_goes_on_for_ever(upstream, http, blob):
+    upstream.fault(RedirectLoop(), kind="blob", times=None)
+    with pytest.raises(aiohttp.TooManyRedirects):
+        await http.get(blob, max_redirects=10)
+    assert upstream.requests[-1].query["hop"] == "9"
+
+
+async def test_stripped_headers_are_not_sent(upstream, http, blob):
+    names = ["Docker-Content-Digest", "Content-Type", "Server", "Date"]
+    upstream.fault(StripHeaders(names), kind="blob")
+    async with http.get(blob) as answer:
+        assert [name for name in names if name in answer.headers] == []
+        assert await answer.read() == DATA
+
+
+async def test_an_ignored_range_gets_everything(upstream, http, blob):
+    upstream.fault(IgnoreRange(), kind="blob")
+    async with http.get(blob, headers={"Range": "bytes=100-"}) as answer:
+        assert answer.status == 200
+        assert "Content-Range" not in answer.headers
+        assert await answer.read() == DATA
+
+
+async def test_a_wrong_content_range_lies_about_the_place(upstream, http, blob):
+    upstream.fault(WrongContentRange(), kind="blob")
+    async with http.get(blob, headers={"Range": "bytes=100-199"}) as answer:
+        assert answer.status == 206
+        assert answer.headers["Content-Range"] == "bytes 101-200/600001"
+        assert await answer.read() == DATA[100:200]
+
+
+# --- bodies ---
+
+
+@pytest.mark.parametrize("secure", [False, True])
+@pytest.mark.parametrize("action", [Truncate(after=250_000), Reset(after=250_000)])
+async def test_a_cut_body_ends_where_it_was_told(secure, action):
+    authority = trustme.CA()
+    serving, asking = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    authority.issue_cert("127.0.0.1").configure_cert(serving)
+    authority.configure_trust(asking)
+    async with (
+        FakeRegistry(ssl_context=serving if secure else None) as upstream,
+        aiohttp.ClientSession() as http,
+    ):
+        digest = upstream.add_blob("a", DATA)
+        upstream.fault(action, kind="blob")
+        asked = http.get(f"{upstream.url}/v2/a/blobs/{digest}", ssl=asking)
+        got, error = await read_until_failure(asked)
+        assert (got, type(error)) == (DATA[:250_000], aiohttp.ClientPayloadError)
+        assert [(seen.sent_bytes, seen.outcome) for seen in upstream.requests] == [(250_000, "cut")]
+
+
+async def test_a_reset_is_an_rst_and_a_truncation_a_fin(upstream):
+    """Told apart where it shows: in what the socket of the client says."""
+    digest = upstream.add_blob("a", DATA)
+    ends = []
+    for action in (Reset(after=1000), Truncate(after=1000)):
+        upstream.fault(action, kind="blob")
+        reader, writer = await asyncio.open_connection("127.0.0.1", upstream.port)
+        writer.write(f"GET /v2/a/blobs/{digest} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        try:
+            answer = await reader.read()
+            ends.append(answer.partition(b"\r\n\r\n")[2])
+        except ConnectionResetError:
+            ends.append("reset")
+        writer.close()
+    assert ends == ["reset", DATA[:1000]]
+
+
+async def test_a_corrupt_body_differs_in_one_byte(upstream, http, blob):
+    upstream.fault(Corrupt(at=-1), kind="blob")
+    async with http.get(blob) as answer:
+        body = await answer.read()
+    assert len(body) == len(DATA)
+    assert [at for at in range(len(DATA)) if body[at] != DATA[at]] == [len(DATA) - 1]
+
+
+async def test_corruption_stays_where_it_is_in_a_range(upstream, http, blob):
+    upstream.fault(Corrupt(at=150), kind="blob", times=None)
+    async with http.get(blob, headers={"Range": "bytes=100-199"}) as answer:
+        body = await answer.read()
+    assert body[:50] + body[51:] == DATA[100:150] + DATA[151:200]
+    assert body[50] != DATA[150]
+
+
+async def test_a_length_too_small_ends_cleanly_and_too_early(upstream, http, blob):
+    upstream.fault(WrongLength(by=-100), kind="blob")
+    got, error = await read_until_failure(http.get(blob))
+    assert (got, error) == (DATA[:-100], None)
+
+
+async def test_a_length_too_large_ends_by_fin(upstream, http, blob):
+    upstream.fault(WrongLength(by=100), kind="blob")
+    got, error = await read_until_failure(http.get(blob))
+    assert (got, type(error)) == (DATA, aiohttp.ClientPayloadError)
+
+
+async def test_an_unasked_gzip_encoding(upstream, http, blob):
+    upstream.fault(GzipEncoded(), kind="blob")
+    async with http.get(blob) as answer:
+        assert answer.headers["Content-Encoding"] == "gzip"
+        assert gzip.decompress(await answer.read()) == DATA
+
+
+async def test_a_truncated_chunked_body_has_no_end(upstream, http, blob):
+    upstream.fault(Chunked(), Truncate(after=1000), kind="blob")
+    got, error = await read_until_failure(http.get(blob))
+    assert (got, type(error)) == (DATA[:1000], aiohttp.ClientPayloadError)
+
+
+async def test_a_slow_body_arrives_whole(upstream, http, blob):
+    upstream.fault(Slow(bytes_per_second=20_000_000), kind="blob")
+    async with http.get(blob) as answer:
+        assert await answer.read() == DATA
+
+
+async def test_a_paused_body_stops_exactly_there_until_released(upstream, http, blob):
+    start, middle = upstream.pause(after=0), upstream.pause(after=300_000)
+    answer = await http.get(blob)
+    await start.reached()
+    assert upstream.sent_bytes("blob") == 0
+    start.release()
+    await middle.reached()
+    assert upstream.sent_bytes("blob") == 300_000
+    assert await answer.content.readexactly(300_000) == DATA[:300_000]
+    assert upstream.requests[0].outcome == "waiting"
+    middle.release()
+    assert await answer.read() == DATA[300_000:]
+    await upstream.until(lambda: upstream.requests[0].outcome == "complete")
