@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import shutil
 import signal
 import socket
@@ -19,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Final
 
 from aiohttp import web
@@ -114,15 +116,24 @@ def _say_ready(url: str, workers: int) -> None:
 
 
 async def _serve_worker(
-    config: Config, sock: socket.socket, tls: ssl.SSLContext | None, ready: Callable[[], None]
+    config: Config,
+    sock: socket.socket,
+    tls: ssl.SSLContext | None,
+    ready: Callable[[], None],
+    life: int | None = None,
 ) -> int:
-    """Serve on ``sock`` until told to stop, then let what is in flight end."""
+    """Serve on ``sock`` until told to stop, then let what is in flight end.
+
+    The end of the pipe ``life`` is such a sign as well.
+    """
     from regmirror.app import create_app
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    if life is not None:
+        loop.add_reader(life, _end_with, loop, life, stop)
     runner = web.AppRunner(
         create_app(config),
         access_log=None,
@@ -144,12 +155,17 @@ async def _serve_worker(
     return 0
 
 
+def _end_with(loop: asyncio.AbstractEventLoop, life: int, stop: asyncio.Event) -> None:
+    loop.remove_reader(life)
+    stop.set()
+
+
 async def _reload_tls(config: Config, context: ssl.SSLContext) -> None:
     """Use a renewed certificate for new connections; a bad one changes nothing."""
     tls = config.server.tls
 
     def stamp() -> list[float]:
-        return [os.stat(path).st_mtime for path in (tls.certificate, tls.key)]
+        return [Path(path).stat().st_mtime for path in (tls.certificate, tls.key)]
 
     seen = stamp()
     while True:
@@ -161,55 +177,71 @@ async def _reload_tls(config: Config, context: ssl.SSLContext) -> None:
 
 
 class _Parent:
-    """The process that watches the workers."""
+    """The process that watches the workers.
+
+    Two pipes lead to them: through ``ready`` each says that it serves; ``life`` ends when this
+    process does, however it ends, and workers stop then instead of holding the port.
+    """
 
     def __init__(
         self, config: Config, sockets: list[socket.socket], tls: ssl.SSLContext | None, url: str
     ) -> None:
         self._config, self._sockets, self._tls, self._url = config, sockets, tls, url
+        self._ready, self._life = os.pipe(), os.pipe()
         self._workers: dict[int, int] = {}  # process id to place
-        self._stopping = False
         self._started_at = [0.0] * len(sockets)
+        self._stopping = False
 
     def run(self) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
-        told, tell = os.pipe()
         for place in range(len(self._sockets)):
-            self._start(place, tell)
-        for _ in self._sockets:
-            os.read(told, 1)
+            self._start(place)
+        if not self._all_are_ready():
+            self._stop()
+            while self._workers:
+                self._wait()
+            return 1
         if not self._stopping:
             _say_ready(self._url, len(self._sockets))
         while self._workers:
-            self._wait(tell)
+            self._wait()
         return 0
 
-    def _start(self, place: int, tell: int) -> None:
+    def _all_are_ready(self) -> bool:
+        """Wait until every worker serves; false if one ended instead."""
+        said = 0
+        while said < len(self._sockets) and not self._stopping:
+            if select.select([self._ready[0]], [], [], 0.1)[0]:
+                said += len(os.read(self._ready[0], len(self._sockets)))
+            pid, _ = os.waitpid(-1, os.WNOHANG)
+            if pid and self._workers.pop(pid, None) is not None and not self._stopping:
+                return False
+        return True
+
+    def _start(self, place: int) -> None:
         self._started_at[place] = time.monotonic()
         pid = os.fork()
-        if pid == 0:
-            status = 1
-            try:
-                for number in (signal.SIGTERM, signal.SIGINT):
-                    signal.signal(number, signal.SIG_DFL)
-                status = asyncio.run(
-                    _serve_worker(
-                        self._config,
-                        self._sockets[place],
-                        self._tls,
-                        lambda: _signal(tell),
-                    )
-                )
-            finally:
-                os._exit(status)  # not the parent's clean-up
-        self._workers[pid] = place
-
-    def _wait(self, tell: int) -> None:
-        try:
-            pid, status = os.waitpid(-1, 0)
-        except InterruptedError:
+        if pid:
+            self._workers[pid] = place
             return
+        status = 1
+        try:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, signal.SIG_DFL)
+            os.close(self._life[1])
+            status = asyncio.run(
+                _serve_worker(self._config, self._sockets[place], self._tls, self._say_ready, self._life[0])
+            )
+        finally:
+            os._exit(status)  # the clean-up is the parent's
+
+    def _say_ready(self) -> None:
+        os.write(self._ready[1], b".")
+
+    def _wait(self) -> None:
+        """Until a worker ends; replace it unless that was meant."""
+        pid, status = os.waitpid(-1, 0)
         place = self._workers.pop(pid, None)
         if place is None or self._stopping:
             return
@@ -217,17 +249,13 @@ class _Parent:
         _forget_gauges(pid)
         if time.monotonic() - self._started_at[place] < RESPAWN_PAUSE:
             time.sleep(RESPAWN_PAUSE)
-        self._start(place, tell)
+        self._start(place)
 
-    def _stop(self, number: int, _frame: object) -> None:
+    def _stop(self, *_: object) -> None:
         self._stopping = True
         for pid in list(self._workers):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
-
-
-def _signal(tell: int) -> None:
-    os.write(tell, b".")
 
 
 def _forget_gauges(pid: int) -> None:
