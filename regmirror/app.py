@@ -11,9 +11,10 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -32,7 +33,7 @@ from regmirror.logs import RequestLog
 from regmirror.metadata.store import MetadataStore
 from regmirror.metadata.upgrade import database_path, upgrade
 from regmirror.metrics import Metrics
-from regmirror.mirror import Mirror, Parts
+from regmirror.mirror import PATIENCE, Mirror, Parts
 from regmirror.routing import Patterns, UpstreamTable
 from regmirror.sender import Sender
 from regmirror.transfer import Workshop
@@ -47,6 +48,20 @@ BULK_NICENESS: Final = 10  # so that downloads do not delay answers
 FLUSH_INTERVAL: Final = 10.0  # seconds between writes of last-pull times
 STAGING_MAX_AGE: Final = 7 * 86400.0  # seconds until a download nobody resumes is swept
 MANIFEST_REQUEST_MAX: Final = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Times:
+    """What a worker measures time by: the wall clock, a monotonic one, and how long a client waits
+    for an upstream while a stale answer is at hand. Tests replace them.
+    """
+
+    now: Callable[[], float] = time.time
+    clock: Callable[[], float] = time.monotonic
+    patience: float = PATIENCE
+
+
+REAL_TIMES: Final = Times()
 
 
 def prepare(config: Config) -> None:
@@ -68,7 +83,7 @@ def prepare(config: Config) -> None:
     Upstreams(config.enabled_upstreams(), emit=lambda event: None)
 
 
-def create_app(config: Config, emit: Emit | None = None) -> web.Application:
+def create_app(config: Config, emit: Emit | None = None, *, times: Times = REAL_TIMES) -> web.Application:
     """The application of one worker; its parts live from start-up to clean-up.
 
     ``emit`` is told of every event in addition to metrics and log.
@@ -77,15 +92,15 @@ def create_app(config: Config, emit: Emit | None = None) -> web.Application:
 
     async def parts(app: web.Application) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            routes, ops = await _assemble(config, emit, stack)
+            routes, ops = await _assemble(config, emit, times, stack)
             app[_ROUTES], app[_OPS] = routes, ops
             yield
 
     app.cleanup_ctx.append(parts)
-    app.router.add_get("/healthz", lambda request: app[_OPS].healthz(request))
-    app.router.add_get("/readyz", lambda request: app[_OPS].readyz(request))
-    app.router.add_get("/metrics", lambda request: app[_OPS].metrics(request))
-    app.router.add_route("*", r"/{path:[\s\S]*}", lambda request: app[_ROUTES].serve(request))
+    app.router.add_get("/healthz", _healthz)
+    app.router.add_get("/readyz", _readyz)
+    app.router.add_get("/metrics", _metrics)
+    app.router.add_route("*", r"/{path:[\s\S]*}", _registry)
     return app
 
 
@@ -93,7 +108,44 @@ _ROUTES: Final = web.AppKey("routes", Routes)
 _OPS: Final = web.AppKey("ops", Ops)
 
 
-async def _assemble(config: Config, extra: Emit | None, stack: AsyncExitStack) -> tuple[Routes, Ops]:
+# The handlers exist before the parts they lead to, which need a running loop.
+
+
+async def _serve(request: web.Request) -> web.StreamResponse:
+    return await request.app[_ROUTES].serve(request)
+
+
+async def _healthz(request: web.Request) -> web.Response:
+    return await request.app[_OPS].healthz(request)
+
+
+async def _readyz(request: web.Request) -> web.Response:
+    return await request.app[_OPS].readyz(request)
+
+
+async def _metrics(request: web.Request) -> web.Response:
+    return await request.app[_OPS].metrics(request)
+
+
+async def _healthz(request: web.Request) -> web.StreamResponse:
+    return await request.app[_OPS].healthz(request)
+
+
+async def _readyz(request: web.Request) -> web.StreamResponse:
+    return await request.app[_OPS].readyz(request)
+
+
+async def _metrics(request: web.Request) -> web.StreamResponse:
+    return await request.app[_OPS].metrics(request)
+
+
+async def _registry(request: web.Request) -> web.StreamResponse:
+    return await request.app[_ROUTES].serve(request)
+
+
+async def _assemble(
+    config: Config, extra: Emit | None, times: Times, stack: AsyncExitStack
+) -> tuple[Routes, Ops]:
     root = Path(config.storage.path)
     offline = config.freshness.offline
     enabled = config.enabled_upstreams()
@@ -103,14 +155,20 @@ async def _assemble(config: Config, extra: Emit | None, stack: AsyncExitStack) -
     emit = to_all(metrics, RequestLog(), *([extra] if extra else []))
 
     # the outside world
-    metadata = MetadataStore(database_path(root))
+    metadata = MetadataStore(database_path(root), times.now)
     stack.push_async_callback(metadata.close)
     store = LocalBlobStore(root)
-    upstreams = Upstreams(enabled, emit=emit, offline=offline)
+    upstreams = Upstreams(enabled, emit=emit, clock=times.clock, offline=offline)
     stack.push_async_callback(upstreams.close)
 
     # in flight
-    knowledge = Knowledge(metadata, emit, missing_max_age=config.freshness.missing_max_age)
+    knowledge = Knowledge(
+        metadata,
+        emit,
+        missing_max_age=config.freshness.missing_max_age,
+        now=times.now,
+        clock=times.clock,
+    )
     stack.push_async_callback(knowledge.flush_pulls)
     bulk = ThreadPoolExecutor(BULK_THREADS, "bulk", initializer=_be_nice)
     stack.callback(bulk.shutdown)
@@ -122,13 +180,30 @@ async def _assemble(config: Config, extra: Emit | None, stack: AsyncExitStack) -
 
     # use cases
     rules = _freshness_rules(config)
-    mirror = Mirror(Parts(knowledge, store, downloads, upstreams, rules, emit, offline=offline))
+    mirror = Mirror(
+        Parts(
+            knowledge,
+            store,
+            downloads,
+            upstreams,
+            rules,
+            emit,
+            offline=offline,
+            now=times.now,
+            patience=times.patience,
+        )
+    )
     stack.push_async_callback(mirror.close)
     listings = Listings(
-        mirror, knowledge, upstreams, tag_max_age=config.freshness.tag_max_age, offline=offline
+        mirror,
+        knowledge,
+        upstreams,
+        tag_max_age=config.freshness.tag_max_age,
+        offline=offline,
+        clock=times.clock,
     )
     stack.push_async_callback(listings.close)
-    await stack.enter_async_context(_Housekeeping(knowledge))
+    await stack.enter_async_context(_housekeeping(knowledge))
 
     # the edge
     listing = Listing(listings, config.known_hosts()[config.default_upstream])
@@ -162,23 +237,19 @@ def _be_nice() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BULK_NICENESS)
 
 
-class _Housekeeping:
+@asynccontextmanager
+async def _housekeeping(knowledge: Knowledge) -> AsyncIterator[None]:
     """What is done every few seconds while the worker runs."""
 
-    def __init__(self, knowledge: Knowledge) -> None:
-        self._knowledge = knowledge
-        self._task: asyncio.Task[None] | None = None
-
-    async def __aenter__(self) -> None:
-        self._task = asyncio.create_task(self._run())
-
-    async def __aexit__(self, *_: object) -> None:
-        assert self._task is not None
-        self._task.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._task
-
-    async def _run(self) -> None:
+    async def run() -> None:
         while True:
             await asyncio.sleep(FLUSH_INTERVAL)
-            await self._knowledge.flush_pulls()
+            await knowledge.flush_pulls()
+
+    task = asyncio.create_task(run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task

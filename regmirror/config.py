@@ -65,6 +65,9 @@ Duration = Annotated[float, BeforeValidator(parse_duration), PlainSerializer(for
 Size = Annotated[ByteSize, BeforeValidator(parse_size), PlainSerializer(format_size)]
 
 
+ANY_ADDRESS = "0.0.0.0"  # noqa: S104 - a mirror is for the machines around it
+
+
 class Section(BaseModel):
     """One table of the file; a key that is not listed is an error."""
 
@@ -83,7 +86,7 @@ class Tls(Section):
 
 
 class Server(Section):
-    listen: str = "0.0.0.0:5000"
+    listen: str = f"{ANY_ADDRESS}:5000"
     workers: int = Field(default=1, ge=0, le=256)
     drain_timeout: Duration = 30.0
     trusted_proxies: list[str] = []
@@ -261,4 +264,4 @@ def split_address(address: str) -> tuple[str, int]:
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdigit() or int(port) > 65535:
         raise ValueError("write an address as host:port, as in 0.0.0.0:5000")
-    return host.strip("[]") or "0.0.0.0", int(port)
+    return host.strip("[]") or ANY_ADDRESS, int(port)

@@ -62,6 +62,15 @@ class Manifest:
         return len(self.payload)
 
 
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A manifest without its bytes: what HEAD tells of it."""
+
+    digest: Digest
+    media_type: str
+    size: int
+
+
 class NotAManifest(ValueError):
     """The bytes are not a JSON object that describes content."""
 

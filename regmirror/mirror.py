@@ -36,11 +36,11 @@ from regmirror.freshness import (
 )
 from regmirror.inflight import Source
 from regmirror.knowledge import Knowledge
-from regmirror.manifests import Manifest
+from regmirror.manifests import Manifest, Summary
 from regmirror.names import Digest, Reference, Repository, Tag
 from regmirror.outcomes import CHANGED, COALESCED, HIT, MISS, REVALIDATED, STALE, STORED, Answer
 from regmirror.singleflight import SingleFlight
-from regmirror.upstream.client import ManifestHead, UpstreamClient
+from regmirror.upstream.client import UpstreamClient
 
 T = TypeVar("T")
 Key = tuple[Repository, Reference]
@@ -69,7 +69,7 @@ class Mirror:
         self._parts = parts
         self._knowledge = parts.knowledge
         self._manifests: SingleFlight[Key, Answer[Manifest]] = SingleFlight()
-        self._heads: SingleFlight[Key, Answer[ManifestHead]] = SingleFlight()
+        self._heads: SingleFlight[Key, Answer[Summary]] = SingleFlight()
         self._sizes: SingleFlight[Key, Answer[int | None]] = SingleFlight()
 
     async def close(self) -> None:
@@ -95,13 +95,13 @@ class Mirror:
         )
         return await self._or(work, stale, repository)
 
-    async def head_manifest(self, repository: Repository, reference: Reference) -> Answer[ManifestHead]:
+    async def head_manifest(self, repository: Repository, reference: Reference) -> Answer[Summary]:
         """What ``manifest`` would tell, without fetching the manifest for it."""
         if isinstance(reference, Digest):
             return await self._head_by_digest(repository, reference)
         record, policy = await self._find_tag(repository, reference)
         if record is not None and self._may_believe(record, policy):
-            return Answer(ManifestHead(record.digest, record.media_type, record.size), HIT)
+            return Answer(Summary(record.digest, record.media_type, record.size), HIT)
         if (repository, reference) in self._manifests:
             return _head_of(await self.manifest(repository, reference))
         stale = await self._stale(repository, record, policy)
@@ -142,16 +142,16 @@ class Mirror:
                 self._manifests, (repository, tag), lambda: self._fetch(repository, tag)
             )
 
-    async def _head_by_digest(self, repository: Repository, digest: Digest) -> Answer[ManifestHead]:
+    async def _head_by_digest(self, repository: Repository, digest: Digest) -> Answer[Summary]:
         manifest = await self._knowledge.find_manifest(repository, digest)
         if manifest is not None:
             return _head_of(Answer(manifest, HIT))
 
-        async def ask() -> Answer[ManifestHead]:
+        async def ask() -> Answer[Summary]:
             head = await self._upstream(repository).head_manifest(repository, digest)
             if head.size is None or not head.media_type:
                 return _head_of(await self._fetch(repository, digest))
-            return Answer(replace(head, digest=digest), MISS)
+            return Answer(Summary(digest, head.media_type, head.size), MISS)
 
         return await self._ask_once(self._heads, (repository, digest), ask)
 
@@ -198,7 +198,7 @@ class Mirror:
 
     async def _refresh_head(
         self, repository: Repository, tag: Tag, record: TagRecord | None
-    ) -> Answer[ManifestHead]:
+    ) -> Answer[Summary]:
         """Ask by HEAD alone, unless the upstream's HEAD does not tell enough."""
         head = await self._upstream(repository).head_manifest(repository, tag)
         if head.digest is None or head.size is None or not head.media_type:
@@ -206,7 +206,8 @@ class Mirror:
         said = TagRecord(head.digest, head.media_type, head.size, self._parts.now())
         await self._knowledge.save_tag(repository, tag, said)
         same = record is not None and record.digest == head.digest
-        return Answer(head, REVALIDATED if same else MISS)
+        summary = Summary(head.digest, head.media_type, head.size)
+        return Answer(summary, REVALIDATED if same else MISS)
 
     async def _stale(
         self, repository: Repository, record: TagRecord | None, policy: FreshnessPolicy
@@ -346,7 +347,7 @@ class Mirror:
             raise said from error
 
 
-def _head_of(answer: Answer[Manifest]) -> Answer[ManifestHead]:
+def _head_of(answer: Answer[Manifest]) -> Answer[Summary]:
     manifest = answer.content
-    head = ManifestHead(manifest.digest, manifest.media_type, manifest.size)
+    head = Summary(manifest.digest, manifest.media_type, manifest.size)
     return Answer(head, answer.outcome, answer.warning)

@@ -162,12 +162,12 @@ def _check_later_keys(config: Config) -> None:
 
 
 def _check_files(config: Config) -> None:
-    files = [("server.tls.certificate", config.server.tls.certificate)]
-    files.append(("server.tls.key", config.server.tls.key))
+    tls = config.server.tls
+    files = {"server.tls.certificate": tls.certificate, "server.tls.key": tls.key}
     for name, upstream in config.enabled_upstreams().items():
         for field in ("ca_file", "client_certificate", "client_key", "password_file"):
-            files.append((f'upstreams."{name}".{field}', getattr(upstream, field)))
-    for key, text in files:
+            files[f'upstreams."{name}".{field}'] = getattr(upstream, field)
+    for key, text in files.items():
         path = Path(text).expanduser()
         if text and not (path.is_file() and os.access(path, os.R_OK)):
             reason = "cannot be read" if path.exists() else "does not exist"

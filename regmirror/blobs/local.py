@@ -89,7 +89,7 @@ class LocalBlobStore:
 
     def _adopt(self, staged: Path, final: Path) -> None:
         _sync(staged)
-        os.replace(staged, final)
+        staged.replace(final)
         _sync(final.parent)
 
     async def delete(self, digest: Digest) -> int | None:
@@ -104,7 +104,7 @@ class LocalBlobStore:
     async def quarantine(self, digest: Digest) -> None:
         target = self._quarantine / f"{digest.encoded}.{time.time_ns()}"
         try:
-            os.replace(self.path(digest), target)
+            self.path(digest).replace(target)
         except FileNotFoundError:
             return
 

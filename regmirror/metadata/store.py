@@ -150,8 +150,7 @@ class MetadataStore:
                 for table in (t.manifests, t.tags, t.repositories)
             ),
         ]
-        row = await self._first(sa.select(*parts))
-        assert row is not None
+        row = await self._first(sa.select(*parts)) or (0,) * len(parts)
         return Totals(*(int(value) for value in row))
 
     # --- transactions --------------------------------------------------------------------

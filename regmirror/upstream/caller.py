@@ -65,7 +65,7 @@ class Caller:
         self.name, self.home = name, home
         self._emit, self._clock, self._offline = emit, clock, offline
         self._transport = Transport(name, config, home)
-        self._source = source or credential_source(name, config, home, clock=clock)
+        self._source = source or credential_source(name, home, config, clock=clock)
         self._auth = Authenticator(name, home, config.auth_hosts, clock)
         self._token_flights: SingleFlight[TokenKey, Token] = SingleFlight()
 

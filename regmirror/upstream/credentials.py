@@ -76,8 +76,8 @@ class CredentialSource(Protocol):
 
 def credential_source(
     name: str,
-    config: Upstream,
     home: URL,
+    config: Upstream,
     *,
     clock: Callable[[], float] = time.monotonic,
     ask: AskHelper = ask_helper,

@@ -171,7 +171,11 @@ def _refusal(upstream: str, grant: Grant, answer: TokenAnswer) -> UpstreamError:
         whom = "the credentials configured for it" if grant.credential else "an anonymous request"
         message = f"its token endpoint {host} refused {whom} ({status})"
         return UpstreamDenied(upstream, message, reason="token")
-    return error_for_status(upstream, f"its token endpoint {host}", status, answer.headers, "a token")
+    if status == 429:
+        return error_for_status(upstream, host, status, answer.headers, "a token")
+    # Not even a 404 says anything about the content that the token is for.
+    message = f"its token endpoint {host} answered {status}"
+    return UpstreamFailed(upstream, message, reason="token")
 
 
 def parse_token(upstream: str, body: bytes) -> tuple[str, float]:
