@@ -76,7 +76,7 @@ class RequestLog:
             path=event.path,
             status=event.status,
             upstream=event.upstream,
-            cache=event.cache_status or event.result,
+            cache=event.cache_status or (event.result if event.kind else ""),
             bytes=event.sent_bytes,
             ms=round(event.seconds * 1000, 2),
             first_byte_ms=round(event.first_byte * 1000, 2),
