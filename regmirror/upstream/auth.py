@@ -141,7 +141,7 @@ class Authenticator:
             return False  # a storage host's 401 is not the upstream's challenge
         if answer.status == 401:
             return True
-        if used.authorization is None or used.is_new or answer.status not in _EXPIRED:
+        if used.authorization is None or answer.status not in _EXPIRED:
             return False
         if answer.excerpt:
             return bool(_EXPIRED[answer.status].search(answer.excerpt))

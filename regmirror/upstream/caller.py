@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -68,9 +69,12 @@ class Caller:
         self._source = source or credential_source(name, home, config, clock=clock)
         self._auth = Authenticator(name, home, config.auth_hosts, clock)
         self._token_flights: SingleFlight[TokenKey, Token] = SingleFlight()
+        self._introduction = asyncio.Lock()
+        self._is_introduced = False
 
     async def close(self) -> None:
         await self._token_flights.close()
+        await self._source.close()
         await self._transport.close()
 
     @asynccontextmanager
@@ -86,6 +90,19 @@ class Caller:
             exchange.close()
 
     async def _authenticated(self, call: Call) -> Exchange:
+        """The first request learns how the upstream authenticates; those that come meanwhile wait
+        for it, so that a new process is not challenged once for each of them (B27).
+        """
+        if not self._is_introduced:
+            async with self._introduction:
+                if not self._is_introduced:
+                    try:
+                        return await self._dance(call)
+                    finally:
+                        self._is_introduced = True  # also if it failed: nobody waits in line for that
+        return await self._dance(call)
+
+    async def _dance(self, call: Call) -> Exchange:
         flow = self._auth.request(call.repository)
         try:
             step = next(flow)

@@ -176,7 +176,7 @@ class UpstreamClient:
             if exchange.status == 416:
                 message = f"has no bytes of {what} from {offset} on"
                 raise UpstreamFailed(self.name, message, reason="range")
-            self._require(exchange, what, *((200, 206) if offset else (200,)))
+            self._require(exchange, what, 200, 206)
             refuse_pages(self.name, exchange.headers, what)
             part = part_of(self.name, exchange, offset)
             body = BlobBody(self.name, exchange, part, self._count_blob_bytes)

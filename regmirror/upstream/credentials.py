@@ -73,6 +73,10 @@ class CredentialSource(Protocol):
         """
         ...
 
+    async def close(self) -> None:
+        """End what is being asked of helpers."""
+        ...
+
 
 def credential_source(
     name: str,
@@ -91,8 +95,13 @@ def credential_source(
 
 
 class _Nothing:
+    """Nothing is configured: every request is anonymous."""
+
     async def find(self, repository: str, *, is_refused: bool = False) -> Credential | None:
         return None
+
+    async def close(self) -> None:
+        pass
 
 
 class _Password:
@@ -111,6 +120,9 @@ class _Password:
         if not password and self._file.path is not None:
             password = self._read(is_refused=is_refused)
         return Credential(self._username, password)
+
+    async def close(self) -> None:
+        pass
 
     def _read(self, *, is_refused: bool) -> str:
         content = self._file.read(is_refused=is_refused)
@@ -147,6 +159,9 @@ class _DockerConfig:
         except Unusable as error:
             raise self._file.unusable(str(error)) from None
         return None if entry is None else _of_entry(entry)
+
+    async def close(self) -> None:
+        await self._asking.close()
 
     def _document(self, *, is_refused: bool) -> Document:
         content = self._file.read(is_refused=is_refused)

@@ -81,7 +81,7 @@ def _timeout(upstream: str, host: str, error: TimeoutError) -> UpstreamError:
     if isinstance(error, aiohttp.ConnectionTimeoutError):
         message = f"{host} accepted no connection within connect_timeout"
         return UpstreamTimeout(upstream, message, reason="connect")
-    return UpstreamTimeout(upstream, f"{host} said nothing for read_timeout", reason="read")
+    return UpstreamTimeout(upstream, f"{host} did not answer within read_timeout", reason="read")
 
 
 def _reason(error: BaseException) -> str:
