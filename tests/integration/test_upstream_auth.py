@@ -75,12 +75,16 @@ async def test_the_next_repository_starts_with_its_token(client, upstream):
 
 async def test_forty_layers_share_one_token(client, upstream, layers):
     """B26: concurrent misses share the request for it."""
+    await client.head_manifest(BUSYBOX, LATEST)
+    upstream.clear()
     token = upstream.hold("token")
     fetches = [asyncio.ensure_future(client.fetch(digest)) for digest in layers]
-    await upstream.seen("blob", status=401, count=len(layers))
+    await token.reached()
+    assert upstream.count("blob") == 0
     token.release()
     assert len(await asyncio.gather(*fetches)) == len(layers)
     assert upstream.count("token") == 1
+    assert upstream.count(status=401) == 0
 
 
 async def test_a_token_that_expires_under_forty_layers_is_replaced_once(client, upstream, layers):
