@@ -100,7 +100,7 @@ def create_app(config: Config, emit: Emit | None = None, *, times: Times = REAL_
     app.router.add_get("/healthz", _healthz)
     app.router.add_get("/readyz", _readyz)
     app.router.add_get("/metrics", _metrics)
-    app.router.add_route("*", r"/{path:[\s\S]*}", _registry)
+    app.router.add_route("*", r"/{path:[\s\S]*}", _registry, expect_handler=_expect_nothing)
     return app
 
 
@@ -109,22 +109,6 @@ _OPS: Final = web.AppKey("ops", Ops)
 
 
 # The handlers exist before the parts they lead to, which need a running loop.
-
-
-async def _serve(request: web.Request) -> web.StreamResponse:
-    return await request.app[_ROUTES].serve(request)
-
-
-async def _healthz(request: web.Request) -> web.Response:
-    return await request.app[_OPS].healthz(request)
-
-
-async def _readyz(request: web.Request) -> web.Response:
-    return await request.app[_OPS].readyz(request)
-
-
-async def _metrics(request: web.Request) -> web.Response:
-    return await request.app[_OPS].metrics(request)
 
 
 async def _healthz(request: web.Request) -> web.StreamResponse:
@@ -139,6 +123,10 @@ async def _metrics(request: web.Request) -> web.StreamResponse:
     return await request.app[_OPS].metrics(request)
 
 
+async def _expect_nothing(request: web.Request) -> None:
+    """No body is ever wanted, so nobody is told to go on and send one (``Expect: 100-continue``)."""
+
+
 async def _registry(request: web.Request) -> web.StreamResponse:
     return await request.app[_ROUTES].serve(request)
 
@@ -146,22 +134,20 @@ async def _registry(request: web.Request) -> web.StreamResponse:
 async def _assemble(
     config: Config, extra: Emit | None, times: Times, stack: AsyncExitStack
 ) -> tuple[Routes, Ops]:
-    root = Path(config.storage.path)
-    offline = config.freshness.offline
-    enabled = config.enabled_upstreams()
-
+    """From the bottom up; what ``stack`` holds is closed in reverse order."""
     # listeners
-    metrics = Metrics(enabled, config.storage.max_size)
+    metrics = Metrics(config.enabled_upstreams(), config.storage.max_size)
     emit = to_all(metrics, RequestLog(), *([extra] if extra else []))
 
     # the outside world
+    root = Path(config.storage.path)
     metadata = MetadataStore(database_path(root), times.now)
     stack.push_async_callback(metadata.close)
-    store = LocalBlobStore(root)
+    offline, enabled = config.freshness.offline, config.enabled_upstreams()
     upstreams = Upstreams(enabled, emit=emit, clock=times.clock, offline=offline)
     stack.push_async_callback(upstreams.close)
 
-    # in flight
+    # what is known, and what is in flight
     knowledge = Knowledge(
         metadata,
         emit,
@@ -170,30 +156,16 @@ async def _assemble(
         clock=times.clock,
     )
     stack.push_async_callback(knowledge.flush_pulls)
-    bulk = ThreadPoolExecutor(BULK_THREADS, "bulk", initializer=_be_nice)
-    stack.callback(bulk.shutdown)
+    store = LocalBlobStore(root)
+    downloads = _open_downloads(root, store, knowledge, emit, stack)
     sender = Sender()
     stack.callback(sender.close)
-    workshop = Workshop(Staging(root / "staging"), store, knowledge.save_blob, emit, bulk)
-    downloads = Downloads(workshop)
-    stack.push_async_callback(downloads.close)
+    await stack.enter_async_context(_housekeeping(knowledge))
 
     # use cases
     rules = _freshness_rules(config)
-    mirror = Mirror(
-        Parts(
-            knowledge,
-            store,
-            downloads,
-            upstreams,
-            rules,
-            emit,
-            offline=offline,
-            now=times.now,
-            patience=times.patience,
-        )
-    )
-    stack.push_async_callback(mirror.close)
+    parts = Parts(knowledge, store, downloads, upstreams, rules, emit, offline, times.now, times.patience)
+    mirror = Mirror(parts)
     listings = Listings(
         mirror,
         knowledge,
@@ -202,13 +174,24 @@ async def _assemble(
         offline=offline,
         clock=times.clock,
     )
+    stack.push_async_callback(mirror.close)
     stack.push_async_callback(listings.close)
-    await stack.enter_async_context(_housekeeping(knowledge))
 
     # the edge
     listing = Listing(listings, config.known_hosts()[config.default_upstream])
     routes = Routes(_upstream_table(config), Pull(mirror, sender), listing, emit)
     return routes, Ops(root, metadata, metrics)
+
+
+def _open_downloads(
+    root: Path, store: LocalBlobStore, knowledge: Knowledge, emit: Emit, stack: AsyncExitStack
+) -> Downloads:
+    bulk = ThreadPoolExecutor(BULK_THREADS, "bulk", initializer=_be_nice)
+    stack.callback(bulk.shutdown)
+    workshop = Workshop(Staging(root / "staging"), store, knowledge.save_blob, emit, bulk)
+    downloads = Downloads(workshop)
+    stack.push_async_callback(downloads.close)
+    return downloads
 
 
 def _upstream_table(config: Config) -> UpstreamTable:

@@ -10,6 +10,7 @@ import re
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ByteSize,
@@ -20,6 +21,8 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+
+from regmirror.globs import compile_glob
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d|w)")
@@ -61,6 +64,12 @@ def format_size(size: int) -> str:
     return str(size)
 
 
+def _parse_pattern(pattern: str) -> str:
+    compile_glob(pattern)
+    return pattern
+
+
+Pattern = Annotated[str, AfterValidator(_parse_pattern)]
 Duration = Annotated[float, BeforeValidator(parse_duration), PlainSerializer(format_duration)]
 Size = Annotated[ByteSize, BeforeValidator(parse_size), PlainSerializer(format_size)]
 
@@ -111,7 +120,7 @@ class MetadataStore(Section):
 
 
 class FreshnessRule(Section):
-    match: str
+    match: Pattern
     tag_max_age: Duration
 
 
@@ -170,8 +179,8 @@ class Upstream(Section):
     insecure: bool = False
     http_proxy: str = ""
     auth_hosts: list[str] = []
-    allow: list[str] = ["**"]
-    deny: list[str] = []
+    allow: list[Pattern] = ["**"]
+    deny: list[Pattern] = []
     max_connections: int = Field(default=64, ge=1, le=10_000)
     connect_timeout: Duration = Field(default=5.0, gt=0)
     read_timeout: Duration = Field(default=30.0, gt=0)
@@ -262,6 +271,6 @@ def upstream_url(name: str, upstream: Upstream) -> str:
 def split_address(address: str) -> tuple[str, int]:
     """Host and port of ``host:port``, ``[::1]:port`` or ``:port`` (every address)."""
     host, colon, port = address.rpartition(":")
-    if not colon or not port.isdigit() or int(port) > 65535:
+    if not colon or not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535:
         raise ValueError("write an address as host:port, as in 0.0.0.0:5000")
     return host.strip("[]") or ANY_ADDRESS, int(port)

@@ -1,6 +1,7 @@
-"""Patterns over names: ``*`` and ``?`` stay within one component, ``**`` crosses slashes.
+"""Patterns over names: only ``**`` crosses slashes, all else stays within one component.
 
-``team-a/**`` matches everything below ``team-a``; ``[0-9]`` is a set, ``[!0-9]`` its complement.
+``team-a/**`` matches everything below ``team-a``; ``*`` is any number of characters, ``?`` is one,
+``[0-9]`` one of a set, ``[!0-9]`` one that is not in it.
 """
 
 from __future__ import annotations
@@ -18,21 +19,21 @@ def _translate(token: str) -> str:
         return "[^/]*"
     if token == "?":
         return "[^/]"
-    return (
-        "[^" + re.escape(token[2:-1]).replace(r"\-", "-") + "]"
-        if token[1] == "!"
-        else ("[" + re.escape(token[1:-1]).replace(r"\-", "-") + "]")
-    )
+    members = re.escape(token[1:-1]).replace(r"\-", "-")
+    return f"(?!/)[^{members[1:]}]" if members.startswith("!") else f"[{members}]"
 
 
 @lru_cache(maxsize=1024)
 def compile_glob(pattern: str) -> re.Pattern[str]:
-    """The regular expression for ``pattern``."""
+    """The regular expression for ``pattern``; ValueError for a set that makes no sense (``[z-a]``)."""
     parts, end = [], 0
     for match in _TOKEN.finditer(pattern):
         parts += [re.escape(pattern[end : match.start()]), _translate(match.group())]
         end = match.end()
-    return re.compile("".join(parts) + re.escape(pattern[end:]), re.DOTALL)
+    try:
+        return re.compile("".join(parts) + re.escape(pattern[end:]), re.DOTALL)
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is not a pattern: {error.msg}") from None
 
 
 def matches(pattern: str, text: str) -> bool:

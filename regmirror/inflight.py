@@ -87,8 +87,11 @@ class Download:
         changed.set_result(None)
 
     async def wait_started(self) -> None:
-        """Until the upstream's headers are here; raises what went wrong instead."""
-        while not self.started:
+        """Until the upstream's headers are here; raises what went wrong instead.
+
+        An empty body has no last byte to hold back, so that there the verdict is waited for.
+        """
+        while not self.started or (self.size == 0 and not self.verified):
             if self.error is not None:
                 raise self.error
             await asyncio.shield(self._changed)

@@ -2,19 +2,19 @@
 
 Fresh tags, manifests and proven (repository, digest) pairs live in bounded memory; what is
 learnt is written through; times of last pull are gathered and written in batches. A database
-that fails costs memory of things, never a pull: every write here may be lost without serving a
-wrong byte.
+that fails costs memory of things, never a pull: what cannot be read counts as not known, and
+every write may be lost without serving a wrong byte.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Final, TypeVar
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from regmirror.errors import RegistryError
+from regmirror.errors import BlobUnknown, ManifestUnknown, RegistryError
 from regmirror.events import Emit, NotStored
 from regmirror.freshness import TagRecord
 from regmirror.lru import Lru
@@ -22,10 +22,15 @@ from regmirror.manifests import Manifest, NotAManifest, parse_document, referenc
 from regmirror.metadata.store import MetadataStore
 from regmirror.names import Digest, Reference, Repository, Tag
 
+T = TypeVar("T")
 MANIFEST_BYTES: Final = 16 * 1024 * 1024  # of manifests kept in memory
 ENTRIES: Final = 50_000  # tags, rights and sizes kept in memory, of each
 MISSING: Final = 10_000  # absent names remembered
 DENIED_MAX_AGE: Final = 5.0  # seconds: access may be granted at any time
+
+
+#: A digest may be no manifest and yet a blob, so what it was asked for as is part of the key.
+_Absence = tuple[Repository, Reference, type[RegistryError]]
 
 
 class Knowledge:
@@ -48,7 +53,7 @@ class Knowledge:
         self._manifests: Lru[Digest, Manifest] = Lru(MANIFEST_BYTES, lambda item: item.size)
         self._rights: Lru[tuple[Repository, Digest], bool] = Lru(ENTRIES)
         self._sizes: Lru[Digest, int] = Lru(ENTRIES)
-        self._missing: Lru[tuple[Repository, Reference], tuple[float, RegistryError]] = Lru(MISSING)
+        self._missing: Lru[_Absence, tuple[float, RegistryError]] = Lru(MISSING)
         self._pulled_tags: dict[tuple[Repository, Tag], float] = {}
         self._pulled_blobs: dict[Digest, float] = {}
 
@@ -60,9 +65,11 @@ class Knowledge:
 
     async def find_tag(self, repository: Repository, tag: Tag) -> TagRecord | None:
         """What the database says, for the next time in memory."""
-        record = await self.store.find_tag(repository, tag)
-        if record is not None:
-            self._tags.put((repository, tag), record)
+        record = await self._read(self.store.find_tag(repository, tag))
+        newest = self._tags.get((repository, tag))
+        if record is None or (newest is not None and newest.checked_at > record.checked_at):
+            return newest  # the upstream was asked while the database was
+        self._tags.put((repository, tag), record)
         return record
 
     async def find_manifest(self, repository: Repository, digest: Digest) -> Manifest | None:
@@ -71,7 +78,7 @@ class Knowledge:
             return None
         manifest = self._manifests.get(digest)
         if manifest is None:
-            manifest = await self.store.find_manifest(digest)
+            manifest = await self._read(self.store.find_manifest(digest))
             if manifest is not None:
                 self._manifests.put(digest, manifest)
         return manifest
@@ -80,11 +87,11 @@ class Knowledge:
         """The upstream has just said this manifest (for the tag, if one is given)."""
         self._manifests.put(manifest.digest, manifest)
         self._rights.put((repository, manifest.digest), True)
-        self._missing.drop((repository, manifest.digest))
+        self._missing.drop((repository, manifest.digest, ManifestUnknown))
         if tag is not None:
             record = TagRecord(manifest.digest, manifest.media_type, manifest.size, self._now())
             self._tags.put((repository, tag), record)
-            self._missing.drop((repository, tag))
+            self._missing.drop((repository, tag, ManifestUnknown))
         try:
             named = references(parse_document(manifest.payload))
         except NotAManifest:
@@ -94,7 +101,7 @@ class Knowledge:
     async def save_tag(self, repository: Repository, tag: Tag, record: TagRecord) -> None:
         """The upstream has just said what the tag means."""
         self._tags.put((repository, tag), record)
-        self._missing.drop((repository, tag))
+        self._missing.drop((repository, tag, ManifestUnknown))
         await self._write(self.store.save_tag(repository, tag, record))
 
     async def forget_tag(self, repository: Repository, tag: Tag) -> None:
@@ -108,22 +115,25 @@ class Knowledge:
         key = (repository, digest)
         if self._rights.get(key):
             return True
-        proven = await self.store.has_right(repository, digest)
+        proven = await self._read(self.store.has_right(repository, digest))
         if proven:
             self._rights.put(key, True)
-        return proven
+        return bool(proven)
 
     async def confirm(self, repository: Repository, digest: Digest) -> None:
         """The upstream has just confirmed that the repository has this content."""
         self._rights.put((repository, digest), True)
-        self._missing.drop((repository, digest))
+        self._missing.drop((repository, digest, BlobUnknown))
         await self._write(self.store.confirm(repository, digest))
 
-    async def find_size(self, digest: Digest) -> int | None:
-        """The size a blob must have, as far as anything stored says."""
-        size = self._sizes.get(digest)
+    async def find_size(self, digest: Digest, *, again: bool = False) -> int | None:
+        """The size a blob must have, as far as anything stored says.
+
+        ``again`` passes over memory: another worker may know better since.
+        """
+        size = None if again else self._sizes.get(digest)
         if size is None:
-            size = await self.store.find_size(digest)
+            size = await self._read(self.store.find_size(digest))
             if size is not None:
                 self._sizes.put(digest, size)
         return size
@@ -139,15 +149,17 @@ class Knowledge:
 
     # --- what is missing -----------------------------------------------------------------
 
-    def refuse_missing(self, repository: Repository, reference: Reference) -> None:
-        """Raise what the upstream said of this name, if that was a moment ago."""
-        found = self._missing.get((repository, reference))
+    def refuse_missing(
+        self, repository: Repository, reference: Reference, unknown: type[RegistryError]
+    ) -> None:
+        """Raise the ``unknown`` that was noted of this name, if that was a moment ago."""
+        found = self._missing.get((repository, reference, unknown))
         if found is None:
             return
         until, error = found
         if self._clock() < until:
             raise error.with_traceback(None)
-        self._missing.drop((repository, reference))
+        self._missing.drop((repository, reference, unknown))
 
     def note_missing(
         self, repository: Repository, reference: Reference, error: RegistryError, *, denied: bool
@@ -155,7 +167,7 @@ class Knowledge:
         """The upstream has no such thing, or none for us."""
         age = min(self._missing_max_age, DENIED_MAX_AGE) if denied else self._missing_max_age
         if age > 0:
-            self._missing.put((repository, reference), (self._clock() + age, error))
+            self._missing.put((repository, reference, type(error)), (self._clock() + age, error))
 
     # --- last pulls ----------------------------------------------------------------------
 
@@ -172,8 +184,18 @@ class Knowledge:
         if tags or blobs:
             await self._write(self.store.save_pulls(tags, blobs))
 
+    async def _read(self, question: Awaitable[T]) -> T | None:
+        try:
+            return await question
+        except SQLAlchemyError as error:
+            self._tell_failure(error)
+            return None
+
     async def _write(self, transaction: Awaitable[None]) -> None:
         try:
             await transaction
         except SQLAlchemyError as error:
-            self._emit(NotStored("database", str(getattr(error, "orig", error))))
+            self._tell_failure(error)
+
+    def _tell_failure(self, error: SQLAlchemyError) -> None:
+        self._emit(NotStored("database", str(getattr(error, "orig", error))))

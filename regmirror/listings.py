@@ -62,9 +62,12 @@ class Listings:
             return await self._knowledge.store.list_tags(repository)
 
         try:
-            return await self._answer((repository, ""), self._tag_max_age, ask, known)
+            answer = await self._answer((repository, ""), self._tag_max_age, ask, known)
         except (UpstreamNotFound, UpstreamDenied) as error:
             raise NameUnknown(error.message) from error
+        if self._offline and not answer.content:
+            raise NameUnknown(f"{repository} has no tags stored here, and the mirror is offline")
+        return answer
 
     async def referrers(self, repository: Repository, digest: Digest) -> Answer[Descriptors]:
         """Descriptors of what has ``digest`` as its subject; empty where nothing has.
@@ -95,7 +98,7 @@ class Listings:
             listed = parse_document(answer.content.payload).get("manifests")
         except (ManifestUnknown, NotAManifest):
             return []
-        return [item for item in listed if isinstance(item, dict)] if listed else []
+        return [item for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
 
     async def _answer(
         self,

@@ -7,6 +7,7 @@ Media types and fields are those of the OCI image specification v1.1 ("Image Man
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -31,6 +32,9 @@ ACCEPTED: Final = (
 )
 MANIFEST_MAX: Final = 8 * 1024 * 1024  # bytes; clients refuse more than about 4.4 MB
 _VAGUE: Final = {"", "application/json", "text/plain", "application/octet-stream"}
+_NAME: Final = r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}"
+_MEDIA_TYPE: Final = re.compile(f"{_NAME}/{_NAME}")  # RFC 6838 section 4.2
+_SIZE_END: Final = 2**63  # what a database and every client can still count
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +90,21 @@ def parse_document(payload: bytes) -> dict[str, Any]:
     return document
 
 
+def names_a_kind(media_type: str) -> bool:
+    """Whether this can be the media type of a manifest: well formed, and not just "some JSON"."""
+    return media_type.lower() not in _VAGUE and _MEDIA_TYPE.fullmatch(media_type) is not None
+
+
 def media_type_of(document: dict[str, Any], content_type: str) -> str:
-    """The bare media type: what the upstream said, else what the document shows it to be."""
-    said = content_type.partition(";")[0].strip().lower()
-    if said not in _VAGUE:
-        return content_type.partition(";")[0].strip()
+    """The bare media type: what the upstream said, else what the document shows it to be.
+
+    It becomes a header of our answers, so whatever is no media type is passed over.
+    """
+    said = content_type.partition(";")[0].strip()
+    if names_a_kind(said):
+        return said
     declared = document.get("mediaType")
-    if isinstance(declared, str) and declared:
+    if isinstance(declared, str) and names_a_kind(declared):
         return declared
     if document.get("schemaVersion") == 1:
         return DOCKER_SCHEMA1_SIGNED if "signatures" in document else DOCKER_SCHEMA1
@@ -145,7 +157,7 @@ def _descriptor(item: object, role: str) -> Descriptor | None:
     foreign = bool(item.get("urls")) or "nondistributable" in media_type or "foreign" in media_type
     return Descriptor(
         digest,
-        size if isinstance(size, int) and size >= 0 else -1,
+        size if isinstance(size, int) and 0 <= size < _SIZE_END else -1,
         media_type,
         role,
         fetchable=role != "subject" and not foreign,

@@ -36,7 +36,7 @@ from regmirror.freshness import (
 )
 from regmirror.inflight import Source
 from regmirror.knowledge import Knowledge
-from regmirror.manifests import Manifest, Summary
+from regmirror.manifests import Manifest, Summary, names_a_kind
 from regmirror.names import Digest, Reference, Repository, Tag
 from regmirror.outcomes import CHANGED, COALESCED, HIT, MISS, REVALIDATED, STALE, STORED, Answer
 from regmirror.singleflight import SingleFlight
@@ -71,10 +71,11 @@ class Mirror:
         self._manifests: SingleFlight[Key, Answer[Manifest]] = SingleFlight()
         self._heads: SingleFlight[Key, Answer[Summary]] = SingleFlight()
         self._sizes: SingleFlight[Key, Answer[int | None]] = SingleFlight()
+        self._rights: SingleFlight[Key, Answer[int | None]] = SingleFlight()
 
     async def close(self) -> None:
         """End what is being asked of upstreams."""
-        for flight in (self._manifests, self._heads, self._sizes):
+        for flight in (self._manifests, self._heads, self._sizes, self._rights):
             await flight.close()
 
     # --- manifests -----------------------------------------------------------------------
@@ -83,41 +84,34 @@ class Mirror:
         """The manifest; raises ManifestUnknown or another RegistryError."""
         if isinstance(reference, Digest):
             return await self._manifest_by_digest(repository, reference)
-        record, policy = await self._find_tag(repository, reference)
+        answer = await self._manifest_by_tag(repository, reference)
         self._knowledge.note_tag_pull(repository, reference)
-        if record is not None and self._may_believe(record, policy):
-            return await self._manifest_by_record(repository, reference, record)
-        stale = await self._stale(repository, record, policy)
-        work = self._ask_once(
-            self._manifests,
-            (repository, reference),
-            lambda: self._refresh(repository, reference, record),
-        )
-        return await self._or(work, stale, repository)
+        return answer
 
     async def head_manifest(self, repository: Repository, reference: Reference) -> Answer[Summary]:
         """What ``manifest`` would tell, without fetching the manifest for it."""
         if isinstance(reference, Digest):
             return await self._head_by_digest(repository, reference)
-        record, policy = await self._find_tag(repository, reference)
+        answer = await self._head_by_tag(repository, reference)
+        self._knowledge.note_tag_pull(repository, reference)  # how most clients resolve a tag
+        return answer
+
+    async def _manifest_by_tag(self, repository: Repository, tag: Tag) -> Answer[Manifest]:
+        record, policy = await self._find_tag(repository, tag)
         if record is not None and self._may_believe(record, policy):
-            return Answer(Summary(record.digest, record.media_type, record.size), HIT)
-        if (repository, reference) in self._manifests:
-            return _head_of(await self.manifest(repository, reference))
+            return await self._manifest_by_record(repository, tag, record)
         stale = await self._stale(repository, record, policy)
         work = self._ask_once(
-            self._heads,
-            (repository, reference),
-            lambda: self._refresh_head(repository, reference, record),
+            self._manifests, (repository, tag), lambda: self._refresh(repository, tag, record)
         )
-        return await self._or(work, _head_of(stale) if stale else None, repository)
+        return await self._or(work, stale, repository)
 
     async def _find_tag(self, repository: Repository, tag: Tag) -> tuple[TagRecord | None, FreshnessPolicy]:
         policy = self._parts.rules.policy(repository, tag)
         record = self._knowledge.recall_tag(repository, tag)
         if record is None or not is_fresh(record, policy, self._parts.now()):
             # Another worker may have asked since; the database knows.
-            record = await self._knowledge.find_tag(repository, tag) or record
+            record = await self._knowledge.find_tag(repository, tag)
         return record, policy
 
     def _may_believe(self, record: TagRecord, policy: FreshnessPolicy) -> bool:
@@ -139,8 +133,20 @@ class Mirror:
             return await self._manifest_by_digest(repository, record.digest)
         except ManifestUnknown:  # the tag has moved on and its old manifest is gone
             return await self._ask_once(
-                self._manifests, (repository, tag), lambda: self._fetch(repository, tag)
+                self._manifests, (repository, tag), lambda: self._fetch_tag(repository, tag)
             )
+
+    async def _head_by_tag(self, repository: Repository, tag: Tag) -> Answer[Summary]:
+        record, policy = await self._find_tag(repository, tag)
+        if record is not None and self._may_believe(record, policy):
+            return Answer(Summary(record.digest, record.media_type, record.size), HIT)
+        if (repository, tag) in self._manifests:
+            return _head_of(await self._manifest_by_tag(repository, tag))
+        stale = await self._stale(repository, record, policy)
+        work = self._ask_once(
+            self._heads, (repository, tag), lambda: self._refresh_head(repository, tag, record)
+        )
+        return await self._or(work, _head_of(stale) if stale else None, repository)
 
     async def _head_by_digest(self, repository: Repository, digest: Digest) -> Answer[Summary]:
         manifest = await self._knowledge.find_manifest(repository, digest)
@@ -148,10 +154,10 @@ class Mirror:
             return _head_of(Answer(manifest, HIT))
 
         async def ask() -> Answer[Summary]:
-            head = await self._upstream(repository).head_manifest(repository, digest)
-            if head.size is None or not head.media_type:
+            head = await self._ask_head(repository, digest)
+            if head is None:
                 return _head_of(await self._fetch(repository, digest))
-            return Answer(Summary(digest, head.media_type, head.size), MISS)
+            return Answer(head, MISS)
 
         return await self._ask_once(self._heads, (repository, digest), ask)
 
@@ -179,15 +185,16 @@ class Mirror:
         if held is None:
             return await self._fetch_tag(repository, tag)
         try:
-            head = await self._upstream(repository).head_manifest(repository, tag)
-        except UpstreamNotFound:  # or a registry that does not know HEAD
-            return await self._fetch_tag(repository, tag)
-        if head.digest != record.digest:
-            fetched = await self._fetch_tag(repository, tag)
-            return replace(fetched, outcome=CHANGED)
-        renewed = replace(record, checked_at=self._parts.now())
-        await self._knowledge.save_tag(repository, tag, renewed)
-        return Answer(held, REVALIDATED)
+            digest = (await self._upstream(repository).head_manifest(repository, tag)).digest
+        except UpstreamNotFound:
+            digest = None  # or this registry does not know HEAD: GET will tell
+        if digest == record.digest:
+            renewed = replace(record, checked_at=self._parts.now())
+            await self._knowledge.save_tag(repository, tag, renewed)
+            return Answer(held, REVALIDATED)
+        fetched = await self._fetch_tag(repository, tag)
+        is_same = fetched.content.digest == record.digest
+        return replace(fetched, outcome=REVALIDATED if is_same else CHANGED)
 
     async def _fetch_tag(self, repository: Repository, tag: Tag) -> Answer[Manifest]:
         try:
@@ -200,14 +207,28 @@ class Mirror:
         self, repository: Repository, tag: Tag, record: TagRecord | None
     ) -> Answer[Summary]:
         """Ask by HEAD alone, unless the upstream's HEAD does not tell enough."""
-        head = await self._upstream(repository).head_manifest(repository, tag)
-        if head.digest is None or head.size is None or not head.media_type:
+        head = await self._ask_head(repository, tag)
+        if head is None:
             return _head_of(await self._fetch_tag(repository, tag))
         said = TagRecord(head.digest, head.media_type, head.size, self._parts.now())
         await self._knowledge.save_tag(repository, tag, said)
         same = record is not None and record.digest == head.digest
-        summary = Summary(head.digest, head.media_type, head.size)
-        return Answer(summary, REVALIDATED if same else MISS)
+        return Answer(head, REVALIDATED if same else MISS)
+
+    async def _ask_head(self, repository: Repository, reference: Reference) -> Summary | None:
+        """The upstream's HEAD; None if it does not tell all that its GET would.
+
+        404 is no answer either: some registries do not know HEAD and say so like that.
+        """
+        client = self._upstream(repository)
+        try:
+            head = await client.head_manifest(repository, reference)
+        except UpstreamNotFound:
+            return None
+        digest = reference if isinstance(reference, Digest) else head.digest
+        if digest is None or head.size is None or not names_a_kind(head.media_type):
+            return None
+        return Summary(digest, head.media_type, head.size)
 
     async def _stale(
         self, repository: Repository, record: TagRecord | None, policy: FreshnessPolicy
@@ -240,7 +261,7 @@ class Mirror:
         stored = await self._open_stored(digest)
         if stored is not None:
             return Answer(stored, HIT)
-        self._knowledge.refuse_missing(repository, digest)
+        self._knowledge.refuse_missing(repository, digest, BlobUnknown)
         with self._saying_unknown((repository, digest), BlobUnknown):
             client = self._upstream(repository)
             source = Source(repository, lambda offset: client.open_blob(repository, digest, offset))
@@ -276,7 +297,7 @@ class Mirror:
         if await self._knowledge.has_right(repository, digest):
             return
         await self._ask_once(
-            self._sizes,
+            self._rights,
             (repository, digest),
             lambda: self._confirm(repository, digest),
             BlobUnknown,
@@ -298,6 +319,8 @@ class Mirror:
         if size is None and blob.size > 0:
             await self._knowledge.save_blob(digest, blob.size)  # a file without its row
             return blob
+        if blob.size != size:  # memory may hold what a manifest claimed of it before it was stored
+            size = await self._knowledge.find_size(digest, again=True)
         if blob.size == size or digest == Digest.of(b"", digest.algorithm):
             return blob
         blob.close()
@@ -326,7 +349,7 @@ class Mirror:
         unknown: type[RegistryError] = ManifestUnknown,
     ) -> Answer[T]:
         """Share one piece of work among all who ask for ``key`` at this moment."""
-        self._knowledge.refuse_missing(*key)
+        self._knowledge.refuse_missing(*key, unknown)
         joined = key in flight
         with self._saying_unknown(key, unknown):
             answer = await flight.do(key, work)

@@ -41,7 +41,7 @@ def decode(raw_path: str) -> str:
         return raw_path
     try:
         path = unquote_to_bytes(raw_path).decode("utf-8")
-    except UnicodeDecodeError:
+    except UnicodeError:
         raise NameInvalid("the path is not UTF-8") from None
     if "\0" in path:
         raise NameInvalid("the path contains a NUL character")
@@ -114,6 +114,12 @@ class UpstreamTable:
         """The upstream that a request without repository (``_catalog``) is limited to."""
         host = prefix.lower() or _one_ns(ns or [])
         return self._known(host) if host else None
+
+    def namespace(self, name: str, *, prefix: str = "", ns: list[str] | None = None) -> str:
+        """The ``ns`` that chooses the upstream; empty if something more explicit does."""
+        first, slash, _ = name.partition("/")
+        is_explicit = bool(prefix) or (bool(slash) and first in self.hosts)
+        return "" if is_explicit else _one_ns(ns or [])
 
     def _split_host(self, name: str, prefix: str, ns: list[str]) -> tuple[str, str]:
         first, slash, rest = name.partition("/")

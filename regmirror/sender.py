@@ -103,8 +103,8 @@ class _Thread:
             for descriptor, _ in self._epoll.poll(_TICK):
                 if descriptor == self._wake:
                     self._take_new()
-                else:
-                    self._advance(self._jobs[descriptor])
+                elif (job := self._jobs.get(descriptor)) is not None:
+                    self._advance(job)  # unless it was cancelled in this very round
             if time.monotonic() - looked_at >= _TICK:
                 looked_at = time.monotonic()
                 self._drop_stalled(looked_at - STALL)

@@ -22,6 +22,7 @@ from regmirror.names import is_host
 PREFIX: Final = "REGMIRROR_"
 _NOT_KEYS: Final = {"REGMIRROR_CONFIG"}
 _SECRETS: Final = {"password", "secret"}
+_USERINFO: Final = re.compile(r"(?<=//)[^/?#\s]*@")
 #: Keys of later releases: refused rather than ignored, since ignoring them would open a door.
 _NOT_YET: Final = (
     ("access", "htpasswd", "this version serves pulls to everybody and cannot authenticate"),
@@ -90,8 +91,9 @@ def _read_environment(values: dict[str, Any]) -> dict[str, Any]:
         found = EnvSettingsSource(_Environment)()
     except SettingsError as error:
         raise ConfigError("environment", None, str(error)) from None
-    if isinstance(upstreams := found.get("upstreams"), dict):
-        found["upstreams"] = _with_host_names(upstreams, {*BUILT_IN, *values.get("upstreams", {})})
+    below, above = values.get("upstreams", {}), found.get("upstreams")
+    if isinstance(above, dict) and isinstance(below, dict):
+        found["upstreams"] = _with_host_names(above, {*BUILT_IN, *below})
     return found
 
 
@@ -117,6 +119,8 @@ def _explain(error: ValidationError) -> ConfigError:
     key = ".".join(f'"{part}"' if "." in str(part) else str(part) for part in first["loc"])
     secret = any(str(part) in _SECRETS for part in first["loc"])
     value = None if secret or isinstance(first["input"], dict) else first["input"]
+    if isinstance(value, str):
+        value = _USERINFO.sub("***@", value)
     if first["type"] == "extra_forbidden":
         reason = "is not a configuration key; see mirror.toml for all of them"
         if first["loc"][0] == "upstreams" and len(first["loc"]) == 3:
@@ -157,6 +161,12 @@ def _check_later_keys(config: Config) -> None:
     for table, key, reason in _NOT_YET:
         if value := getattr(getattr(config, table), key):
             raise ConfigError(f"{table}.{key}", value, f"{reason}; remove the key")
+    if "pull" not in config.access.anonymous:
+        reason = 'this version serves pulls to everybody; write ["pull"]'
+        raise ConfigError("access.anonymous", config.access.anonymous, reason)
+    if config.access.rules:
+        reason = "this version serves pulls to everybody and has no rules; remove the table"
+        raise ConfigError("access.rules", None, reason)
     if config.webhooks:
         raise ConfigError("webhooks", None, "this version sends none; remove the table")
 

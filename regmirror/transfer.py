@@ -24,7 +24,6 @@ from regmirror.inflight import Body, Download
 from regmirror.names import Digest, Hasher
 
 POLL: Final = 0.01  # seconds between looks at a file that another process writes
-BATCH: Final = 1024 * 1024  # bytes gathered while a thread writes the batch before
 READ_BACK: Final = 4 * 1024 * 1024  # bytes a read when hashing what an earlier writer left
 PAUSES: Final = (0.1, 0.5, 2.0)  # seconds before each retry that follows one without progress
 
@@ -59,21 +58,25 @@ class _Writer:
         while self.offset < size:
             await loop.run_in_executor(self._bulk, self._hash_piece, min(READ_BACK, size - self.offset))
 
-    def start_append(self, pieces: list[bytes]) -> asyncio.Future[None]:
-        """Begin to append in a thread; one at a time."""
-        return asyncio.get_running_loop().run_in_executor(self._bulk, self._append, pieces)
+    async def append(self, piece: bytes) -> None:
+        """Write and hash a piece in a thread, which is waited for even when this is cancelled."""
+        writing = asyncio.get_running_loop().run_in_executor(self._bulk, self._append, piece)
+        try:
+            await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            await asyncio.wait([writing])
+            raise
 
     def hexdigest(self) -> str:
         return self._hasher.hexdigest()
 
-    def _append(self, pieces: list[bytes]) -> None:
-        for piece in pieces:
-            view = memoryview(piece)
-            while view:
-                count = os.pwrite(self._descriptor, view, self.offset)
-                self._hasher.update(view[:count])
-                self.offset += count
-                view = view[count:]
+    def _append(self, piece: bytes) -> None:
+        view = memoryview(piece)
+        while view:
+            count = os.pwrite(self._descriptor, view, self.offset)
+            self._hasher.update(view[:count])
+            self.offset += count
+            view = view[count:]
 
     def _hash_piece(self, count: int) -> None:
         piece = os.pread(self._descriptor, count, self.offset)
@@ -204,17 +207,21 @@ class Transfer:
 
     async def _fetch(self, staged: StagedFile, writer: _Writer) -> None:
         """Ask until everything is here; a try that brought bytes forgives those before it."""
-        failures = 0
+        failures, whole = 0, False
         while True:
             before = writer.offset
             try:
-                async with self._download.source.open(before) as body:
+                async with self._download.source.open(0 if whole else before) as body:
                     self._begin(staged, body)
                     await self._pump(body, writer)
                 return
             except UpstreamError as error:
                 if writer.offset == 0 or isinstance(error, UpstreamLied) or error.status < 500:
                     raise
+                if error.reason == "range":  # nothing comes from there on: all is here, or ask for all
+                    if writer.hexdigest() == self._digest.encoded:
+                        return
+                    whole = True
                 failures = 0 if writer.offset > before else failures + 1
                 if failures >= len(PAUSES):
                     raise
@@ -222,42 +229,31 @@ class Transfer:
             await self._workshop.sleep(PAUSES[failures])
 
     def _begin(self, staged: StagedFile, body: Body) -> None:
-        staged.write_note(Note(flowing=True, size=body.size))
+        told = self._download.size
+        if told is not None and body.size not in (None, told):
+            # Clients were promised ``told`` bytes, the last of which is the one to hold back.
+            raise UpstreamLied(self._name, f"changed a size from {told} to {body.size}", reason="length")
         self._download.begin(body.size)
+        staged.write_note(Note(flowing=True, size=self._download.size))
         self._download.advance(staged.size)
 
     async def _pump(self, body: Body, writer: _Writer) -> None:
-        """Gather what arrives while a thread writes and hashes what arrived before.
+        """From the upstream to the file, piece after piece.
 
-        The first bytes are written at once, later ones in batches that grow with the load.
+        What arrives while a thread writes waits in the connection's bounded buffer: the first
+        bytes are written at once, later pieces grow with the load, and nothing else is held.
         """
         skip = writer.offset - body.start
-        limit = self._download.size
-        pieces: list[bytes] = []
-        gathered, position = 0, body.start
-        writing: asyncio.Future[None] | None = None
-        try:
-            while piece := await body.read():
-                position += len(piece)
-                if limit is not None and position > limit:
-                    raise UpstreamLied(self._name, f"sent more than {limit} bytes", reason="length")
-                if skip:
-                    skip, piece = max(0, skip - len(piece)), piece[skip:]
-                pieces.append(piece)
-                gathered += len(piece)
-                if gathered and (writing is None or writing.done() or gathered >= BATCH):
-                    await self._written(writing, writer)
-                    writing, pieces, gathered = writer.start_append(pieces), [], 0
-        finally:
-            # What has arrived is kept even if the upstream broke off: the resume needs less.
-            await self._written(writing, writer)
-            if gathered:
-                await self._written(writer.start_append(pieces), writer)
-
-    async def _written(self, writing: asyncio.Future[None] | None, writer: _Writer) -> None:
-        if writing is not None:
-            await asyncio.shield(writing)
-            self._download.advance(writer.offset)
+        limit, position = self._download.size, body.start
+        while piece := await body.read():
+            position += len(piece)
+            if limit is not None and position > limit:
+                raise UpstreamLied(self._name, f"sent more than {limit} bytes", reason="length")
+            if skip:
+                skip, piece = max(0, skip - len(piece)), piece[skip:]
+            if piece:
+                await writer.append(piece)
+                self._download.advance(writer.offset)
 
     @property
     def _name(self) -> str:

@@ -31,6 +31,7 @@ from regmirror.errors import ConfigError
 
 BACKLOG: Final = 1024
 RESPAWN_PAUSE: Final = 1.0  # seconds between replacements, should workers die at once
+_TLS_REASONS: Final = {"KEY_VALUES_MISMATCH": "the key belongs to another certificate"}
 TLS_LOOK: Final = 10.0  # seconds between looks whether the certificate was replaced
 
 
@@ -96,9 +97,11 @@ def load_tls(config: Config) -> ssl.SSLContext | None:
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
-        context.load_cert_chain(tls.certificate, tls.key)
+        # A pass phrase is not asked for on the terminal: a service has none to answer there.
+        context.load_cert_chain(tls.certificate, tls.key, password="")
     except (OSError, ssl.SSLError) as error:
-        reason = f"does not load with the key {tls.key}: {getattr(error, 'reason', error)}"
+        why = _TLS_REASONS.get(getattr(error, "reason", None) or "", "is it PEM, without pass phrase?")
+        reason = f"does not load with the key {tls.key}; {why}"
         raise ConfigError("server.tls.certificate", tls.certificate, reason) from None
     return context
 
@@ -127,6 +130,7 @@ async def _serve_worker(
     The end of the pipe ``life`` is such a sign as well.
     """
     from regmirror.app import create_app
+    from regmirror.v2.server import Runner
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -134,7 +138,7 @@ async def _serve_worker(
         loop.add_signal_handler(number, stop.set)
     if life is not None:
         loop.add_reader(life, _end_with, loop, life, stop)
-    runner = web.AppRunner(
+    runner = Runner(
         create_app(config),
         access_log=None,
         shutdown_timeout=config.server.drain_timeout,
@@ -224,6 +228,8 @@ class _Parent:
         pid = os.fork()
         if pid:
             self._workers[pid] = place
+            if self._stopping:  # the signal came before this worker was known
+                self._stop()
             return
         status = 1
         try:

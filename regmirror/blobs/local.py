@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import time
 from collections.abc import AsyncIterator
@@ -67,8 +68,8 @@ class LocalBlobStore:
 
     def prepare(self) -> None:
         """Create the directories; raises OSError where that is not allowed."""
-        for directory in (*self._directories.values(), self._quarantine):
-            directory.mkdir(parents=True, exist_ok=True)
+        for directory in (self.root, *self._directories.values(), self._quarantine):
+            ensure_directory(directory)
 
     def path(self, digest: Digest) -> Path:
         return self._directories[digest.algorithm] / digest.encoded
@@ -117,6 +118,13 @@ class LocalBlobStore:
                 except (FileNotFoundError, DigestInvalid):
                     continue
                 yield StoredBlob(digest, status.st_size, status.st_mtime)
+
+
+def ensure_directory(directory: Path) -> None:
+    """Create it if need be; raises OSError if that fails or if it cannot be written."""
+    directory.mkdir(parents=True, exist_ok=True)
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(directory))
 
 
 def _entries(directory: Path) -> list[os.DirEntry[str]]:

@@ -15,11 +15,15 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from regmirror.blobs.local import ensure_directory
 from regmirror.names import Digest
 
+_NOTE = ".note"  # what follows a staged file's name in that of its note
 _NOTE_MAX = 4096  # bytes; written by one pwrite, so that a reader sees the old or the new
 
 
@@ -42,7 +46,7 @@ class StagedFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._note_path = path.with_name(path.name + ".note")
+        self._note_path = path.with_name(path.name + _NOTE)
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
         self.descriptor = os.open(path, flags, 0o644)
         try:
@@ -74,11 +78,7 @@ class StagedFile:
 
     def read_note(self) -> Note:
         """The writer's note; an empty one while there is none."""
-        line = os.pread(self._note_descriptor, _NOTE_MAX, 0).partition(b"\n")[0]
-        try:
-            return Note(**json.loads(line))
-        except (ValueError, TypeError):
-            return Note()
+        return _parse_note(os.pread(self._note_descriptor, _NOTE_MAX, 0))
 
     def write_note(self, note: Note) -> None:
         line = json.dumps(asdict(note)).encode()[: _NOTE_MAX - 1] + b"\n"
@@ -114,7 +114,7 @@ class Staging:
         self.directory = directory
 
     def prepare(self) -> None:
-        self.directory.mkdir(parents=True, exist_ok=True)
+        ensure_directory(self.directory)
 
     def open(self, digest: Digest) -> StagedFile:
         """The files of ``digest``, created if there are none."""
@@ -123,8 +123,8 @@ class Staging:
     def sweep(self, older_than: float) -> int:
         """Remove what no writer holds and nobody touched since ``older_than``; how many."""
         removed = 0
-        for path in list(self.directory.iterdir()):
-            if path.suffix == ".note" or path.stat().st_mtime >= older_than:
+        for path, touched_at in self._leftovers():
+            if touched_at >= older_than:
                 continue
             staged = StagedFile(path)
             try:
@@ -135,20 +135,50 @@ class Staging:
                 staged.close()
         return removed
 
+    def _leftovers(self) -> Iterator[tuple[Path, float]]:
+        """Each blob's file, or where it was if only its note is left, and when it was touched."""
+        for path in list(self.directory.iterdir()):
+            try:
+                touched_at = path.stat().st_mtime
+            except FileNotFoundError:  # adopted meanwhile, by another process
+                continue
+            if path.suffix != _NOTE:
+                yield path, touched_at
+            elif not path.with_suffix("").exists():
+                yield path.with_suffix(""), touched_at
+
     def in_flight(self) -> list[tuple[str, int, int | None]]:
-        """Digest, bytes so far and whole size of every blob that some process is writing."""
+        """Digest, bytes so far and whole size of every blob that some process is writing.
+
+        Only looks: creates nothing, and takes no lock that a writer would wait for.
+        """
         found = []
         for path in sorted(self.directory.glob("sha*-*")):
-            if path.suffix == ".note":
+            if path.suffix == _NOTE:
                 continue
-            staged = StagedFile(path)
-            try:
-                if not staged.try_lock():
-                    name = path.name.replace("-", ":", 1)
-                    found.append((name, staged.size, staged.read_note().size))
-            finally:
-                staged.close()
+            with suppress(FileNotFoundError), path.open("rb") as staged:
+                if _is_locked(staged.fileno()):
+                    note = _parse_note(path.with_name(path.name + _NOTE).read_bytes())
+                    size = os.fstat(staged.fileno()).st_size
+                    found.append((path.name.replace("-", ":", 1), size, note.size))
         return found
+
+
+def _is_locked(descriptor: int) -> bool:
+    """Whether some process holds the writer's lock; a shared lock for an instant tells."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    return False
+
+
+def _parse_note(text: bytes) -> Note:
+    try:
+        return Note(**json.loads(text.partition(b"\n")[0]))
+    except (ValueError, TypeError):
+        return Note()
 
 
 def _same(path: Path, descriptor: int) -> bool:

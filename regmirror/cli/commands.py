@@ -5,13 +5,17 @@ Exit status: 0 done; 1 the thing asked for failed; 2 wrong usage or configuratio
 
 from __future__ import annotations
 
+import io
 import sys
+import traceback
 from typing import Annotated, Any
 
 import typer
 
 from regmirror import __version__
-from regmirror.cli.context import Context
+from regmirror.cli import clients
+from regmirror.cli.clients import Client
+from regmirror.cli.context import Context, given, wrong_usage
 from regmirror.errors import ConfigError, RegmirrorError
 
 app = typer.Typer(
@@ -21,6 +25,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+ConfigFile = Annotated[str | None, typer.Option("--config", metavar="FILE", help="The configuration file.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Listen = Annotated[str | None, typer.Option("--listen", metavar="ADDR", help="The server's host:port.")]
 
 
 def _show_version(wanted: bool) -> None:
@@ -32,8 +40,8 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def options(
     context: typer.Context,
-    config: Annotated[str | None, typer.Option(metavar="FILE", help="The configuration file.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    config: ConfigFile = None,
+    json: Json = False,
     version: Annotated[
         bool,
         typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version."),
@@ -46,9 +54,10 @@ def options(
 @app.command()
 def serve(
     context: typer.Context,
-    listen: Annotated[str | None, typer.Option(metavar="ADDR", help="host:port")] = None,
-    workers: Annotated[int | None, typer.Option(metavar="N", help="0: one per core")] = None,
+    listen: Listen = None,
+    workers: Annotated[int | None, typer.Option(metavar="N", help="Processes; 0: one per core.")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Never ask an upstream.")] = False,
+    config: ConfigFile = None,
 ) -> None:
     """Serve the mirror until SIGTERM or SIGINT."""
     server = {"listen": listen, "workers": workers}
@@ -59,17 +68,107 @@ def serve(
         overrides["freshness"] = {"offline": True}
     from regmirror import workers as processes
 
-    raise typer.Exit(processes.serve(context.obj.load(**overrides)))
+    raise typer.Exit(processes.serve(given(context, config).load(**overrides)))
+
+
+@app.command("check-config")
+def check_config(context: typer.Context, config: ConfigFile = None, json: Json = False) -> None:
+    """Validate the configuration and print what is in force, secrets hidden."""
+    from regmirror.cli import checking
+
+    checking.run(given(context, config, json))
+
+
+@app.command("client-config")
+def client_config(
+    context: typer.Context,
+    client: Annotated[Client, typer.Argument(help="Whose configuration.")],
+    mirror: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="The mirror as clients reach it; default: from server.listen."),
+    ] = None,
+    config: ConfigFile = None,
+    json: Json = False,
+) -> None:
+    """Print the configuration of a client, ready to paste, and where it goes."""
+    with wrong_usage(context, "--mirror"):
+        address = clients.parse_address(mirror) if mirror is not None else None
+    clients.run(given(context, config, json), client, address)
+
+
+@app.command()
+def status(
+    context: typer.Context, listen: Listen = None, config: ConfigFile = None, json: Json = False
+) -> None:
+    """Show size, limits, hit ratio, upstreams and downloads in flight."""
+    from regmirror.cli import status as command
+
+    command.run(given(context, config, json), listen)
+
+
+@app.command("ls")
+def ls(
+    context: typer.Context,
+    repository: Annotated[
+        str | None,
+        typer.Argument(metavar="REPOSITORY-GLOB", help="As in 'ghcr.io/org/*'; ** crosses slashes."),
+    ] = None,
+    config: ConfigFile = None,
+    json: Json = False,
+) -> None:
+    """List what is stored: repositories, tags, digests, sizes, last pull."""
+    from regmirror.cli import listing
+    from regmirror.globs import compile_glob
+
+    with wrong_usage(context, "REPOSITORY-GLOB"):
+        compile_glob(repository or "**")
+    listing.run(given(context, config, json), repository)
+
+
+@app.command()
+def inspect(
+    context: typer.Context,
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="As in 'alpine:3.20'.")],
+    config: ConfigFile = None,
+    json: Json = False,
+) -> None:
+    """Show a stored image: platforms, layers, shared bytes, history, labels."""
+    from regmirror.cli import inspection
+    from regmirror.cli.naming import Naming
+
+    chosen = given(context, config, json)
+    loaded = chosen.load()
+    naming = Naming(loaded)
+    with wrong_usage(context, "IMAGE"):
+        repository, reference = naming.parse(image)
+    inspection.run(chosen, loaded, repository, reference)
 
 
 def main() -> None:
     """Run the command line; errors become one line on standard error."""
+    for stream in (sys.stdout, sys.stderr):
+        # A name that the locale cannot write is no reason to fail; a closed stream is None.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except ConfigError as error:
         sys.exit(_complain(f"wrong configuration: {error}", 2))
     except RegmirrorError as error:
         sys.exit(_complain(str(error), 1))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        sys.exit(_complain(f"{where}{(error.strerror or str(error)).lower()}", 1))
+    except Exception as error:  # noqa: BLE001 - whatever it is, the user gets one line and not a traceback
+        sys.exit(_complain(_explain(error), 1))
+
+
+def _explain(error: Exception) -> str:
+    """A defect of the program, with what its authors need to find it."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"internal error, please report it: {error!r} at {place.filename}:{place.lineno}"
 
 
 def _complain(text: str, status: int) -> int:

@@ -2,20 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from regmirror import settings
-from regmirror.config import Config
+import typer
+
+from regmirror.errors import DigestInvalid, ManifestUnknown, NameInvalid
+
+if TYPE_CHECKING:
+    from regmirror.config import Config
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """``config`` is the file named by ``--config``, if any."""
+    """``config`` is the file named by ``--config``, if any; ``json`` whether to print JSON."""
 
     config: str | None
     json: bool
 
+    def file(self) -> Path | None:
+        """The configuration file that is read, None where the defaults are enough."""
+        from regmirror import settings
+
+        return settings.find_file(self.config)
+
     def load(self, **overrides: dict[str, Any]) -> Config:
         """The configuration, with tables of the command line over it; raises ConfigError."""
-        return settings.load(settings.find_file(self.config), **overrides)
+        from regmirror import settings
+
+        return settings.load(self.file(), **overrides)
+
+
+def given(context: typer.Context, config: str | None, json: bool = False) -> Context:
+    """The global options, whether written before or after the command; the latter win."""
+    before: Context = context.obj
+    return Context(config or before.config, json or before.json)
+
+
+@contextmanager
+def wrong_usage(context: typer.Context, argument: str) -> Iterator[None]:
+    """Turn a malformed name inside into a usage error of ``argument``."""
+    try:
+        yield
+    except (NameInvalid, DigestInvalid, ManifestUnknown, ValueError) as error:
+        raise typer.BadParameter(str(error), ctx=context, param_hint=argument) from None

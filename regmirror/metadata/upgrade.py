@@ -26,8 +26,11 @@ def upgrade(path: Path) -> None:
             connection.exec_driver_sql("PRAGMA journal_mode=WAL")
             if _revision(connection) != REVISION:
                 _migrate(connection, path)
+    except sa.exc.OperationalError as error:  # locked, read-only, in a directory of somebody else
+        reason = f"{path} cannot be used: {error.orig}; see who owns it and who else uses it"
+        raise ConfigError("storage.path", str(path.parent), reason) from None
     except sa.exc.DatabaseError as error:
-        reason = f"{path} cannot be used: {error.orig}; move it away to start with a new one"
+        reason = f"{path} is damaged: {error.orig}; move it away to start with a new one"
         raise ConfigError("storage.path", str(path.parent), reason) from None
     finally:
         engine.dispose()

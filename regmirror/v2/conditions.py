@@ -7,7 +7,7 @@ from typing import Final
 
 from regmirror.errors import RangeInvalid
 
-_SPEC: Final = re.compile(r"\s*([0-9]*)\s*-\s*([0-9]*)\s*")
+_SPEC: Final = re.compile(r"\s*([0-9]{0,20})\s*-\s*([0-9]{0,20})\s*")
 MOST_RANGES: Final = 4096  # podman asks for up to 1024 in one header
 
 

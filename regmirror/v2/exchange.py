@@ -29,6 +29,7 @@ class Exchange:
     sent_bytes: int = 0
     answered: float = 0.0
     error: str = ""
+    headers: dict[str, str] = field(default_factory=dict)  # on whatever is answered
 
     def answer(self, outcome: Outcome) -> None:
         """The content is at hand: what remains is to send it."""

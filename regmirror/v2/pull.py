@@ -110,7 +110,7 @@ def _blob_headers(
 ) -> dict[str, str]:
     exchange.answer(answer.outcome)
     headers = content_headers(digest, OCTETS, answer.outcome.cache_status, answer.warning)
-    return {**headers, "Accept-Ranges": "bytes", "Cache-Control": FOREVER}
+    return {**headers, **exchange.headers, "Accept-Ranges": "bytes", "Cache-Control": FOREVER}
 
 
 def _ranges(request: BaseRequest, digest: Digest, size: int) -> list[tuple[int, int]] | None:

@@ -25,6 +25,10 @@ METHODS: Final = "GET, HEAD"
 FOREVER: Final = "max-age=31536000"
 
 
+class Internal(RegistryError):
+    """Something failed here, not upstream."""
+
+
 def content_headers(digest: Digest, media_type: str, cache_status: str, warning: str = "") -> dict[str, str]:
     """The headers of a manifest or blob, its length apart."""
     headers = {

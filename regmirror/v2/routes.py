@@ -21,7 +21,7 @@ from regmirror.routing import Path, UpstreamTable, decode, split
 from regmirror.v2.exchange import Exchange
 from regmirror.v2.listing import Listing
 from regmirror.v2.pull import Pull
-from regmirror.v2.responses import abort, error_response, json_response
+from regmirror.v2.responses import Internal, abort, error_response, json_response
 
 _KINDS = {"manifest": "manifest", "blob": "blob", "tags": "tags", "referrers": "referrers"}
 
@@ -43,9 +43,14 @@ class Routes:
             return self._refuse(exchange, error)
         except ConnectionError as error:
             exchange.error = f"client left: {error}"
-            raise
+            abort(request)  # raised instead, it would be logged as an error for every early leaver
+            return web.StreamResponse(status=exchange.status or 499)
         except OSError as error:
-            return self._refuse(exchange, _internal(f"the store failed: {error.strerror}"))
+            return self._refuse(exchange, Internal(f"the store failed: {error.strerror}"))
+        except Exception as error:  # a defect of ours: server.py logs and answers it
+            exchange.status = exchange.status or Internal.status
+            exchange.error = f"{type(error).__name__} in the mirror"
+            raise
         finally:
             self._emit(exchange.event())
 
@@ -56,7 +61,9 @@ class Routes:
             abort(exchange.request)
             return web.StreamResponse(status=exchange.status or error.status)
         exchange.result, exchange.status, exchange.cache_status = "error", error.status, ""
-        return error_response(error)
+        response = error_response(error)
+        response.headers.update(exchange.headers)
+        return response
 
     async def _answer(self, exchange: Exchange) -> web.StreamResponse:
         request = exchange.request
@@ -65,8 +72,8 @@ class Routes:
             raise NameUnknown("nothing is served here; the registry is at /v2/")
         exchange.kind = _KINDS.get(path.endpoint, "")  # type: ignore[assignment]
         response = await self._dispatch(exchange, path)
-        if not response.prepared and (namespace := self._echo(request)):
-            response.headers["OCI-Namespace"] = namespace
+        if not response.prepared:
+            response.headers.update(exchange.headers)
         return response
 
     async def _dispatch(self, exchange: Exchange, path: Path) -> web.StreamResponse:
@@ -80,6 +87,8 @@ class Routes:
             return json_response({}, {})
         repository = self._table.resolve(path.name, prefix=path.prefix, ns=ns)
         exchange.upstream = repository.upstream
+        if namespace := self._table.namespace(path.name, prefix=path.prefix, ns=ns):
+            exchange.headers["OCI-Namespace"] = namespace  # specification, "Registry Proxying"
         _only_reading(request)
         match path.endpoint:
             case "manifest":
@@ -93,19 +102,7 @@ class Routes:
                 return await self._listing.referrers(exchange, repository, Digest(path.argument))
         raise Unsupported(f"{repository} is mirrored: it can be pulled, not pushed")
 
-    def _echo(self, request: BaseRequest) -> str:
-        """``ns`` if it chose the upstream (specification, "Registry Proxying")."""
-        return request.query.get("ns", "")[:300] if request.query_string else ""
-
 
 def _only_reading(request: BaseRequest) -> None:
     if request.method not in ("GET", "HEAD"):
         raise Unsupported(f"{request.method[:20]} is not supported: this is a mirror")
-
-
-class _Internal(RegistryError):
-    """Something failed here, not upstream."""
-
-
-def _internal(message: str) -> RegistryError:
-    return _Internal(message)

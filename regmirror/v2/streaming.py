@@ -11,11 +11,12 @@ import asyncio
 import os
 from dataclasses import dataclass
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.web_request import BaseRequest
 
 from regmirror.blobs.base import Blob
+from regmirror.errors import Unavailable
 from regmirror.sender import Sender
 
 Range = tuple[int, int]
@@ -41,6 +42,8 @@ class BlobStream:
     async def send_whole(self, response: web.StreamResponse) -> None:
         """All bytes, in chunks if nobody knows how many."""
         size = self._blob.size
+        if size is None and self._request.version < HttpVersion11:
+            size = await self._wait_for_size()  # HTTP/1.0 has no chunks
         if size is None:
             response.enable_chunked_encoding()
             await self._send_unknown(response)
@@ -78,8 +81,9 @@ class BlobStream:
 
     async def _prepare(self, response: web.StreamResponse) -> AbstractStreamWriter:
         transport = self._request.transport
-        if transport is not None:
-            transport.set_write_buffer_limits(0)  # so that drain() waits for an empty buffer
+        if transport is not None and self._by_sendfile:
+            # So that drain() waits for an empty buffer. (A TLS transport would pause for ever.)
+            transport.set_write_buffer_limits(0)
         writer = await response.prepare(self._request)
         if writer is None:
             raise ConnectionResetError("the client has left")
@@ -88,7 +92,7 @@ class BlobStream:
     async def _finish(self, response: web.StreamResponse) -> None:
         await response.write_eof()
         transport = self._request.transport
-        if transport is not None:
+        if transport is not None and self._by_sendfile:
             transport.set_write_buffer_limits()
 
     async def _send(
@@ -96,6 +100,8 @@ class BlobStream:
     ) -> None:
         while start < stop:
             limit = min(stop, await self._blob.wait_beyond(start))
+            if limit <= start:
+                raise Unavailable(f"the blob ends at {start}, which is less than was announced")
             if self._by_sendfile:
                 await self._sendfile(writer, start, limit - start)
             else:
@@ -116,6 +122,12 @@ class BlobStream:
             await response.write(piece)
             self.progress.sent += len(piece)
             await asyncio.sleep(0)
+
+    async def _wait_for_size(self) -> int:
+        size = 0
+        while (limit := await self._blob.wait_beyond(size)) > size:
+            size = limit
+        return size
 
     async def _send_unknown(self, response: web.StreamResponse) -> None:
         await self._prepare(response)

@@ -25,9 +25,7 @@ def test_a_challenge_of_docker_hub_is_read():
 
 def test_commas_and_spaces_in_a_quoted_scope_separate_nothing():
     """B60: quoted commas; scopes are split at spaces alone."""
-    (challenge,) = parse(
-        'Bearer realm="https://r/t",scope="repository:a/b:pull,push repository:c/d:pull"'
-    )
+    (challenge,) = parse('Bearer realm="https://r/t",scope="repository:a/b:pull,push repository:c/d:pull"')
     assert challenge.scopes == ("repository:a/b:pull,push", "repository:c/d:pull")
 
 
@@ -117,9 +115,7 @@ def test_unknown_schemes_are_skipped():
 
 
 def test_a_bearer_challenge_without_a_realm_cannot_be_answered():
-    assert preferred(parse('Bearer service="s"', 'Basic realm="x"')) == Challenge(
-        "basic", {"realm": "x"}
-    )
+    assert preferred(parse('Bearer service="s"', 'Basic realm="x"')) == Challenge("basic", {"realm": "x"})
 
 
 def test_the_first_of_two_equal_parameters_counts():

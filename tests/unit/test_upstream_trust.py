@@ -38,7 +38,13 @@ INSIDE = [
     "::ffff:127.0.0.1",
     "::ffff:10.0.0.1",
 ]
-OUTSIDE = ["auth.docker.io", "8.8.8.8", "2606:4700::1111", "localhost.example.com", "10.example.com"]
+OUTSIDE = [
+    "auth.docker.io",
+    "8.8.8.8",
+    "2606:4700::1111",
+    "localhost.example.com",
+    "10.example.com",
+]
 
 
 @pytest.mark.parametrize("host", INSIDE)
@@ -108,9 +114,7 @@ def test_an_http_realm_on_the_own_host_is_upgraded():
     assert URL("https://harbor.example.com:8443/service/token") == resolve_realm(
         "http://harbor.example.com/service/token", home
     )
-    assert URL("https://harbor.example.com:9000/t") == resolve_realm(
-        "http://harbor.example.com:9000/t", home
-    )
+    assert URL("https://harbor.example.com:9000/t") == resolve_realm("http://harbor.example.com:9000/t", home)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +173,5 @@ def test_an_origin_is_scheme_host_and_port():
 
 
 def test_the_public_suffix_list_is_not_loaded_before_it_is_needed():
-    program = (
-        "import sys; import regmirror.upstream.client; assert 'publicsuffixlist' not in sys.modules"
-    )
+    program = "import sys; import regmirror.upstream.client; assert 'publicsuffixlist' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -1,0 +1,27 @@
+# Both stages come from the same base, so that the environment made in the first runs in the second.
+ARG PYTHON_IMAGE=docker.io/library/python:3.13-slim
+
+FROM ${PYTHON_IMAGE} AS build
+WORKDIR /src
+# The environment has no pip of its own: the one outside fills it, and nothing in the image can install anything.
+RUN python -m venv --without-pip /opt/regmirror
+COPY pyproject.toml README.md LICENSE ./
+COPY requirements requirements
+COPY regmirror regmirror
+RUN PIP_CONSTRAINT=requirements/dev.lock PIP_BUILD_CONSTRAINT=requirements/dev.lock \
+    pip --python /opt/regmirror/bin/python install --no-cache-dir .
+
+FROM ${PYTHON_IMAGE}
+COPY --from=build /opt/regmirror /opt/regmirror
+RUN install -d -o 10001 -g 10001 -m 0750 /var/lib/regmirror
+ENV PATH=/opt/regmirror/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    REGMIRROR_STORAGE__PATH=/var/lib/regmirror
+VOLUME /var/lib/regmirror
+USER 10001:10001
+EXPOSE 5000
+STOPSIGNAL SIGTERM
+# Asks for the port of the default configuration; with another port or with TLS give --health-cmd to `docker run`.
+HEALTHCHECK --interval=30s --timeout=5s --start-period=10s CMD ["python", "-c", "import http.client, sys; c = http.client.HTTPConnection('127.0.0.1', 5000, timeout=4); c.request('GET', '/healthz'); sys.exit(c.getresponse().status != 200)"]
+ENTRYPOINT ["regmirror"]
+CMD ["serve"]

@@ -1,0 +1,67 @@
+"""Images as people write them, and what they mean here."""
+
+from __future__ import annotations
+
+from regmirror.config import Config
+from regmirror.errors import NameUnknown, RegistryError
+from regmirror.globs import matches
+from regmirror.names import Digest, Reference, Repository, is_host, parse_reference, split_image
+from regmirror.routing import DOCKER_HUB, UpstreamTable
+
+
+class Naming:
+    """Reads and writes names by the upstreams of one configuration."""
+
+    def __init__(self, config: Config) -> None:
+        self._table = UpstreamTable(config.known_hosts(), config.default_upstream)
+        self._default = config.known_hosts()[config.default_upstream]
+
+    def parse(self, image: str) -> tuple[Repository, Reference]:
+        """What ``image`` names, ``latest`` without tag or digest.
+
+        Raises NameInvalid, DigestInvalid or ManifestUnknown for what is no image name.
+        """
+        name, reference = split_image(image)
+        return self._resolve(name), parse_reference(reference)
+
+    def _resolve(self, name: str) -> Repository:
+        try:
+            return self._table.resolve(name)
+        except NameUnknown:
+            # Perhaps an upstream of yesterday, of which something is still stored.
+            host, _, rest = name.partition("/")
+            if not is_host(host):
+                raise
+            return Repository(host, rest)
+
+    def is_upstream(self, host: str) -> bool:
+        """Whether the mirror may ask it."""
+        return host in self._table.hosts
+
+    def show(self, repository: Repository) -> str:
+        """The shortest name that means the repository."""
+        candidates = []
+        if repository.upstream == self._default:
+            if repository.upstream == DOCKER_HUB:
+                candidates.append(repository.name.removeprefix("library/"))
+            candidates.append(repository.name)
+        return next((text for text in candidates if self._means(text, repository)), str(repository))
+
+    def show_image(self, repository: Repository, reference: Reference) -> str:
+        """``alpine:3.20`` or ``ghcr.io/org/app@sha256:…``."""
+        return f"{self.show(repository)}{_tail(reference)}"
+
+    def is_match(self, glob: str, repository: Repository, reference: Reference) -> bool:
+        """Whether the shown or the full name matches, with or without the reference."""
+        names = (self.show(repository), str(repository))
+        return any(matches(glob, text) for name in names for text in (name, name + _tail(reference)))
+
+    def _means(self, text: str, repository: Repository) -> bool:
+        try:
+            return self._table.resolve(text) == repository
+        except RegistryError:
+            return False
+
+
+def _tail(reference: Reference) -> str:
+    return f"@{reference}" if isinstance(reference, Digest) else f":{reference}"

@@ -1,0 +1,290 @@
+"""What the commands ask of a database that a server may be using at the same time.
+
+The connection is read-only and sees one moment: a snapshot, which in WAL mode neither waits for
+writers nor holds them up.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+import sqlalchemy as sa
+
+from regmirror.errors import RegmirrorError
+from regmirror.manifests import Manifest
+from regmirror.metadata import schema as t
+from regmirror.metadata.store import Totals
+from regmirror.metadata.upgrade import REVISION, database_path
+from regmirror.names import Digest, Reference, Repository, Tag
+
+BUSY_TIMEOUT: Final = 10.0  # seconds; only while a server starts or ends
+
+
+class StoreUnreadable(RegmirrorError):
+    """There is no store at the path, or its database cannot be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredImage:
+    """A tag, or without one a manifest that was pulled by digest and belongs to no index.
+
+    ``stored_bytes`` counts every blob and manifest below it once, as far as stored.
+    ``is_stored`` is false for a tag of which only the digest has been asked. Times are
+    wall-clock seconds.
+    """
+
+    repository: Repository
+    tag: Tag | None
+    digest: Digest
+    is_stored: bool
+    stored_bytes: int
+    pulled_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """What a reference names in a repository; the times are None for a digest's other half."""
+
+    digest: Digest
+    pulled_at: float
+    checked_at: float | None = None
+    changed_at: float | None = None
+
+
+@contextmanager
+def open_reports(storage: Path) -> Iterator[Reports]:
+    """The database below ``storage``; raises StoreUnreadable, also for what happens inside."""
+    path = database_path(storage)
+    engine = sa.create_engine("sqlite://", creator=lambda: _connect(path), poolclass=sa.NullPool)
+    try:
+        _require_file(path)
+        with engine.connect() as connection:
+            _require_schema(path, _revision(connection))
+            connection.exec_driver_sql("BEGIN")
+            yield Reports(connection)
+    except sa.exc.DBAPIError as error:
+        raise StoreUnreadable(f"{path} cannot be read: {error.orig}") from None
+    finally:
+        engine.dispose()
+
+
+def read_revision(storage: Path) -> str | None:
+    """The schema of the database below ``storage``, None without one; raises StoreUnreadable."""
+    path = database_path(storage)
+    engine = sa.create_engine("sqlite://", creator=lambda: _connect(path), poolclass=sa.NullPool)
+    try:
+        if not path.exists():
+            return None
+        with engine.connect() as connection:
+            return _revision(connection)
+    except (OSError, sa.exc.DBAPIError) as error:
+        raise StoreUnreadable(f"{path} cannot be read: {getattr(error, 'orig', error)}") from None
+    finally:
+        engine.dispose()
+
+
+class Reports:
+    """Questions over one snapshot."""
+
+    def __init__(self, connection: sa.Connection) -> None:
+        self._connection = connection
+
+    def totals(self) -> Totals:
+        """Counts and bytes of everything stored."""
+        count = sa.func.count()
+        row = self._connection.execute(
+            sa.select(
+                sa.select(count).select_from(t.blobs).scalar_subquery(),
+                sa.select(sa.func.coalesce(sa.func.sum(t.blobs.c.size), 0)).scalar_subquery(),
+                *(
+                    sa.select(count).select_from(table).scalar_subquery()
+                    for table in (t.manifests, t.tags, t.repositories)
+                ),
+            )
+        ).one()
+        return Totals(*(int(value) for value in row))
+
+    def list_images(self) -> list[StoredImage]:
+        """Every tag and every manifest pulled by digest, by repository and name."""
+        sizes = self._stored_bytes()
+        found = [
+            StoredImage(
+                Repository(row.upstream, row.name),
+                None if row.tag is None else Tag(row.tag),
+                Digest(row.digest),
+                row.stored is not None,
+                sizes.get(row.digest, 0),
+                row.pulled_at,
+            )
+            for row in self._connection.execute(sa.union_all(_tagged(), _untagged()))
+        ]
+        return sorted(found, key=lambda item: (str(item.repository), item.tag or "~", item.digest))
+
+    def find(self, repository: Repository, reference: Reference) -> Named | None:
+        """What ``reference`` names, if the repository has it here."""
+        if isinstance(reference, Digest):
+            held = t.repository_manifests
+            query = sa.select(held.c.pulled_at).join(t.repositories)
+            row = self._connection.execute(
+                query.where(_is(repository), held.c.digest == str(reference))
+            ).first()
+            return None if row is None else Named(reference, row[0])
+        tags = t.tags.c
+        query = sa.select(tags.digest, tags.pulled_at, tags.checked_at, tags.changed_at).join(t.repositories)
+        row = self._connection.execute(query.where(_is(repository), tags.name == str(reference))).first()
+        return None if row is None else Named(Digest(row[0]), row[1], row[2], row[3])
+
+    def has_repository(self, repository: Repository) -> bool:
+        """Whether anything is known of the repository."""
+        query = sa.select(t.repositories.c.id).where(_is(repository))
+        return self._connection.execute(query).first() is not None
+
+    def find_manifest(self, digest: Digest) -> Manifest | None:
+        """The stored manifest, byte for byte."""
+        query = sa.select(t.manifests.c.media_type, t.manifests.c.payload)
+        row = self._connection.execute(query.where(t.manifests.c.digest == str(digest))).first()
+        return None if row is None else Manifest(digest, row[0], row[1])
+
+    def names_of(self, digest: Digest) -> list[tuple[Repository, Tag]]:
+        """Every tag that means exactly this manifest."""
+        query = sa.select(t.repositories.c.upstream, t.repositories.c.name, t.tags.c.name.label("tag"))
+        rows = self._connection.execute(
+            query.join(t.tags).where(t.tags.c.digest == str(digest)).order_by(*query.selected_columns)
+        )
+        return [(Repository(row[0], row[1]), Tag(row[2])) for row in rows]
+
+    def used_elsewhere(self, digests: Collection[Digest], own: Collection[Digest]) -> set[str]:
+        """Which of ``digests`` are named by a stored manifest that is none of ``own``."""
+        refs = t.manifest_references.c
+        query = sa.select(refs.digest).distinct()
+        query = query.where(refs.digest.in_([*map(str, digests)]), refs.role != "subject")
+        rows = self._connection.execute(query.where(refs.manifest.not_in([*map(str, own)])))
+        return {str(row[0]) for row in rows}
+
+    def tagged(self, digests: Collection[Digest]) -> set[str]:
+        """Which of ``digests`` some tag means."""
+        query = sa.select(t.tags.c.digest).distinct()
+        rows = self._connection.execute(query.where(t.tags.c.digest.in_([*map(str, digests)])))
+        return {str(row[0]) for row in rows}
+
+    def _stored_bytes(self) -> dict[str, int]:
+        """For every manifest, the bytes below it that are stored; shared content counts once."""
+        refs = t.manifest_references.c
+        roots = sa.union(sa.select(t.tags.c.digest), sa.select(t.repository_manifests.c.digest)).subquery()
+        start = sa.select(roots.c.digest.label("root"), roots.c.digest.label("digest"))
+        reach = start.cte("reach", recursive=True)
+        step = sa.select(reach.c.root, refs.digest).join(
+            t.manifest_references, refs.manifest == reach.c.digest
+        )
+        reach = reach.union(step.where(refs.role != "subject"))
+        size = sa.func.coalesce(t.blobs.c.size, sa.func.length(t.manifests.c.payload), 0)
+        query = (
+            sa.select(reach.c.root, sa.func.sum(size))
+            .outerjoin(t.blobs, t.blobs.c.digest == reach.c.digest)
+            .outerjoin(t.manifests, t.manifests.c.digest == reach.c.digest)
+            .group_by(reach.c.root)
+        )
+        return {row[0]: int(row[1]) for row in self._connection.execute(query)}
+
+
+def _tagged() -> sa.Select[Any]:
+    return (
+        sa.select(
+            t.repositories.c.upstream,
+            t.repositories.c.name,
+            t.tags.c.name.label("tag"),
+            t.tags.c.digest,
+            t.manifests.c.digest.label("stored"),
+            t.tags.c.pulled_at,
+        )
+        .join(t.tags, t.tags.c.repository_id == t.repositories.c.id)
+        .outerjoin(t.manifests, t.manifests.c.digest == t.tags.c.digest)
+    )
+
+
+def _untagged() -> sa.Select[Any]:
+    """Manifests that a repository holds under no tag and in no index."""
+    held, parent, refs = t.repository_manifests, t.repository_manifests.alias(), t.manifest_references
+    is_tagged = sa.exists().where(
+        t.tags.c.repository_id == held.c.repository_id, t.tags.c.digest == held.c.digest
+    )
+    is_child = sa.exists(
+        sa.select(refs.c.manifest)
+        .join(parent, parent.c.digest == refs.c.manifest)
+        .where(
+            parent.c.repository_id == held.c.repository_id,
+            refs.c.digest == held.c.digest,
+            refs.c.role == "manifest",
+        )
+    )
+    return (
+        sa.select(
+            t.repositories.c.upstream,
+            t.repositories.c.name,
+            sa.null().label("tag"),
+            held.c.digest,
+            held.c.digest.label("stored"),
+            held.c.pulled_at,
+        )
+        .join(held, held.c.repository_id == t.repositories.c.id)
+        .where(~is_tagged, ~is_child)
+    )
+
+
+def _is(repository: Repository) -> sa.ColumnElement[bool]:
+    return sa.and_(t.repositories.c.upstream == repository.upstream, t.repositories.c.name == repository.name)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    """Open for reading only.
+
+    A database nobody has open, in a directory that cannot be written, can only be read as
+    unchanging: SQLite may not create the shared memory beside it that readers and writers use.
+    """
+    name = f"file:{quote(str(path.absolute()))}?mode=ro"
+    idle = not path.with_name(path.name + "-wal").exists()
+    if idle and not os.access(path.parent, os.W_OK):
+        name += "&immutable=1"
+    connection = sqlite3.connect(name, uri=True, timeout=BUSY_TIMEOUT, isolation_level=None)
+    connection.execute("PRAGMA query_only=ON")
+    return connection
+
+
+def _require_file(path: Path) -> None:
+    try:
+        if path.is_file():
+            return
+    except OSError as error:
+        raise StoreUnreadable(f"{path} cannot be read: {(error.strerror or str(error)).lower()}") from None
+    missing = "no database" if path.parent.is_dir() else "no store"
+    remedy = "regmirror serve makes one; see storage.path in the configuration"
+    raise StoreUnreadable(f"there is {missing} at {path.parent.absolute()}; {remedy}")
+
+
+def _require_schema(path: Path, found: str | None) -> None:
+    if found == REVISION:
+        return
+    if is_newer(found):
+        raise StoreUnreadable(f"{path} was written by a newer version (schema {found}); use that version")
+    raise StoreUnreadable(f"{path} is of an older version; regmirror serve brings it up to date")
+
+
+def is_newer(revision: str | None) -> bool:
+    """Whether a database of this schema was written by a later version than this one."""
+    with suppress(ValueError):
+        return int(revision or "0") > int(REVISION)
+    return True
+
+
+def _revision(connection: sa.Connection) -> str | None:
+    if not sa.inspect(connection).has_table("alembic_version"):
+        return None
+    found = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+    return None if found is None else str(found)

@@ -1,0 +1,54 @@
+"""What most tests need: an upstream, a mirror in front of it, and a place for its files."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fake_registry import FakeRegistry
+from tests.mirror_fixture import NAME, RunningMirror, run_mirror
+
+StartMirror = Callable[..., Awaitable[RunningMirror]]
+
+
+@pytest.fixture
+async def upstream() -> AsyncIterator[FakeRegistry]:
+    """An upstream registry that asks nobody who he is; mirrors know it as ``registry.test``."""
+    async with FakeRegistry() as registry:
+        yield registry
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Path:
+    """The mirror's storage; two mirrors that are started on it are workers of one."""
+    return tmp_path / "data"
+
+
+@pytest.fixture
+async def start_mirror(upstream: FakeRegistry, storage: Path) -> AsyncIterator[StartMirror]:
+    """A function that starts a mirror, in front of ``upstream`` unless told otherwise.
+
+    ``start_mirror(upstreams={...}, path=…, freshness={"tag_max_age": "1m"})``: see ``run_mirror``.
+    """
+    async with AsyncExitStack() as stack:
+
+        async def start(
+            registries: Mapping[str, FakeRegistry | str] | None = None,
+            path: Path = storage,
+            **settings: Any,
+        ) -> RunningMirror:
+            return await stack.enter_async_context(
+                run_mirror(path, registries or {NAME: upstream}, **settings)
+            )
+
+        yield start
+
+
+@pytest.fixture
+async def mirror(start_mirror: StartMirror) -> RunningMirror:
+    """A mirror in front of ``upstream``, with the default configuration."""
+    return await start_mirror()

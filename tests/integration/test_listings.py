@@ -1,0 +1,358 @@
+"""Tags, referrers and the catalog, page by page."""
+
+import asyncio
+import json
+import re
+
+import pytest
+
+from tests.fake_registry import (
+    INDEX,
+    DropBeforeAnswer,
+    FakeRegistry,
+    Html,
+    Redirect,
+    SetHeaders,
+    Status,
+)
+
+LIST = "/v2/team/app/tags/list"
+TAGS = [f"{number:03}" for number in range(25)]
+MAX_AGE = 300  # seconds: the default of freshness.tag_max_age
+NOTHING = "sha256:" + "0" * 64
+SBOM, SIGNATURE = "application/vnd.example.sbom", "application/vnd.example.signature"
+
+
+@pytest.fixture
+def image(upstream):
+    image = upstream.add_image("team/app")
+    for tag in TAGS:
+        upstream.move_tag("team/app", tag, image.digest)
+    return image
+
+
+def next_of(answer):
+    """The path that ``Link`` leads to, or None."""
+    link = answer.headers.get("Link")
+    if link is None:
+        return None
+    match = re.fullmatch(r'<([^>]+)>; rel="next"', link)
+    assert match, link
+    return match[1]
+
+
+async def pages(mirror, path):
+    """Every page from ``path`` on, as clients walk them."""
+    found = []
+    following = path
+    while following is not None:
+        answer = await mirror.get(following)
+        assert answer.status == 200
+        found.append(next(value for value in answer.json().values() if isinstance(value, list)))
+        following = next_of(answer)
+        assert len(found) < 50
+    return found
+
+
+# --- tags ---
+
+
+async def test_the_tags_are_all_there(mirror, image):
+    """B53: sorted, on one page unless asked otherwise, and as JSON without a charset."""
+    answer = await mirror.get(LIST)
+
+    assert answer.json() == {"name": "team/app", "tags": TAGS}
+    assert answer.headers["Content-Type"] == "application/json"
+    assert next_of(answer) is None
+
+
+async def test_pages_of_tags(mirror, image):
+    """B53: ``last`` is exclusive and need not exist; an empty list is ``[]``."""
+    for query, tags, has_next in (
+        ("n=0", [], False),
+        ("n=1", TAGS[:1], True),
+        ("n=24", TAGS[:24], True),
+        ("n=25", TAGS, False),
+        ("n=10000", TAGS, False),
+        ("n=999999999", TAGS, False),
+        ("n=2&last=010", ["011", "012"], True),
+        ("last=010", TAGS[11:], False),
+        ("last=0105", TAGS[11:], False),
+        ("last=024", [], False),
+        ("n=5&last=zzz", [], False),
+        ("last=", TAGS, False),
+    ):
+        answer = await mirror.get(f"{LIST}?{query}")
+
+        assert (answer.status, answer.json()["tags"]) == (200, tags), query
+        assert (next_of(answer) is not None) is has_next, query
+
+
+async def test_a_number_that_is_none(mirror, upstream, image):
+    """B53: 400 PAGINATION_NUMBER_INVALID, without asking anybody."""
+    for n in ("-1", "NaN", "abc", "1.5", "", "%00", "%C2%B2", "1e3", "9" * 30, "0x1"):
+        answer = await mirror.get(f"{LIST}?n={n}")
+
+        assert (answer.status, answer.code) == (400, "PAGINATION_NUMBER_INVALID"), n
+    assert upstream.count() == 0
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v2/team/app/tags/list?n=10",
+        "/v2/team/app/tags/list?n=10&ns=registry.test",
+        "/v2/registry.test/team/app/tags/list?n=10",
+        "/registry.test/v2/team/app/tags/list?n=10",
+    ],
+)
+async def test_links_lead_through_the_mirror_as_the_client_spells_it(mirror, image, path):
+    """B53: the way from page to page keeps ``ns``, prefix or component, and ends."""
+    assert await pages(mirror, path) == [TAGS[:10], TAGS[10:20], TAGS[20:]]
+
+    link = next_of(await mirror.get(path))
+    assert link.startswith(path.partition("?")[0] + "?")
+    assert ("ns=registry.test" in link) is ("ns=" in path)
+
+
+async def test_the_upstreams_pages_are_followed_on_the_upstream(mirror, upstream, image):
+    """B53: ten at a time, from a registry that names itself by another host; kept for a while."""
+    upstream.page_size = 10
+    async with FakeRegistry() as other:
+        link = f"<{other.url}/v2/team/app/tags/list?n=10&last=009>; rel=next"
+        upstream.fault(SetHeaders({"Link": link}), kind="tags", times=1)
+
+        assert (await mirror.get(LIST)).json()["tags"] == TAGS
+        assert other.connections == 0
+    assert upstream.count("tags") == 3
+    assert (await mirror.get(f"{LIST}?n=1")).json()["tags"] == TAGS[:1]
+    assert upstream.count("tags") == 3
+
+
+@pytest.mark.parametrize(
+    "target", ["{path}?n=1000", "{path}?{query}", "/v2/other/tags/list?n=1", "https://evil.example/v2/"]
+)
+async def test_a_loop_of_pages_ends(mirror, upstream, image, target):
+    """B53: a page that leads to itself, or away, is the last."""
+
+    link = target.format(path=LIST, query="n=1000")
+    upstream.fault(SetHeaders({"Link": f'<{link}>; rel="next"'}), kind="tags", times=None)
+
+    answer = await mirror.get(LIST)
+
+    assert answer.json()["tags"] == TAGS
+    assert "evil" not in answer.headers.get("Link", "")
+    assert upstream.count("tags") <= 2
+
+
+@pytest.mark.parametrize("tags", ["null", "[]", "{}", "absent"])
+async def test_no_tags_are_an_empty_list(mirror, upstream, image, tags):
+    """B53: ``[]``, never null, whatever the upstream writes."""
+    body = b"{}" if tags == "absent" else f'{{"name":"x","tags":{tags}}}'.encode()
+    upstream.fault(Status(200, {"Content-Type": "application/json"}, body), kind="tags", times=None)
+
+    answer = await mirror.get(LIST)
+
+    assert answer.status == 200
+    assert json.loads(answer.body) == {"name": "team/app", "tags": []}
+
+
+async def test_many_who_ask_for_tags_ask_once(mirror, upstream, image):
+    gate = upstream.hold("tags")
+    asked = [asyncio.create_task(mirror.get(LIST)) for _ in range(20)]
+    await gate.reached()
+    gate.release()
+
+    assert {answer.body for answer in await asyncio.gather(*asked)} == {(await mirror.get(LIST)).body}
+    assert upstream.count("tags") == 1
+
+
+async def test_tags_move(mirror, upstream, image):
+    """A list is as old as a tag may be."""
+    await mirror.get(LIST)
+    upstream.move_tag("team/app", "new", image.digest)
+    assert "new" not in (await mirror.get(LIST)).json()["tags"]
+    mirror.clock.advance(MAX_AGE + 1)
+
+    assert "new" in (await mirror.get(LIST)).json()["tags"]
+
+
+@pytest.mark.parametrize("fault", [Status(500), Status(429), Html(), DropBeforeAnswer(reset=True)])
+async def test_tags_outlive_their_upstreams_failure(mirror, upstream, image, fault):
+    """B33: the list of before, said to be stale."""
+    await mirror.get(LIST)
+    mirror.clock.advance(MAX_AGE + 1)
+    upstream.fault(fault, kind="tags", times=None)
+
+    answer = await mirror.get(LIST)
+
+    assert answer.json()["tags"] == TAGS
+    assert answer.headers["Warning"].startswith('299 - "registry.test')
+
+
+async def test_tags_that_are_known_stand_in_after_a_restart(mirror, start_mirror, upstream, image):
+    """B33: then those that were pulled are all that is known."""
+    await mirror.get("/v2/team/app/manifests/007")
+    await upstream.stop()
+    later = await start_mirror()
+
+    assert (await later.get(LIST)).json()["tags"] == ["007"]
+    assert (await later.get("/v2/team/new/tags/list")).status == 502
+
+
+async def test_an_unknown_repository_has_no_tags(mirror, image):
+    answer = await mirror.get("/v2/team/none/tags/list")
+
+    assert (answer.status, answer.code) == (404, "NAME_UNKNOWN")
+
+
+# --- referrers ---
+
+
+@pytest.fixture
+def referrers(upstream, image):
+    """The digests of an SBOM and a signature of the image."""
+    return {
+        SBOM: upstream.add_referrer("team/app", image.digest, SBOM, annotations={"a": "b"}),
+        SIGNATURE: upstream.add_referrer("team/app", image.digest, SIGNATURE),
+    }
+
+
+@pytest.fixture
+def path(image):
+    return f"/v2/team/app/referrers/{image.digest}"
+
+
+def digests(answer):
+    assert answer.status == 200
+    assert answer.headers["Content-Type"] == INDEX
+    document = answer.json()
+    assert (document["schemaVersion"], document["mediaType"]) == (2, INDEX)
+    return [item["digest"] for item in document["manifests"]]
+
+
+async def test_referrers_are_the_upstreams(mirror, upstream, referrers, path):
+    """B54: an OCI index of the exact type, kept for a moment."""
+    answer = await mirror.get(path)
+
+    assert digests(answer) == list(referrers.values())
+    assert answer.json()["manifests"][0]["annotations"] == {"a": "b"}
+    assert "OCI-Filters-Applied" not in answer.headers
+    await mirror.get(path)
+    assert upstream.count("referrers") == 1
+    mirror.clock.advance(61)
+    await mirror.get(path)
+    assert upstream.count("referrers") == 2
+
+
+@pytest.mark.parametrize(
+    ("types", "expected"), [([SBOM], 1), ([SIGNATURE], 1), ([SBOM, SIGNATURE], 2), (["application/x"], 0)]
+)
+async def test_referrers_are_filtered_here(mirror, upstream, referrers, path, types, expected):
+    """B54: by one or several types, with the header that says so; one list serves all filters."""
+    answer = await mirror.get(path + "?" + "&".join(f"artifactType={kind}" for kind in types))
+
+    assert len(digests(answer)) == expected
+    assert {item["artifactType"] for item in answer.json()["manifests"]} <= set(types)
+    assert answer.headers["OCI-Filters-Applied"] == "artifactType"
+    await mirror.get(path)
+    assert upstream.count("referrers") == 1
+
+
+async def test_nothing_refers_to_what_nobody_knows(mirror, image):
+    """B54: an empty index, never 404."""
+    assert digests(await mirror.get(f"/v2/team/app/referrers/{NOTHING}")) == []
+    assert (await mirror.get("/v2/team/app/referrers/sha256:x")).code == "DIGEST_INVALID"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Status(404, {}, b"<html>not found</html>"),
+        Status(400),
+        Status(403),
+        Status(405),
+        Status(406),
+        Status(501),
+        Html(),
+        Redirect("https://evil.example/login", 303),
+    ],
+)
+async def test_the_tag_schema_stands_in_for_the_api(mirror, upstream, image, referrers, path, fault):
+    """B54: 404, a page, a redirect: the fallback tag is asked for instead."""
+    upstream.add_referrers_tag("team/app", image.digest)
+    upstream.fault(fault, kind="referrers", times=None)
+
+    assert digests(await mirror.get(path)) == list(referrers.values())
+    assert upstream.count("manifest", reference=image.digest.replace(":", "-")) >= 1
+    assert len(digests(await mirror.get(f"{path}?artifactType={SBOM}"))) == 1
+
+
+async def test_without_api_and_tag_nothing_refers(mirror, upstream, path):
+    """B54: most images have neither; that is no error and not asked for again at once."""
+    upstream.has_referrers = False
+
+    assert digests(await mirror.get(path)) == []
+    asked = upstream.count()
+    assert digests(await mirror.get(path)) == []
+    assert upstream.count() == asked
+
+
+@pytest.mark.parametrize("manifests", ['"x"', '{"a": 1}', "null", "[1, null, {}]"])
+@pytest.mark.parametrize("way", ["api", "tag"])
+async def test_lists_that_are_none_are_passed_over(mirror, upstream, image, path, manifests, way):
+    """B54: nonsense where a list should be is an empty list or the upstream's failure, not ours."""
+    body = f'{{"schemaVersion":2,"mediaType":"{INDEX}","manifests":{manifests}}}'.encode()
+    if way == "api":
+        upstream.fault(Status(200, {"Content-Type": INDEX}, body), kind="referrers", times=None)
+    else:
+        upstream.has_referrers = False
+        upstream.add_manifest("team/app", body, INDEX, image.digest.replace(":", "-"))
+
+    answer = await mirror.get(path)
+
+    assert answer.status in (200, 502)
+    assert answer.status == 502 or all(isinstance(item, dict) for item in answer.json()["manifests"])
+
+
+async def test_referrers_of_what_is_stored_are_known_without_upstream(
+    mirror, start_mirror, upstream, referrers, path
+):
+    """B54, B32: those that were pulled, with type and annotations."""
+    await mirror.get(f"/v2/team/app/manifests/{referrers[SBOM]}")
+    await upstream.stop()
+
+    later = await start_mirror()
+
+    answer = await later.get(path)
+    assert digests(answer) == [referrers[SBOM]]
+    described = answer.json()["manifests"][0]
+    assert (described["artifactType"], described["annotations"]) == (SBOM, {"a": "b"})
+
+
+# --- the catalog ---
+
+
+async def test_the_catalog_lists_what_is_stored(start_mirror, upstream):
+    """Each name as it can be pulled from here; pages as with tags."""
+    async with FakeRegistry() as other:
+        mirror = await start_mirror({"registry.test": upstream, "other.test": other})
+        for registry, host in ((upstream, "registry.test"), (other, "other.test")):
+            for name in ("a", "b/c", "d"):
+                registry.add_image(name, "1")
+                assert (await mirror.get(f"/v2/{host}/{name}/manifests/1")).status == 200
+        upstream.add_image("never-pulled", "1")
+
+        everything = ["a", "b/c", "d", "other.test/a", "other.test/b/c", "other.test/d"]
+        assert (await mirror.get("/v2/_catalog")).json() == {"repositories": everything}
+        assert await pages(mirror, "/v2/_catalog?n=4") == [everything[:4], everything[4:]]
+        assert await pages(mirror, "/v2/_catalog?n=2&ns=other.test") == [["a", "b/c"], ["d"]]
+        assert await pages(mirror, "/other.test/v2/_catalog?n=2") == [["a", "b/c"], ["d"]]
+        assert (await mirror.get("/v2/_catalog?n=-1")).code == "PAGINATION_NUMBER_INVALID"
+        for name in everything:
+            assert (await mirror.get(f"/v2/{name}/manifests/1")).status == 200
+
+
+async def test_an_empty_catalog_is_an_empty_list(mirror, upstream):
+    assert (await mirror.get("/v2/_catalog")).json() == {"repositories": []}
+    assert upstream.connections == 0

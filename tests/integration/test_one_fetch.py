@@ -1,0 +1,399 @@
+"""One fetch for many: what a counting upstream sees while clients come, go, dawdle and break off."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from contextlib import AsyncExitStack
+
+import aiohttp
+import pytest
+
+from regmirror.events import DownloadEnded, FollowersChanged, RequestServed
+from tests.fake_registry import (
+    Chunked,
+    FakeRegistry,
+    FakeStorage,
+    Hold,
+    IgnoreRange,
+    Pause,
+    Reset,
+    Status,
+    WrongContentRange,
+    random_bytes,
+)
+from tests.mirror_fixture import NAME, open_files, run_mirror, run_program, until
+
+SIZE = 4_000_000
+BLOB = random_bytes(SIZE)
+APP, OTHER = "/v2/team/app", "/v2/team/other"
+
+
+@pytest.fixture
+async def image(upstream):
+    return upstream.add_image("team/app", "1", [BLOB])
+
+
+@pytest.fixture
+async def path(mirror, image):
+    """A cold blob whose repository is known to have it: a GET goes straight to the download.
+
+    Two requests have been made for that, one of each kind.
+    """
+    await mirror.get(f"{APP}/manifests/1")
+    path = f"{APP}/blobs/{image.layer_digests[0]}"
+    await mirror.head(path)
+    return path
+
+
+PREPARED = 2
+
+
+def blob_gets(upstream):
+    return upstream.count("blob", "GET")
+
+
+def assert_fetched_once(upstream, most=1.01):
+    """One request, and hardly more bytes than the blob has."""
+    assert blob_gets(upstream) == 1
+    assert upstream.sent_bytes("blob") <= most * SIZE
+
+
+# --- many clients ---
+
+
+async def test_many_clients_cause_one_fetch_and_read_before_it_has_ended(mirror, upstream, path):
+    """B12: each of 50 has its first bytes while the upstream still holds the rest."""
+    pause = upstream.pause(after=1_000_000)
+
+    async def pull():
+        async with mirror.open(path) as response:
+            first = await response.content.readexactly(100_000)
+            begun.release()
+            return first + await response.read()
+
+    begun = asyncio.Semaphore(0)
+    pulls = [asyncio.create_task(pull()) for _ in range(50)]
+    for _ in pulls:
+        await begun.acquire()
+    assert not pause.is_open
+    pause.release()
+    for body in await asyncio.gather(*pulls):
+        assert body == BLOB
+    assert_fetched_once(upstream)
+    results = [event.result for event in mirror.events.of(RequestServed) if event.method == "GET"]
+    assert sorted(results) == ["coalesced"] * 49 + ["miss"] * 2  # one of them the manifest's
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_two_repositories_and_several_workers_share_one_fetch(start_mirror, upstream, image, workers):
+    """B13: over workers on one storage, plus one check that the other repository has the blob."""
+    upstream.add_blob("team/other", BLOB)
+    mirrors = [await start_mirror() for _ in range(workers)]
+    pause = upstream.pause(after=1_000_000)
+    paths = [f"{name}/blobs/{image.layer_digests[0]}" for name in (APP, OTHER)]
+    pulls = [asyncio.create_task(mirror.get(path)) for mirror in mirrors for path in paths * 5]
+    await pause.reached()
+    for mirror in mirrors:
+        await until(lambda it=mirror: len(it.events.of(FollowersChanged)) == 10, "all ten follow")
+    pause.release()
+    for got in await asyncio.gather(*pulls):
+        assert got.body == BLOB
+    assert_fetched_once(upstream)
+    assert upstream.count("blob", "HEAD") <= 2 * workers
+
+
+async def test_many_cold_pulls_of_a_tag_ask_the_upstream_once(start_mirror):
+    """B14: with one token for all."""
+    async with FakeRegistry(auth="bearer") as upstream:
+        image = upstream.add_image("team/app", "1")
+        mirror = await start_mirror({NAME: upstream})
+        hold = upstream.hold(kind="manifest")
+        pulls = [asyncio.create_task(mirror.get(f"{APP}/manifests/1")) for _ in range(50)]
+        await mirror.began(50)
+        hold.release()
+        for got in await asyncio.gather(*pulls):
+            assert got.body == image.manifest
+        assert upstream.count("manifest", status=200) == 1
+        assert upstream.count("manifest") <= 2  # the first is answered by a challenge
+        assert upstream.count("token") == 1
+
+
+async def test_a_late_joiner_gets_what_is_there_and_ends_with_the_others(mirror, upstream, path):
+    """B15: from the file, while the upstream stands still at one half."""
+    pause = upstream.pause(after=SIZE // 2)
+    async with mirror.open(path) as first, AsyncExitStack() as stack:
+        await first.content.readexactly(SIZE // 2)
+        late = await stack.enter_async_context(mirror.open(path))
+        assert await late.content.readexactly(SIZE // 2) == BLOB[: SIZE // 2]
+        assert "collapsed" in late.headers["Cache-Status"]
+        pause.release()
+        assert await first.read() == await late.read() == BLOB[SIZE // 2 :]
+    assert_fetched_once(upstream)
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["known length", "unknown length"])
+async def test_headers_come_with_those_of_the_upstream(mirror, upstream, path, chunked):
+    """B23: before the first byte of the body."""
+    if chunked:
+        upstream.fault(Chunked(), kind="blob")
+    pause = upstream.pause(after=0)
+    async with mirror.open(path) as response:
+        assert response.status == 200
+        assert not pause.is_open
+        pause.release()
+        assert await response.read() == BLOB
+
+
+# --- clients that leave ---
+
+
+async def test_nobody_notices_when_the_first_client_leaves(mirror, upstream, path):
+    """B16: the download belongs to the mirror."""
+    pause = upstream.pause(after=SIZE // 10)
+    first = await mirror.http.get(mirror.url + path)
+    await first.content.readexactly(SIZE // 20)
+    second = asyncio.create_task(mirror.get(path))
+    await mirror.began(PREPARED + 2)
+    first.close()
+    pause.release()
+    assert (await second).body == BLOB
+    assert_fetched_once(upstream)
+
+
+async def test_a_download_ends_without_any_client(mirror, upstream, path, image):
+    """B16: the next pull finds it stored."""
+    pause = upstream.pause(after=SIZE // 10)
+    async with mirror.open(path) as response:
+        await response.content.readexactly(SIZE // 20)
+    pause.release()
+    (ended,) = (event for event in await mirror.events.wait_for(DownloadEnded) if event.size == SIZE)
+    assert ended.error == ""
+    assert mirror.blob_path(image.layer_digests[0]).read_bytes() == BLOB
+    got = await mirror.get(path)
+    assert got.body == BLOB
+    assert got.headers["Cache-Status"] == "regmirror; hit"
+    assert_fetched_once(upstream)
+
+
+async def test_a_slow_client_slows_neither_the_download_nor_others(mirror, upstream, path):
+    """B17: and gets every byte in the end."""
+    loop = asyncio.get_running_loop()
+    with socket.socket() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        slow.connect(("127.0.0.1", mirror.port))
+        slow.setblocking(False)
+        await loop.sock_sendall(slow, f"GET {path} HTTP/1.1\r\nHost: m\r\nConnection: close\r\n\r\n".encode())
+        received = await loop.sock_recv(slow, 1_000)
+        assert (await mirror.get(path)).body == BLOB
+        await mirror.events.wait_for(DownloadEnded)
+        while piece := await loop.sock_recv(slow, 65_536):
+            received += piece
+    assert received.partition(b"\r\n\r\n")[2] == BLOB
+    assert_fetched_once(upstream)
+
+
+@pytest.mark.parametrize("temperature", ["cold", "warm"])
+async def test_clients_that_break_off_early_leave_nothing_behind(mirror, upstream, path, caplog, temperature):
+    """B17: no task, no descriptor, no error in the log, after a hundred of them."""
+    pause = upstream.pause(after=SIZE // 2, skip=temperature == "warm")
+    await _pull_and_leave(mirror, path)
+    if temperature == "warm":
+        await mirror.events.wait_for(DownloadEnded)
+    tasks, files = len(asyncio.all_tasks()), len(open_files())
+    await asyncio.gather(*(_pull_and_leave(mirror, path) for _ in range(100)))
+    pause.release()
+    assert (await mirror.get(path)).body == BLOB
+    await until(lambda: _count_served(mirror) == PREPARED + 102, "all have ended")
+    await until(lambda: len(asyncio.all_tasks()) <= tasks, "their tasks are gone")
+    await until(
+        lambda: len(open_files()) <= files + 2, "their files are closed"
+    )  # of the last pull's connection
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
+    assert sum(event.delta for event in mirror.events.of(FollowersChanged)) == 0
+    assert_fetched_once(upstream)
+
+
+async def _pull_and_leave(mirror, path):
+    loop = asyncio.get_running_loop()
+    with socket.create_connection(("127.0.0.1", mirror.port)) as connection:
+        connection.setblocking(False)
+        await loop.sock_sendall(connection, f"GET {path} HTTP/1.1\r\nHost: m\r\n\r\n".encode())
+        assert await loop.sock_recv(connection, 1_000)
+
+
+def _count_served(mirror):
+    return len(mirror.events.of(RequestServed))
+
+
+async def test_memory_stays_flat_however_much_flows(upstream, storage):
+    """B18: twenty big blobs at once; scaled down, but far more than the memory they may take."""
+    size = 16 * 2**20
+    digests = [upstream.add_big_blob("team/app", size, seed) for seed in range(20)]
+    small = upstream.add_blob("team/app", BLOB)
+    async with run_program(storage, {NAME: upstream}) as program:
+        memory = []
+
+        async def pull(digest):
+            count = 0
+            async with program.open(f"{APP}/blobs/{digest}") as response:
+                async for piece in response.content.iter_chunked(2**20):
+                    count += len(piece)
+                    memory.append(program.memory())
+            return count
+
+        await pull(small)
+        before = memory[-1]
+        assert await asyncio.gather(*map(pull, digests)) == [size] * 20
+        assert max(memory) - before < 64 * 2**20
+
+
+# --- upstreams that break off ---
+
+
+@pytest.mark.parametrize("ranges", [None, IgnoreRange(), WrongContentRange()], ids=["", "ignored", "wrong"])
+async def test_a_download_that_breaks_twice_is_one_clean_body(mirror, upstream, path, ranges):
+    """B19: resumed by Range; an upstream that ignores it is skipped through, never appended."""
+    breaks = [(SIZE * 3 // 10, SIZE * 3 // 10), (SIZE * 7 // 10, SIZE * 4 // 10)]
+    pauses = [Pause(after) for _, after in breaks]
+    for number, pause in enumerate(pauses):
+        upstream.fault(pause, Reset(pause.after), kind="blob", method="GET", skip=number)
+    if ranges:
+        upstream.fault(ranges, kind="blob", method="GET", skip=1, times=None)
+    pull = asyncio.create_task(mirror.get(path))
+    for (stop, _), pause in zip(breaks, pauses, strict=True):
+        await pause.reached()
+        if ranges is None:
+            await until(lambda stop=stop: _staged_bytes(mirror) == stop, "all that was sent is on disk")
+        pause.release()
+    assert (await pull).body == BLOB
+    asked = [seen.headers.get("Range") for seen in upstream.find("blob", "GET")]
+    assert asked[0] is None
+    if ranges is None:
+        assert asked[1:] == [f"bytes={SIZE * 3 // 10}-", f"bytes={SIZE * 7 // 10}-"]
+        assert upstream.sent_bytes("blob") <= 1.02 * SIZE
+    await mirror.events.wait_for(DownloadEnded)
+    assert mirror.events.of(DownloadEnded)[-1].resumed >= 2
+
+
+async def test_a_download_is_resumed_after_a_restart(upstream, storage, image):
+    """B16, B19: by Range, from what is on disk."""
+    path = f"{APP}/blobs/{image.layer_digests[0]}"
+    pause = upstream.pause(after=SIZE // 2, times=1)
+    async with run_mirror(storage, {NAME: upstream}) as mirror, mirror.open(path) as response:
+        await response.content.readexactly(SIZE // 4)
+        await until(lambda: _staged_bytes(mirror) == SIZE // 2, "one half is on disk")
+    await pause.left()
+    async with run_mirror(storage, {NAME: upstream}) as mirror:
+        assert (await mirror.get(path)).body == BLOB
+    assert upstream.find("blob", "GET")[-1].headers["Range"] == f"bytes={SIZE // 2}-"
+    assert upstream.sent_bytes("blob") <= 1.02 * SIZE
+
+
+def _staged_bytes(mirror):
+    return sum(path.stat().st_size for path in (mirror.root / "staging").glob("sha256-*[!e]"))
+
+
+async def test_a_failed_download_reaches_all_who_wait_and_is_tried_once_more(mirror, upstream, path):
+    """B20: one retry, not one for each of them."""
+    for round_ in (1, 2):
+        hold = Hold()
+        upstream.fault(hold, Status(503), kind="blob", method="GET")
+        pulls = [asyncio.create_task(mirror.get(path)) for _ in range(20)]
+        await mirror.began(PREPARED + 20 * round_)
+        hold.release()
+        assert [got.status for got in await asyncio.gather(*pulls)] == [502] * 20
+        assert blob_gets(upstream) == round_
+    assert (await mirror.get(path)).body == BLOB
+
+
+async def test_a_download_that_breaks_in_the_middle_breaks_for_all(mirror, upstream, path):
+    """B5, B20: nobody waits for ever, nobody gets a clean end, and the next pull resumes."""
+    pause = upstream.pause(after=SIZE // 2)
+    upstream.fault(Reset(SIZE // 2 + 1), kind="blob", method="GET")
+    gone = upstream.fault(Status(404), kind="blob", method="GET", skip=1, times=None)
+    pulls = [asyncio.create_task(mirror.get(path)) for _ in range(10)]
+    await mirror.began(PREPARED + 10)
+    pause.release()
+    results = await asyncio.gather(*pulls, return_exceptions=True)
+    assert {type(result) for result in results} == {aiohttp.ClientPayloadError}
+    assert blob_gets(upstream) == 2
+    gone.remove()
+    assert (await mirror.get(path)).body == BLOB
+
+
+# --- parts of a cold blob ---
+
+
+async def test_parallel_ranges_of_a_cold_blob_are_served_from_one_fetch(mirror, upstream, path):
+    """B21: whatever order they come in."""
+    part = SIZE // 20
+    pause = upstream.pause(after=part)
+    spans = [(number * part, (number + 1) * part) for number in reversed(range(20))]
+    headers = [{"Range": f"bytes={start}-{stop - 1}"} for start, stop in spans]
+    pulls = [asyncio.create_task(mirror.get(path, header)) for header in headers]
+    await mirror.began(PREPARED + 20)
+    pause.release()
+    for (start, stop), got in zip(spans, await asyncio.gather(*pulls), strict=True):
+        assert got.status == 206
+        assert got.headers["Content-Range"] == f"bytes {start}-{stop - 1}/{SIZE}"
+        assert got.body == BLOB[start:stop]
+    assert_fetched_once(upstream)
+
+
+async def test_a_small_range_at_the_end_has_its_headers_at_once(mirror, upstream, path):
+    """B21: containerd gives up on headers that take as long as the whole blob."""
+    pause = upstream.pause(after=1_000)
+    async with mirror.open(path, headers={"Range": "bytes=-100"}) as response:
+        assert response.status == 206
+        assert response.headers["Content-Range"] == f"bytes {SIZE - 100}-{SIZE - 1}/{SIZE}"
+        assert not pause.is_open
+        pause.release()
+        assert await response.read() == BLOB[-100:]
+    assert_fetched_once(upstream)
+
+
+async def test_a_range_at_the_start_ends_before_the_download_does(mirror, upstream, path):
+    """B21: what is on disk is all it needs."""
+    pause = upstream.pause(after=100_000)
+    got = await mirror.get(path, {"Range": "bytes=10-99"})
+    assert got.body == BLOB[10:100]
+    assert not pause.is_open
+    pause.release()
+
+
+async def test_the_end_of_a_wrong_blob_is_never_a_whole_part(mirror, upstream, path):
+    """B2, B21: the last byte is held back from ranges as well."""
+    upstream.fault(Reset(SIZE - 1), kind="blob", method="GET")
+    upstream.fault(Status(404), kind="blob", method="GET", skip=1, times=None)
+    with pytest.raises(aiohttp.ClientPayloadError):
+        await mirror.get(path, {"Range": "bytes=-100"})
+
+
+# --- HEAD ---
+
+
+@pytest.mark.parametrize("what", ["blob", "manifest"])
+async def test_head_of_what_is_cold_fetches_nothing(mirror, upstream, image, what):
+    """B22: the upstream is asked by HEAD."""
+    reference = image.layer_digests[0] if what == "blob" else "1"
+    got = await mirror.head(f"{APP}/{what}s/{reference}")
+    assert got.status == 200
+    assert got.headers["Content-Length"] == str(SIZE if what == "blob" else len(image.manifest))
+    assert upstream.count(what, "HEAD") == 1
+    assert upstream.count(method="GET") == 0
+    assert mirror.staged() == []
+
+
+@pytest.mark.parametrize("described", [True, False], ids=["size in a manifest", "size unknown"])
+async def test_head_does_not_follow_a_redirect_into_storage(mirror, upstream, image, described):
+    """B22: a signed URL is good for GET alone; who must know the size asks for one byte."""
+    if described:
+        await mirror.get(f"{APP}/manifests/1")
+    async with FakeStorage(upstream) as store:
+        got = await mirror.head(f"{APP}/blobs/{image.layer_digests[0]}")
+        assert got.headers["Content-Length"] == str(SIZE)
+        assert store.count(method="HEAD") == 0
+        assert store.count(method="GET") == (0 if described else 1)
+        assert store.sent_bytes() == (0 if described else 1)
+    assert mirror.staged() == []

@@ -1,0 +1,373 @@
+"""Upstreams that cannot be reached, do not answer, or answer in no way that makes sense."""
+
+import asyncio
+import socket
+import ssl
+
+import pytest
+import trustme
+
+from regmirror.errors import UpstreamFailed, UpstreamTimeout, UpstreamUnreachable
+from regmirror.events import UpstreamAnswered
+from regmirror.names import Digest
+from tests.fake_registry import DropBeforeAnswer, FakeRegistry, FakeStorage, Redirect, random_bytes
+from tests.integration.asking import ALPINE, LATEST, NAME, asking, never, saying, speaking
+
+LAYER = random_bytes(300_000, seed=1)
+
+
+async def reason_of(client, kind):
+    """Why a request failed; that is told as well (B38)."""
+    with pytest.raises(kind) as caught:
+        await client.get_manifest(ALPINE, LATEST)
+    assert type(caught.value) is kind
+    assert str(caught.value).startswith(f"{NAME}: ")
+    (told,) = client.told(UpstreamAnswered)
+    assert (told.status, told.reason) == (0, caught.value.reason)
+    return caught.value.reason
+
+
+@pytest.fixture(scope="module")
+def authority():
+    return trustme.CA()
+
+
+@pytest.fixture
+def server_context(authority):
+    """The TLS of a server at 127.0.0.1."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    return context
+
+
+@pytest.fixture
+def ca_file(authority, tmp_path):
+    path = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(path)
+    return str(path)
+
+
+@pytest.fixture
+async def secure(server_context):
+    """An upstream that speaks https."""
+    async with FakeRegistry(ssl_context=server_context) as registry:
+        registry.add_image("library/alpine", "latest", [LAYER])
+        yield registry
+
+
+@pytest.fixture(autouse=True)
+def no_proxies(monkeypatch):
+    for name in ("http_proxy", "https_proxy", "no_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+# --- no connection ---
+
+
+async def test_refused(upstream):
+    """B38."""
+    await upstream.stop()
+    async with asking(upstream.url) as client:
+        assert await reason_of(client, UpstreamUnreachable) == "refused"
+
+
+async def test_a_name_that_cannot_be_resolved(monkeypatch):
+    """B38."""
+
+    async def fail(*_, **__):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", fail)
+    async with asking("https://registry.invalid") as client:
+        assert await reason_of(client, UpstreamUnreachable) == "dns"
+
+
+async def test_a_name_that_is_none():
+    """B38: a label longer than 63 characters."""
+    async with asking(f"https://{'a' * 64}.example") as client:
+        assert await reason_of(client, UpstreamFailed) == "redirect"
+
+
+async def test_an_unknown_authority(secure):
+    """B38."""
+    async with asking(secure.url) as client:
+        assert await reason_of(client, UpstreamUnreachable) == "certificate"
+
+
+async def test_https_to_a_port_that_speaks_http(upstream):
+    """B38: the remedy is in the text."""
+    async with asking(upstream.url.replace("http:", "https:")) as client:
+        assert await reason_of(client, UpstreamUnreachable) == "tls"
+
+
+async def test_http_to_a_port_that_speaks_https(secure):
+    async with asking(secure.url.replace("https:", "http:")) as client:
+        await reason_of(client, UpstreamUnreachable)
+
+
+@pytest.mark.parametrize("is_reset", [False, True])
+async def test_a_connection_that_breaks_before_the_answer(upstream, is_reset):
+    """B38."""
+    upstream.fault(DropBeforeAnswer(reset=is_reset), times=None)
+    async with asking(upstream.url) as client:
+        assert await reason_of(client, UpstreamUnreachable) == "reset"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"SSH-2.0-OpenSSH_9.2\r\n",
+        b"HTTP/1.1 banana\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000 + b"\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
+    ],
+)
+async def test_an_answer_that_is_not_http_is_a_failure(answer):
+    async with speaking(saying(answer)) as host, asking(f"http://{host}") as client:
+        with pytest.raises((UpstreamFailed, UpstreamUnreachable)):
+            await client.get_manifest(ALPINE, LATEST)
+
+
+# --- no answer in time ---
+
+
+async def test_an_upstream_that_says_nothing_is_given_up(upstream):
+    """B35: headers."""
+    gate = upstream.hold()
+    async with asking(upstream.url, read_timeout="50ms") as client:
+        assert await reason_of(client, UpstreamTimeout) == "read"
+    gate.release()
+
+
+async def test_a_handshake_that_never_ends_is_given_up():
+    """B35: connecting includes TLS."""
+    async with speaking(never) as host, asking(f"https://{host}", connect_timeout="50ms") as client:
+        assert await reason_of(client, UpstreamTimeout) == "connect"
+
+
+async def test_a_name_server_that_never_answers_is_given_up(monkeypatch):
+    """B35: connecting includes the name."""
+    forever = asyncio.get_running_loop().create_future()
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", lambda *_, **__: forever)
+    async with asking("https://registry.invalid", connect_timeout="50ms") as client:
+        assert await reason_of(client, UpstreamTimeout) == "connect"
+
+
+async def test_a_body_that_stops_is_given_up(upstream):
+    """B35: idle."""
+    digest = upstream.add_blob("library/alpine", LAYER)
+    pause = upstream.pause(after=1000)
+    received = bytearray()
+    async with asking(upstream.url, read_timeout="100ms") as client:
+        with pytest.raises(UpstreamTimeout) as caught:
+            await client.fetch(digest, into=received)
+    assert caught.value.reason == "read"
+    assert received == LAYER[:1000]
+    pause.release()
+
+
+@pytest.mark.parametrize("start", [b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\n\r\n"])
+async def test_an_answer_that_trickles_is_given_up(start):
+    """B35: a byte now and then is no answer, in the headers as in a short body."""
+
+    async def trickle(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(start)
+        while not writer.is_closing():
+            writer.write(b"x")
+            await asyncio.sleep(0.005)
+
+    options = {"read_timeout": "50ms", "connect_timeout": "50ms"}
+    async with speaking(trickle) as host, asking(f"http://{host}", **options) as client:
+        with pytest.raises(UpstreamTimeout) as caught:
+            await client.get_manifest(ALPINE, LATEST)
+        assert caught.value.reason == "read"
+
+
+async def an_idle_upstream_is_given_up(read_timeout):
+    """Takes as long as that timeout, by the clock of whoever is responsible for it."""
+    async with speaking(never) as host, asking(f"http://{host}", read_timeout=read_timeout) as client:
+        with pytest.raises(UpstreamTimeout):
+            await client.get_manifest(ALPINE, LATEST)
+
+
+async def test_a_slow_reader_is_no_idle_upstream(upstream):
+    """B17: while nobody reads, the upstream's silence is our own doing."""
+    digest = upstream.add_big_blob("library/alpine", 8_000_000)
+    async with (
+        asking(upstream.url, read_timeout="50ms") as client,
+        client.open_blob(ALPINE, Digest(digest)) as body,
+    ):
+        size = len(await body.read())
+        await an_idle_upstream_is_given_up("100ms")
+        while chunk := await body.read():
+            size += len(chunk)
+    assert size == 8_000_000
+
+
+# --- many at once ---
+
+
+async def test_manifests_do_not_queue_behind_blobs(upstream):
+    """B35: max_connections is reached by blobs, and a manifest still comes."""
+    upstream.add_image("library/alpine", "latest")
+    blobs = [Digest(upstream.add_blob("library/alpine", LAYER + bytes([n]))) for n in range(4)]
+    pause = upstream.pause(after=1000)
+    async with asking(upstream.url, max_connections=3) as client:
+        fetches = [asyncio.ensure_future(client.fetch(digest)) for digest in blobs]
+        await upstream.seen("blob", count=2)
+        await client.get_manifest(ALPINE, LATEST)
+        assert upstream.count("blob") == 2
+        assert upstream.connections == 3
+        pause.release()
+        assert len(await asyncio.gather(*fetches)) == 4
+
+
+async def test_waiting_for_a_connection_is_no_timeout(upstream):
+    """B35: a long queue is not the upstream's fault."""
+    blobs = [Digest(upstream.add_blob("library/alpine", LAYER + bytes([n]))) for n in range(2)]
+    pause = upstream.pause(after=1000, times=1)
+    options = {"max_connections": 1, "connect_timeout": "50ms", "read_timeout": "5s"}
+    async with asking(upstream.url, **options) as client:
+        first = asyncio.ensure_future(client.fetch(blobs[0]))
+        await pause.reached()
+        second = asyncio.ensure_future(client.fetch(blobs[1]))
+        await an_idle_upstream_is_given_up("100ms")
+        assert not second.done()
+        pause.release()
+        assert await first == LAYER + b"\0"
+        assert await second == LAYER + b"\1"
+
+
+async def test_who_is_cancelled_leaves_nothing_behind(upstream):
+    """B17: no connection and no slot."""
+    upstream.add_image("library/alpine", "latest")
+    gate = upstream.hold(times=5)
+    async with asking(upstream.url, max_connections=1) as client:
+        for number in range(5):
+            work = asyncio.ensure_future(client.get_manifest(ALPINE, LATEST))
+            await upstream.seen("manifest", count=number + 1)
+            work.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await work
+        gate.release()
+        assert (await client.get_manifest(ALPINE, LATEST)).payload
+
+
+async def test_a_client_that_is_closed_asks_nobody(upstream):
+    async with asking(upstream.url) as client:
+        pass
+    with pytest.raises(UpstreamUnreachable) as caught:
+        await client.get_manifest(ALPINE, LATEST)
+    assert caught.value.reason == "closed"
+    assert upstream.connections == 0
+
+
+# --- TLS and proxies ---
+
+
+async def test_an_authority_of_our_own_is_trusted(secure, ca_file):
+    """B63."""
+    async with asking(secure.url, ca_file=ca_file) as client:
+        assert (await client.get_manifest(ALPINE, LATEST)).payload
+
+
+async def test_insecure_takes_any_certificate(secure):
+    """B63."""
+    async with asking(secure.url, insecure=True) as client:
+        assert (await client.get_manifest(ALPINE, LATEST)).payload
+
+
+async def test_a_client_certificate_is_shown(secure, server_context, authority, ca_file, tmp_path):
+    """B63."""
+    server_context.verify_mode = ssl.CERT_REQUIRED
+    authority.configure_trust(server_context)
+    issued = authority.issue_cert("mirror.example")
+    issued.cert_chain_pems[0].write_to_path(tmp_path / "client.pem")
+    issued.private_key_pem.write_to_path(tmp_path / "client.key")
+    async with asking(secure.url, ca_file=ca_file) as client:
+        with pytest.raises(UpstreamUnreachable):
+            await client.get_manifest(ALPINE, LATEST)
+    shown = {
+        "client_certificate": str(tmp_path / "client.pem"),
+        "client_key": str(tmp_path / "client.key"),
+    }
+    async with asking(secure.url, ca_file=ca_file, **shown) as client:
+        assert (await client.get_manifest(ALPINE, LATEST)).payload
+
+
+async def test_a_redirect_from_https_to_http_is_refused(secure, upstream, ca_file):
+    """B55."""
+    secure.fault(Redirect(f"{upstream.url}/v2/x"), times=None)
+    async with asking(secure.url, ca_file=ca_file) as client:
+        with pytest.raises(UpstreamFailed, match="gives up https"):
+            await client.get_manifest(ALPINE, LATEST)
+    assert upstream.connections == 0
+
+
+async def test_an_http_realm_of_an_https_upstream_is_upgraded(secure, ca_file):
+    """B60, B61: on its own host and port."""
+    secure.auth = "bearer"
+    secure.realm = f"http://127.0.0.1:{secure.port}/token"
+    async with asking(secure.url, ca_file=ca_file) as client:
+        assert (await client.get_manifest(ALPINE, LATEST)).payload
+    assert secure.count("token") == 1
+
+
+async def test_a_proxy_is_asked_in_place_of_the_upstream(upstream):
+    """B63: by plain http it reads the request, password of its own included."""
+    image = upstream.add_image("library/alpine", "latest")
+    proxy = upstream.url.replace("http://", "http://p:pr0xy@")
+    async with asking("http://registry.example", http_proxy=proxy) as client:
+        assert (await client.get_manifest(ALPINE, LATEST)).digest == image.digest
+    seen = upstream.requests[0]
+    assert seen.headers["Host"] == "registry.example"
+    assert seen.headers["Proxy-Authorization"] == "Basic cDpwcjB4eQ=="
+
+
+async def test_the_proxy_of_the_environment_is_asked(upstream, monkeypatch):
+    """B63: HTTP_PROXY, and NO_PROXY around it."""
+    image = upstream.add_image("library/alpine", "latest")
+    monkeypatch.setenv("http_proxy", upstream.url)
+    async with asking("http://registry.example") as client:
+        assert (await client.get_manifest(ALPINE, LATEST)).digest == image.digest
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    monkeypatch.setenv("no_proxy", "127.0.0.0/8")
+    async with asking(upstream.url) as client:
+        assert (await client.get_manifest(ALPINE, LATEST)).digest == image.digest
+
+
+async def test_a_proxy_that_cannot_be_reached_is_told_apart(upstream):
+    """B38."""
+    await upstream.stop()
+    async with asking("https://registry.example", http_proxy=upstream.url) as client:
+        assert await reason_of(client, UpstreamUnreachable) == "proxy"
+
+
+async def test_a_proxy_that_refuses_is_told_apart():
+    """B38."""
+    refusal = b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n"
+    async with (
+        speaking(saying(refusal)) as host,
+        asking("https://registry.example", http_proxy=f"http://{host}") as client,
+    ):
+        assert await reason_of(client, UpstreamUnreachable) == "proxy"
+
+
+async def test_the_password_of_a_proxy_shows_nowhere():
+    """B62."""
+    proxy = "http://p:pr0xy@127.0.0.1:1"
+    async with asking("https://registry.example", http_proxy=proxy) as client:
+        with pytest.raises(UpstreamUnreachable) as caught:
+            await client.get_manifest(ALPINE, LATEST)
+        assert "pr0xy" not in f"{caught.value!r} {client.events!r}"
+
+
+async def test_a_storage_host_does_not_see_our_certificate_or_break_the_limit(upstream):
+    """B35: one connection at a time through a redirect, so that a single slot suffices."""
+    digest = upstream.add_blob("library/alpine", LAYER)
+    async with FakeStorage(upstream), asking(upstream.url, max_connections=1) as client:
+        assert await client.fetch(digest) == LAYER

@@ -1,0 +1,407 @@
+"""The mirror under test: the real application in the test process, or the real program beside it.
+
+async with run_mirror(tmp_path, {"registry.test": upstream}, freshness={"tag_max_age": "1m"}) as mirror:
+    answer = await mirror.get("/v2/team/app/manifests/1")
+    mirror.clock.advance(61)
+    ...
+    assert mirror.events.of(RequestServed)[0].result == "miss"
+
+async with run_program(tmp_path, {"registry.test": upstream}, workers=2) as program:
+    answer = await program.get("/v2/team/app/manifests/1")
+    program.kill()
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import aiohttp
+import trustme
+from aiohttp import web
+from multidict import CIMultiDictProxy
+from yarl import URL
+
+from regmirror.app import Times, create_app, prepare
+from regmirror.config import BUILT_IN, Config
+from regmirror.events import Event
+from regmirror.names import Digest
+from regmirror.v2.server import Runner
+from tests.fake_registry import FakeRegistry
+from tests.fake_registry.journal import TIMEOUT, Journal
+
+E = TypeVar("E", bound=Event)
+START_TIMEOUT = 20.0  # seconds until a started program must be ready
+NAME = "registry.test"  # the default upstream of every mirror here, if there is one of this name
+
+
+async def until(condition: Callable[[], bool], what: str, timeout: float = TIMEOUT) -> None:
+    """Look again and again until the condition holds: for what tells nobody that it has changed."""
+    try:
+        async with asyncio.timeout(timeout):
+            while not condition():  # noqa: ASYNC110  # nobody sets an event
+                await asyncio.sleep(0.01)
+    except TimeoutError:
+        raise AssertionError(f"not within {timeout} s: {what}") from None
+
+
+def open_files(pid: int | str = "self") -> list[str]:
+    """What the descriptors of a process lead to."""
+    names = []
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            names.append(str(path.readlink()))
+    return names
+
+
+class Clock:
+    """The wall clock and the monotonic clock of one mirror: both run, and tests move them on."""
+
+    def __init__(self) -> None:
+        self.wall_ahead = 0.0
+        self.monotonic_ahead = 0.0
+
+    def advance(self, seconds: float) -> None:
+        """Let time have passed."""
+        self.wall_ahead += seconds
+        self.monotonic_ahead += seconds
+
+    def now(self) -> float:
+        return time.time() + self.wall_ahead
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.monotonic_ahead
+
+
+class EventLog(Journal):
+    """Every event that the mirror told, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.all: list[Event] = []
+
+    def __call__(self, event: Event) -> None:
+        self.all.append(event)
+        self.notify()
+
+    def of(self, kind: type[E]) -> list[E]:
+        """The events of one class so far."""
+        return [event for event in self.all if isinstance(event, kind)]
+
+    async def wait_for(self, kind: type[E], count: int = 1) -> list[E]:
+        """Wait until there have been ``count`` events of a class, and return them."""
+        await self.until(lambda: len(self.of(kind)) >= count, TIMEOUT, f"{count} x {kind.__name__}")
+        return self.of(kind)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A whole answer, read to its end."""
+
+    status: int
+    headers: CIMultiDictProxy[str]
+    body: bytes
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def code(self) -> str:
+        """The OCI code of the first error."""
+        return str(self.json()["errors"][0]["code"])
+
+
+class Client:
+    """Asks one server; paths are sent byte for byte as they are written."""
+
+    def __init__(self, url: str, http: aiohttp.ClientSession) -> None:
+        self.url = url
+        self.http = http
+
+    @property
+    def port(self) -> int:
+        port = URL(self.url).port
+        assert port is not None
+        return port
+
+    def open(
+        self, path: str, method: str = "GET", headers: Mapping[str, str] | None = None
+    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        """Ask, and leave the reading of the body to the caller."""
+        url = URL(self.url + path, encoded=True)
+        return self.http.request(method, url, headers=headers, allow_redirects=False)
+
+    async def request(self, method: str, path: str, headers: Mapping[str, str] | None = None) -> Answer:
+        """Ask, and read the whole answer; raises aiohttp.ClientError for one that ends short."""
+        async with self.open(path, method, headers) as response:
+            return Answer(response.status, response.headers, await response.read())
+
+    async def get(self, path: str, headers: Mapping[str, str] | None = None) -> Answer:
+        return await self.request("GET", path, headers)
+
+    async def head(self, path: str, headers: Mapping[str, str] | None = None) -> Answer:
+        return await self.request("HEAD", path, headers)
+
+    async def talk(self, request: bytes) -> bytes:
+        """Send bytes on a connection of their own and return all that comes until FIN.
+
+        Raises ConnectionResetError if the answer ends by RST.
+        """
+        loop = asyncio.get_running_loop()
+        received = bytearray()
+        with socket.create_connection(("127.0.0.1", self.port)) as connection:
+            connection.setblocking(False)
+            await loop.sock_sendall(connection, request)
+            async with asyncio.timeout(TIMEOUT):
+                while piece := await loop.sock_recv(connection, 65_536):
+                    received += piece
+        return bytes(received)
+
+
+@dataclass
+class RunningMirror:
+    """A mirror that runs in this process, and everything that tests look at."""
+
+    config: Config
+    client: Client
+    server: web.Server
+    clock: Clock = field(default_factory=Clock)
+    events: EventLog = field(default_factory=EventLog)
+
+    def __post_init__(self) -> None:
+        self.open, self.request = self.client.open, self.client.request
+        self.get, self.head, self.talk = self.client.get, self.client.head, self.client.talk
+
+    @property
+    def url(self) -> str:
+        return self.client.url
+
+    @property
+    def port(self) -> int:
+        return self.client.port
+
+    @property
+    def http(self) -> aiohttp.ClientSession:
+        return self.client.http
+
+    @property
+    def root(self) -> Path:
+        return Path(self.config.storage.path)
+
+    async def began(self, count: int) -> None:
+        """Wait until so many requests have ever reached their handlers, and have run to where they
+        wait for something.
+        """
+        await until(lambda: self.server.requests_count >= count, f"{count} requests have begun")
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+    def blob_path(self, digest: str) -> Path:
+        """Where the blob is, if it is stored."""
+        return self.root / "blobs" / Digest(digest).algorithm / Digest(digest).encoded
+
+    def stored(self) -> set[str]:
+        """The digests of all stored blobs."""
+        return {f"{path.parent.name}:{path.name}" for path in (self.root / "blobs").glob("*/*")}
+
+    def staged(self) -> list[str]:
+        """The names of all files in the staging directory."""
+        return sorted(path.name for path in (self.root / "staging").iterdir())
+
+
+def make_config(storage: Path, upstreams: Mapping[str, FakeRegistry | str], /, **tables: Any) -> Config:
+    """A configuration whose only upstreams are the given ones: name to registry or URL.
+
+    ``tables`` are tables of the file; those of one upstream add to its address:
+    ``upstreams={"registry.test": {"deny": ["secret/**"]}}``. ``default_upstream`` is
+    ``registry.test``, or else the first.
+    """
+    return Config.model_validate(_tables(storage, upstreams, **tables))
+
+
+def _tables(storage: Path, upstreams: Mapping[str, FakeRegistry | str], /, **tables: Any) -> dict[str, Any]:
+    given = tables.pop("upstreams", {})
+    urls = {name: item if isinstance(item, str) else item.url for name, item in upstreams.items()}
+    merged: dict[str, Any] = {name: {"enabled": False} for name in BUILT_IN}
+    merged |= {name: {"url": url, **given.get(name, {})} for name, url in urls.items()}
+    default = NAME if NAME in urls else next(iter(urls))
+    merged.setdefault(default, {})
+    kept = {"path": str(storage), **tables.pop("storage", {})}
+    return {"default_upstream": default, **tables, "storage": kept, "upstreams": merged}
+
+
+@asynccontextmanager
+async def run_mirror(
+    storage: Path,
+    upstreams: Mapping[str, FakeRegistry | str],
+    /,
+    *,
+    clock: Clock | None = None,
+    patience: float = 1.5,
+    authority: trustme.CA | None = None,
+    **tables: Any,
+) -> AsyncIterator[RunningMirror]:
+    """Run the application of one worker, as ``regmirror.workers`` does, on a free port.
+
+    Several at once on one ``storage`` are several workers of one mirror. ``patience`` is how
+    long a client waits for an upstream while a stale answer is at hand. With an ``authority``
+    it serves by TLS.
+    """
+    clock, events = clock or Clock(), EventLog()
+    config = make_config(storage, upstreams, **tables)
+    prepare(config)
+    runner = Runner(
+        create_app(config, events, times=Times(clock.now, clock.monotonic, patience)),
+        access_log=None,
+        shutdown_timeout=0.5,
+        keepalive_timeout=150.0,
+        max_field_size=65_536,
+        max_line_size=16_384,
+    )
+    await runner.setup()
+    try:
+        tls = _server_context(authority) if authority else None
+        await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls, backlog=1024).start()
+        url = f"{'https' if tls else 'http'}://127.0.0.1:{runner.addresses[0][1]}"
+        async with _open_session(authority) as http:
+            assert runner.server is not None
+            yield RunningMirror(config, Client(url, http), runner.server, clock, events)
+    finally:
+        await runner.cleanup()
+
+
+def _server_context(authority: trustme.CA) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    return context
+
+
+def _open_session(authority: trustme.CA | None = None) -> aiohttp.ClientSession:
+    trusted = ssl.create_default_context()
+    if authority:
+        authority.configure_trust(trusted)
+    connector = aiohttp.TCPConnector(limit=0, ssl=trusted)
+    timeout = aiohttp.ClientTimeout(total=30)
+    return aiohttp.ClientSession(connector=connector, timeout=timeout, auto_decompress=False)
+
+
+# --- the program ---
+
+
+class Program(Client):
+    """``python -m regmirror serve`` as a child process; ``log`` is what it wrote to standard error."""
+
+    def __init__(self, process: subprocess.Popen[bytes], log: Path, http: aiohttp.ClientSession) -> None:
+        super().__init__("", http)
+        self.process = process
+        self._log = log
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text(encoding="utf-8", errors="replace")
+
+    async def wait_ready(self) -> None:
+        """Read the line that says where the program serves."""
+        assert self.process.stdout is not None
+        try:
+            async with asyncio.timeout(START_TIMEOUT):
+                line = (await asyncio.to_thread(self.process.stdout.readline)).decode()
+        except TimeoutError:
+            raise AssertionError(f"not ready within {START_TIMEOUT} s:\n{self.log}") from None
+        words = line.split()
+        assert words[:1] == ["regmirror"], f"said {line!r}:\n{self.log}"
+        self.url = next(word for word in words if word.startswith("http"))
+
+    def workers(self) -> list[int]:
+        """The ids of the processes that serve, if there are several."""
+        return [pid for pid in _all_processes() if _parent(pid) == self.process.pid]
+
+    def kill(self) -> None:
+        """End everything at once by SIGKILL, as a power cut does."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(TIMEOUT)
+
+    def stop(self) -> int:
+        """Ask the program to end, kill it if it does not, and return its exit status."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(TIMEOUT)
+        status = self.process.poll()
+        self.kill()
+        return -signal.SIGKILL if status is None else status
+
+    def memory(self) -> int:
+        """Resident bytes of the first process."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="ascii")
+        line = next(line for line in status.splitlines() if line.startswith("VmRSS:"))
+        return int(line.split()[1]) * 1024
+
+
+@asynccontextmanager
+async def run_program(
+    storage: Path, upstreams: Mapping[str, FakeRegistry | str], /, *, workers: int = 1, **tables: Any
+) -> AsyncIterator[Program]:
+    """Run the program with a configuration file beside ``storage``, and end it by its own id.
+
+    Several at once on one ``storage`` share it as workers do, each with a port of its own.
+    """
+    number = len(list(storage.parent.glob("*.toml")))
+    file, log = storage.parent / f"mirror-{number}.toml", storage.parent / f"mirror-{number}.log"
+    server = {"listen": "127.0.0.1:0", "workers": workers, "drain_timeout": "1s", **tables.pop("server", {})}
+    file.write_text(_toml(_tables(storage, upstreams, server=server, **tables)), encoding="utf-8")
+    own = {name: value for name, value in os.environ.items() if not name.startswith("REGMIRROR_")}
+    with log.open("wb") as output:
+        process = subprocess.Popen(  # noqa: ASYNC220  # it is watched by hand, in a thread where that waits
+            [sys.executable, "-m", "regmirror", "--config", str(file), "serve"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=output,
+            env=own,
+            start_new_session=True,
+        )
+    async with _open_session() as http:
+        program = Program(process, log, http)
+        try:
+            await program.wait_ready()
+            yield program
+        finally:
+            await asyncio.to_thread(program.stop)
+            assert process.stdout is not None
+            process.stdout.close()
+
+
+def _toml(tables: Mapping[str, Any], prefix: str = "") -> str:
+    """The tables as TOML; a JSON text is a TOML text as well, for what is written here."""
+    plain = {name: value for name, value in tables.items() if not isinstance(value, Mapping)}
+    lines = [f"{json.dumps(name)} = {json.dumps(value)}" for name, value in plain.items()]
+    for name in tables.keys() - plain.keys():
+        path = f"{prefix}{json.dumps(name)}"
+        lines += [f"[{path}]", _toml(tables[name], f"{path}.")]
+    return "\n".join(lines)
+
+
+def _all_processes() -> list[int]:
+    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+
+
+def _parent(pid: int) -> int:
+    """The id of a process's parent; 0 if the process has ended."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return 0
+    return int(status.rpartition(")")[2].split()[1])

@@ -1,0 +1,171 @@
+"""The layers of the program: imports point down, and nothing grows too large.
+
+The table below is the architecture. A module may import what stands in a lower row, or further
+left in its own row; rows and order change only on purpose.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "regmirror"
+
+LAYERS: dict[str, list[str]] = {
+    "commands": ["cli", "__main__"],
+    "composition and processes": ["app", "workers"],
+    "HTTP edge": ["v2", "web"],
+    "use cases": ["knowledge", "mirror", "listings"],
+    "listeners": ["metrics", "logs"],
+    "in flight": ["inflight", "transfer", "downloads", "sender"],
+    "outside world": ["upstream", "blobs", "metadata", "access"],
+    "decisions": ["config", "settings", "events", "outcomes", "freshness", "routing"],
+    "vocabulary": ["errors", "names", "manifests", "globs", "lru", "singleflight"],
+}
+#: The version stands in the package itself, which imports nothing.
+VERSION = "__init__"
+KNOW_NOTHING_OF_EACH_OTHER = set(LAYERS["outside world"])
+SPEAK_HTTP_TO_CLIENTS = {"v2", "web", "app", "workers"}
+SPEAK_HTTP = SPEAK_HTTP_TO_CLIENTS | {"upstream"}
+HAVE_A_DATABASE = {"metadata", "knowledge", "web"}  # the last two only for its exceptions
+
+LINES_MAX = 400
+FUNCTION_MAX = 50
+
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if "versions" not in path.parts)
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+
+
+def unit(path: Path) -> str:
+    """The module or subpackage of ``regmirror`` that a file belongs to."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports(path: Path) -> Iterator[str]:
+    """The dotted names that a file imports, those inside functions included."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative imports hide where they point"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def own_imports(path: Path) -> set[str]:
+    """The other units of ``regmirror`` that a file imports."""
+    names = (name.split(".") for name in imports(path))
+    found = {name[1] for name in names if name[0] == "regmirror" and len(name) > 1}
+    return {VERSION if name == "__version__" else name for name in found} - {unit(path)}
+
+
+def height() -> dict[str, tuple[int, int]]:
+    """The place of each unit: what is imported must have a smaller one."""
+    rows = list(reversed(LAYERS.values()))
+    return {name: (row, column) for row, names in enumerate(rows) for column, name in enumerate(names)}
+
+
+def test_every_module_has_its_place():
+    """A new module is a decision: say where it belongs."""
+    found = {unit(path) for path in FILES} - {VERSION}
+    assert found - set(height()) == set()
+
+
+def test_every_place_has_its_module():
+    """``access`` is kept for what is not built yet; nothing else may be forgotten here."""
+    assert set(height()) - {unit(path) for path in FILES} <= {"access"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down(path):
+    places = height() | {VERSION: (-1, 0)}
+    own = places[unit(path)]
+    assert {name for name in own_imports(path) if places[name] >= own} == set()
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_the_parts_of_the_outside_world_do_not_know_each_other(path):
+    if unit(path) in KNOW_NOTHING_OF_EACH_OTHER:
+        assert own_imports(path) & KNOW_NOTHING_OF_EACH_OTHER == set()
+
+
+@pytest.mark.parametrize(
+    ("library", "allowed"),
+    [
+        ("aiohttp.web", SPEAK_HTTP_TO_CLIENTS),
+        ("aiohttp", SPEAK_HTTP),
+        ("sqlalchemy", HAVE_A_DATABASE),
+        ("alembic", {"metadata"}),
+        ("prometheus_client", {"metrics", "web", "workers", "cli"}),
+        ("structlog", {"logs"}),
+        ("typer", {"cli"}),
+        ("rich", {"cli"}),
+        ("pydantic", {"config", "settings", "cli"}),
+    ],
+)
+def test_a_library_stays_where_it_belongs(library, allowed):
+    """``aiohttp.web`` is the edge's alone: nothing below it knows of requests and responses."""
+    users = {
+        unit(path)
+        for path in FILES
+        for name in imports(path)
+        if f"{name}.".startswith((f"{library}.", f"{library}_"))
+    }
+    assert users - allowed == set()
+
+
+def test_modules_do_not_import_each_other_in_circles():
+    """Not even inside a package, where the table says nothing."""
+    edges = {_dotted(path): {_module(name) for name in imports(path)} - {_dotted(path)} for path in FILES}
+    done: set[str] = set()
+    while ready := {name for name in edges.keys() - done if not edges[name] & (edges.keys() - done)}:
+        done |= ready
+    assert edges.keys() - done == set()
+
+
+def _dotted(path: Path) -> str:
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    return name.removesuffix(".__init__")
+
+
+def _module(name: str) -> str:
+    """The module of an imported name, which may be a member of one."""
+    as_path = ROOT.joinpath(*name.split("."))
+    is_module = as_path.with_suffix(".py").exists() or (as_path / "__init__.py").exists()
+    return name if is_module else name.rpartition(".")[0]
+
+
+@pytest.mark.parametrize("path", [*FILES, *TESTS], ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_file_is_too_long(path):
+    is_test = path in TESTS
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= LINES_MAX * (2 if is_test else 1)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_function_is_too_long(path):
+    functions = [
+        node for node in ast.walk(tree(path)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    lengths = {node.name: (node.end_lineno or 0) - node.lineno + 1 for node in functions}
+    assert {name: length for name, length in lengths.items() if length > FUNCTION_MAX} == {}
+
+
+def test_nothing_happens_when_a_module_is_imported():
+    """Start and stop belong to the composition root: no threads, files or loops at import."""
+    forbidden = {"open", "create_task", "run", "start", "connect", "getenv"}
+    for path in FILES:
+        if path.name == "env.py":  # Alembic runs it on purpose
+            continue
+        for node in tree(path).body:
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+                called = ast.unparse(node.value.func).rpartition(".")[2]
+                assert called not in forbidden, f"{path.name} calls {called} when it is imported"

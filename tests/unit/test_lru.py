@@ -1,0 +1,72 @@
+"""A bounded dictionary."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from regmirror.lru import Lru
+
+
+def test_what_was_put_is_there():
+    lru = Lru(2)
+    lru.put("a", 1)
+    assert lru.get("a") == 1
+    assert lru.get("b") is None
+
+
+def test_what_was_used_longest_ago_goes_first():
+    lru = Lru(2)
+    lru.put("a", 1)
+    lru.put("b", 2)
+    assert lru.get("a") == 1
+    lru.put("c", 3)
+    assert lru.get("b") is None
+    assert lru.get("a") == 1
+    assert lru.get("c") == 3
+
+
+def test_the_limit_counts_weights():
+    lru = Lru(10, len)
+    lru.put("a", b"12345")
+    lru.put("b", b"12345")
+    lru.put("c", b"1")
+    assert lru.get("a") is None
+    assert len(lru) == 2
+
+
+def test_an_entry_that_is_put_again_counts_once():
+    lru = Lru(10, len)
+    lru.put("a", b"1234567")
+    lru.put("a", b"123")
+    lru.put("b", b"1234567")
+    assert lru.get("a") == b"123"
+    assert lru.get("b") == b"1234567"
+
+
+def test_the_newest_entry_stays_however_heavy():
+    lru = Lru(3, len)
+    lru.put("a", b"1")
+    lru.put("b", b"12345")
+    assert lru.get("a") is None
+    assert lru.get("b") == b"12345"
+
+
+def test_a_dropped_entry_makes_room():
+    lru = Lru(2)
+    lru.put("a", 1)
+    lru.put("b", 2)
+    lru.drop("a")
+    lru.drop("never there")
+    lru.put("c", 3)
+    assert lru.get("b") == 2
+    assert lru.get("c") == 3
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 4)), max_size=50))
+def test_the_limit_holds_after_whatever_was_put(entries):
+    lru = Lru(8, lambda weight: weight)
+    for key, weight in entries:
+        lru.put(key, weight)
+        assert lru.get(key) == weight
+    assert sum(lru.get(key) or 0 for key in range(6)) <= 8
