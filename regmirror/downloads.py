@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 
-from regmirror.errors import RegistryError, Unavailable
+from regmirror.errors import RegistryError, Unavailable, UpstreamDenied, UpstreamNotFound
 from regmirror.events import DownloadEnded, DownloadStarted, FollowersChanged
 from regmirror.inflight import Download, Follower, Source
 from regmirror.names import Digest
@@ -34,8 +35,16 @@ class Downloads:
         """Follow the blob's download, started from ``source`` if there is none.
 
         Returns once the upstream has answered; the flag says whether it was in flight before.
-        Raises RegistryError if the upstream has no such content for us.
+        Raises RegistryError if the upstream has no such content for us. What another repository
+        is refused says nothing about this one: then its own source is asked.
         """
+        other = self._active.get(digest)
+        if other is not None and other.source.repository != source.repository:
+            with suppress(UpstreamNotFound, UpstreamDenied):
+                return await self._join(digest, source)
+        return await self._join(digest, source)
+
+    async def _join(self, digest: Digest, source: Source) -> tuple[Follower, bool]:
         download = self._active.get(digest)
         joined = download is not None
         if download is None:

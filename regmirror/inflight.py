@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -27,12 +27,19 @@ class Body(Protocol):
 Open = Callable[[int], AbstractAsyncContextManager[Body]]
 
 
+FindSize = Callable[[], Awaitable[int | None]]
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a blob is fetched from: ``open`` asks for its bytes from an offset on."""
+    """Where a blob is fetched from: ``open`` asks for its bytes from an offset on.
+
+    ``find_size`` knows what manifests say, for an upstream that does not tell the size.
+    """
 
     repository: Repository
     open: Open
+    find_size: FindSize
 
 
 class Download:
@@ -45,6 +52,7 @@ class Download:
         self.started = False  # the upstream has answered with content
         self.written = 0  # bytes in the file, by whichever process
         self.verified = False
+        self.answered = False  # by ``source`` itself, to this process
         self.error: RegistryError | None = None
         self.descriptor = -1
         self.readers = 0
@@ -116,6 +124,11 @@ class Follower:
         self.descriptor = download.descriptor
         self.wait_beyond = download.wait_beyond
         download.readers += 1
+
+    def proves(self, repository: Repository) -> bool:
+        """Whether the upstream has answered this download for ``repository`` with content."""
+        download = self._download
+        return download is not None and download.answered and download.source.repository == repository
 
     async def read(self, start: int, stop: int) -> AsyncIterator[bytes]:
         async for piece in read_pieces(self.descriptor, start, stop):

@@ -51,10 +51,12 @@ class Knowledge:
         self._now, self._clock = now, clock
         self._tags: Lru[tuple[Repository, Tag], TagRecord] = Lru(ENTRIES)
         self._manifests: Lru[Digest, Manifest] = Lru(MANIFEST_BYTES, lambda item: item.size)
+        self._held: Lru[tuple[Repository, Digest], bool] = Lru(ENTRIES)
         self._rights: Lru[tuple[Repository, Digest], bool] = Lru(ENTRIES)
         self._sizes: Lru[Digest, int] = Lru(ENTRIES)
         self._missing: Lru[_Absence, tuple[float, RegistryError]] = Lru(MISSING)
         self._pulled_tags: dict[tuple[Repository, Tag], float] = {}
+        self._pulled_manifests: dict[tuple[Repository, Digest], float] = {}
         self._pulled_blobs: dict[Digest, float] = {}
 
     # --- tags and manifests --------------------------------------------------------------
@@ -73,9 +75,20 @@ class Knowledge:
         return record
 
     async def find_manifest(self, repository: Repository, digest: Digest) -> Manifest | None:
-        """The stored manifest, if the repository has a right to it."""
-        if not await self.has_right(repository, digest):
-            return None
+        """The stored manifest, if the repository holds it.
+
+        That one of its manifests names it is not enough: an upstream may accept an index of
+        manifests that it does not have there.
+        """
+        key = (repository, digest)
+        if not self._held.get(key):
+            if not await self._read(self.store.holds(repository, digest)):
+                return None
+            self._held.put(key, True)
+        return await self.find_anywhere(digest)
+
+    async def find_anywhere(self, digest: Digest) -> Manifest | None:
+        """The stored manifest, whichever repository brought it; the right to it is another matter."""
         manifest = self._manifests.get(digest)
         if manifest is None:
             manifest = await self._read(self.store.find_manifest(digest))
@@ -86,7 +99,7 @@ class Knowledge:
     async def save_manifest(self, repository: Repository, manifest: Manifest, tag: Tag | None = None) -> None:
         """The upstream has just said this manifest (for the tag, if one is given)."""
         self._manifests.put(manifest.digest, manifest)
-        self._rights.put((repository, manifest.digest), True)
+        self._held.put((repository, manifest.digest), True)
         self._missing.drop((repository, manifest.digest, ManifestUnknown))
         if tag is not None:
             record = TagRecord(manifest.digest, manifest.media_type, manifest.size, self._now())
@@ -174,15 +187,19 @@ class Knowledge:
     def note_tag_pull(self, repository: Repository, tag: Tag) -> None:
         self._pulled_tags[(repository, tag)] = self._now()
 
+    def note_manifest_pull(self, repository: Repository, digest: Digest) -> None:
+        self._pulled_manifests[(repository, digest)] = self._now()
+
     def note_blob_pull(self, digest: Digest) -> None:
         self._pulled_blobs[digest] = self._now()
 
     async def flush_pulls(self) -> None:
         """Write the times gathered since the last flush."""
         tags, self._pulled_tags = self._pulled_tags, {}
+        manifests, self._pulled_manifests = self._pulled_manifests, {}
         blobs, self._pulled_blobs = self._pulled_blobs, {}
-        if tags or blobs:
-            await self._write(self.store.save_pulls(tags, blobs))
+        if tags or manifests or blobs:
+            await self._write(self.store.save_pulls(tags, manifests, blobs))
 
     async def _read(self, question: Awaitable[T]) -> T | None:
         try:

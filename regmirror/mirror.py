@@ -10,19 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
+from regmirror.asking import Asking, Key
 from regmirror.blobs.base import Blob
 from regmirror.blobs.local import LocalBlob, LocalBlobStore
 from regmirror.downloads import Downloads
 from regmirror.errors import (
     BlobUnknown,
     ManifestUnknown,
-    RegistryError,
-    UpstreamDenied,
     UpstreamError,
     UpstreamNotFound,
 )
@@ -43,7 +41,6 @@ from regmirror.singleflight import SingleFlight
 from regmirror.upstream.client import UpstreamClient
 
 T = TypeVar("T")
-Key = tuple[Repository, Reference]
 PATIENCE: Final = 1.5  # seconds a client waits for an upstream while a stale answer is at hand
 
 
@@ -68,6 +65,7 @@ class Mirror:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._knowledge = parts.knowledge
+        self._asking = Asking(parts.knowledge, parts.upstreams, offline=parts.offline)
         self._manifests: SingleFlight[Key, Answer[Manifest]] = SingleFlight()
         self._heads: SingleFlight[Key, Answer[Summary]] = SingleFlight()
         self._sizes: SingleFlight[Key, Answer[int | None]] = SingleFlight()
@@ -83,9 +81,12 @@ class Mirror:
     async def manifest(self, repository: Repository, reference: Reference) -> Answer[Manifest]:
         """The manifest; raises ManifestUnknown or another RegistryError."""
         if isinstance(reference, Digest):
-            return await self._manifest_by_digest(repository, reference)
+            answer = await self._manifest_by_digest(repository, reference)
+            self._knowledge.note_manifest_pull(repository, reference)
+            return answer
         answer = await self._manifest_by_tag(repository, reference)
         self._knowledge.note_tag_pull(repository, reference)
+        self._knowledge.note_manifest_pull(repository, answer.content.digest)
         return answer
 
     async def head_manifest(self, repository: Repository, reference: Reference) -> Answer[Summary]:
@@ -101,7 +102,7 @@ class Mirror:
         if record is not None and self._may_believe(record, policy):
             return await self._manifest_by_record(repository, tag, record)
         stale = await self._stale(repository, record, policy)
-        work = self._ask_once(
+        work = self._asking.once(
             self._manifests, (repository, tag), lambda: self._refresh(repository, tag, record)
         )
         return await self._or(work, stale, repository)
@@ -121,7 +122,7 @@ class Mirror:
         manifest = await self._knowledge.find_manifest(repository, digest)
         if manifest is not None:
             return Answer(manifest, HIT)
-        return await self._ask_once(
+        return await self._asking.once(
             self._manifests, (repository, digest), lambda: self._fetch_unless_held(repository, digest)
         )
 
@@ -132,7 +133,7 @@ class Mirror:
         try:
             return await self._manifest_by_digest(repository, record.digest)
         except ManifestUnknown:  # the tag has moved on and its old manifest is gone
-            return await self._ask_once(
+            return await self._asking.once(
                 self._manifests, (repository, tag), lambda: self._fetch_tag(repository, tag)
             )
 
@@ -143,7 +144,7 @@ class Mirror:
         if (repository, tag) in self._manifests:
             return _head_of(await self._manifest_by_tag(repository, tag))
         stale = await self._stale(repository, record, policy)
-        work = self._ask_once(
+        work = self._asking.once(
             self._heads, (repository, tag), lambda: self._refresh_head(repository, tag, record)
         )
         return await self._or(work, _head_of(stale) if stale else None, repository)
@@ -159,18 +160,28 @@ class Mirror:
                 return _head_of(await self._fetch(repository, digest))
             return Answer(head, MISS)
 
-        return await self._ask_once(self._heads, (repository, digest), ask)
+        return await self._asking.once(self._heads, (repository, digest), ask)
 
     async def _fetch(self, repository: Repository, reference: Reference) -> Answer[Manifest]:
-        manifest = await self._upstream(repository).get_manifest(repository, reference)
+        manifest = await self._asking.upstream(repository).get_manifest(repository, reference)
         tag = None if isinstance(reference, Digest) else reference
         await self._knowledge.save_manifest(repository, manifest, tag)
         return Answer(manifest, STORED)
 
     async def _fetch_unless_held(self, repository: Repository, digest: Digest) -> Answer[Manifest]:
-        """Somebody's fetch may have ended while this one looked into the database."""
+        """Somebody's fetch may have ended while this one looked into the database.
+
+        A manifest that another repository brought is not fetched again: its upstream's HEAD says
+        whether this repository has it as well.
+        """
         held = await self._knowledge.find_manifest(repository, digest)
-        return Answer(held, HIT) if held else await self._fetch(repository, digest)
+        if held is not None:
+            return Answer(held, HIT)
+        stored = await self._knowledge.find_anywhere(digest)
+        if stored is None or await self._ask_head(repository, digest) is None:
+            return await self._fetch(repository, digest)
+        await self._knowledge.save_manifest(repository, stored)
+        return Answer(stored, STORED)
 
     async def _refresh(self, repository: Repository, tag: Tag, record: TagRecord | None) -> Answer[Manifest]:
         """Ask what the tag means now: one HEAD if its manifest is here, else one GET."""
@@ -185,7 +196,7 @@ class Mirror:
         if held is None:
             return await self._fetch_tag(repository, tag)
         try:
-            digest = (await self._upstream(repository).head_manifest(repository, tag)).digest
+            digest = (await self._asking.upstream(repository).head_manifest(repository, tag)).digest
         except UpstreamNotFound:
             digest = None  # or this registry does not know HEAD: GET will tell
         if digest == record.digest:
@@ -220,7 +231,7 @@ class Mirror:
 
         404 is no answer either: some registries do not know HEAD and say so like that.
         """
-        client = self._upstream(repository)
+        client = self._asking.upstream(repository)
         try:
             head = await client.head_manifest(repository, reference)
         except UpstreamNotFound:
@@ -256,17 +267,32 @@ class Mirror:
 
     async def blob(self, repository: Repository, digest: Digest) -> Answer[Blob]:
         """The blob, opened; close it. Raises BlobUnknown or another RegistryError."""
-        await self._prove_right(repository, digest)
+        answer, is_proven = await self._open(repository, digest)
+        try:
+            await self._prove_right(repository, digest, is_proven=is_proven)
+        except BaseException:
+            answer.content.close()
+            raise
         self._knowledge.note_blob_pull(digest)
+        return answer
+
+    async def _open(self, repository: Repository, digest: Digest) -> tuple[Answer[Blob], bool]:
+        """The stored blob, or the download to follow; and whether the repository's own upstream
+        has just answered with it, which proves the right to it.
+        """
         stored = await self._open_stored(digest)
         if stored is not None:
-            return Answer(stored, HIT)
+            return Answer(stored, HIT), False
         self._knowledge.refuse_missing(repository, digest, BlobUnknown)
-        with self._saying_unknown((repository, digest), BlobUnknown):
-            client = self._upstream(repository)
-            source = Source(repository, lambda offset: client.open_blob(repository, digest, offset))
+        with self._asking.saying_unknown((repository, digest), BlobUnknown):
+            client = self._asking.upstream(repository)
+            source = Source(
+                repository,
+                lambda offset: client.open_blob(repository, digest, offset),
+                lambda: self._knowledge.find_size(digest),
+            )
             follower, joined = await self._parts.downloads.join(digest, source)
-        return Answer(follower, COALESCED if joined else STORED)
+        return Answer(follower, COALESCED if joined else STORED), follower.proves(repository)
 
     async def head_blob(self, repository: Repository, digest: Digest) -> Answer[int | None]:
         """The blob's size without its bytes; None if nobody can tell."""
@@ -275,7 +301,7 @@ class Mirror:
             if stored is not None:
                 stored.close()
                 return Answer(stored.size, HIT)
-        return await self._ask_once(
+        return await self._asking.once(
             self._sizes,
             (repository, digest),
             lambda: self._ask_size(repository, digest),
@@ -283,7 +309,7 @@ class Mirror:
         )
 
     async def _ask_size(self, repository: Repository, digest: Digest) -> Answer[int | None]:
-        client = self._upstream(repository)
+        client = self._asking.upstream(repository)
         size = await client.head_blob(repository, digest)
         if size is None:
             size = await self._knowledge.find_size(digest)
@@ -292,11 +318,14 @@ class Mirror:
         await self._knowledge.confirm(repository, digest)
         return Answer(size, MISS)
 
-    async def _prove_right(self, repository: Repository, digest: Digest) -> None:
+    async def _prove_right(self, repository: Repository, digest: Digest, *, is_proven: bool) -> None:
         """Ask the upstream whether the repository has this blob, unless that is known."""
         if await self._knowledge.has_right(repository, digest):
             return
-        await self._ask_once(
+        if is_proven:
+            await self._knowledge.confirm(repository, digest)
+            return
+        await self._asking.once(
             self._rights,
             (repository, digest),
             lambda: self._confirm(repository, digest),
@@ -306,7 +335,7 @@ class Mirror:
     async def _confirm(self, repository: Repository, digest: Digest) -> Answer[int | None]:
         if await self._knowledge.has_right(repository, digest):  # confirmed a moment ago
             return Answer(None, HIT)
-        size = await self._upstream(repository).head_blob(repository, digest)
+        size = await self._asking.upstream(repository).head_blob(repository, digest)
         await self._knowledge.confirm(repository, digest)
         return Answer(size, MISS)
 
@@ -332,42 +361,6 @@ class Mirror:
         await self._knowledge.forget_blob(digest)
         self._parts.emit(VerificationFailed("", "blob", digest, "store"))
         self._parts.emit(BlobRemoved(digest, size, "corrupt"))
-
-    # --- asking upstreams ----------------------------------------------------------------
-
-    def _upstream(self, repository: Repository) -> UpstreamClient:
-        if self._parts.offline:
-            message = f"{repository} has nothing more stored here, and the mirror is offline"
-            raise UpstreamNotFound(repository.upstream, message, reason="offline")
-        return self._parts.upstreams[repository.upstream]
-
-    async def _ask_once(
-        self,
-        flight: SingleFlight[Key, Answer[T]],
-        key: Key,
-        work: Callable[[], Awaitable[Answer[T]]],
-        unknown: type[RegistryError] = ManifestUnknown,
-    ) -> Answer[T]:
-        """Share one piece of work among all who ask for ``key`` at this moment."""
-        self._knowledge.refuse_missing(*key, unknown)
-        joined = key in flight
-        with self._saying_unknown(key, unknown):
-            answer = await flight.do(key, work)
-        if joined and answer.outcome.result == "miss":
-            return replace(answer, outcome=COALESCED)
-        return answer
-
-    @contextmanager
-    def _saying_unknown(self, key: Key, unknown: type[RegistryError]) -> Iterator[None]:
-        """What the upstream does not have, or not for us, is unknown to clients: for a while
-        without asking again. They never see the upstream's own challenge.
-        """
-        try:
-            yield
-        except (UpstreamNotFound, UpstreamDenied) as error:
-            said = unknown(error.message)
-            self._knowledge.note_missing(*key, said, denied=isinstance(error, UpstreamDenied))
-            raise said from error
 
 
 def _head_of(answer: Answer[Manifest]) -> Answer[Summary]:

@@ -212,7 +212,7 @@ class Transfer:
             before = writer.offset
             try:
                 async with self._download.source.open(0 if whole else before) as body:
-                    self._begin(staged, body)
+                    await self._begin(staged, body)
                     await self._pump(body, writer)
                 return
             except UpstreamError as error:
@@ -228,12 +228,14 @@ class Transfer:
             self._download.resumed += 1
             await self._workshop.sleep(PAUSES[failures])
 
-    def _begin(self, staged: StagedFile, body: Body) -> None:
+    async def _begin(self, staged: StagedFile, body: Body) -> None:
         told = self._download.size
         if told is not None and body.size not in (None, told):
             # Clients were promised ``told`` bytes, the last of which is the one to hold back.
             raise UpstreamLied(self._name, f"changed a size from {told} to {body.size}", reason="length")
-        self._download.begin(body.size)
+        self._download.answered = True
+        size = await self._download.source.find_size() if body.size is None else body.size
+        self._download.begin(size)
         staged.write_note(Note(flowing=True, size=self._download.size))
         self._download.advance(staged.size)
 

@@ -20,7 +20,7 @@ LAYERS: dict[str, list[str]] = {
     "commands": ["cli", "__main__"],
     "composition and processes": ["app", "workers"],
     "HTTP edge": ["v2", "web"],
-    "use cases": ["knowledge", "mirror", "listings"],
+    "use cases": ["knowledge", "asking", "mirror", "listings"],
     "listeners": ["metrics", "logs"],
     "in flight": ["inflight", "transfer", "downloads", "sender"],
     "outside world": ["upstream", "blobs", "metadata", "access"],

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +78,12 @@ class MetadataStore:
         query = sa.select(t.manifests.c.media_type, t.manifests.c.payload)
         row = await self._first(query.where(t.manifests.c.digest == str(digest)))
         return None if row is None else Manifest(digest, row[0], row[1])
+
+    async def holds(self, repository: Repository, digest: Digest) -> bool:
+        """Whether the repository's upstream has brought or confirmed this manifest there."""
+        held = t.repository_manifests
+        query = sa.select(held.c.digest).join(t.repositories, t.repositories.c.id == held.c.repository_id)
+        return await self._first(query.where(_is(repository), held.c.digest == str(digest))) is not None
 
     async def has_right(self, repository: Repository, digest: Digest) -> bool:
         """Whether the repository may serve this content: it holds the manifest, one of its
@@ -234,22 +240,39 @@ class MetadataStore:
         async with self._write() as connection:
             await connection.execute(sa.delete(t.blobs).where(t.blobs.c.digest == str(digest)))
 
-    async def save_pulls(self, tags: dict[tuple[Repository, Tag], float], blobs: dict[Digest, float]) -> None:
-        """When tags and blobs were last pulled: a batch, gathered in memory."""
+    async def save_pulls(
+        self,
+        tags: Mapping[tuple[Repository, Tag], float],
+        manifests: Mapping[tuple[Repository, Digest], float],
+        blobs: Mapping[Digest, float],
+    ) -> None:
+        """When tags, manifests and blobs were last pulled: a batch, gathered in memory."""
+        mine = sa.select(t.repositories.c.id).where(
+            t.repositories.c.upstream == sa.bindparam("of_upstream"),
+            t.repositories.c.name == sa.bindparam("of_name"),
+        )
         async with self._write() as connection:
-            for (repository, tag), pulled_at in tags.items():
-                mine = sa.select(t.repositories.c.id).where(_is(repository)).scalar_subquery()
-                await connection.execute(
-                    sa.update(t.tags)
-                    .where(t.tags.c.repository_id == mine, t.tags.c.name == str(tag))
-                    .values(pulled_at=pulled_at)
+            for table, column, pulls in (
+                (t.tags, t.tags.c.name, tags),
+                (t.repository_manifests, t.repository_manifests.c.digest, manifests),
+            ):
+                rows = [
+                    {"of_upstream": r.upstream, "of_name": r.name, "what": str(what), "at": at}
+                    for (r, what), at in pulls.items()
+                ]
+                update = (
+                    sa.update(table)
+                    .where(table.c.repository_id == mine.scalar_subquery(), column == sa.bindparam("what"))
+                    .values(pulled_at=sa.bindparam("at"))
                 )
+                if rows:
+                    await connection.execute(update, rows)
             if blobs:
                 await connection.execute(
                     sa.update(t.blobs)
-                    .where(t.blobs.c.digest == sa.bindparam("blob"))
+                    .where(t.blobs.c.digest == sa.bindparam("what"))
                     .values(pulled_at=sa.bindparam("at")),
-                    [{"blob": str(digest), "at": at} for digest, at in blobs.items()],
+                    [{"what": str(digest), "at": at} for digest, at in blobs.items()],
                 )
 
     # --- plumbing ------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
@@ -30,6 +30,7 @@ from regmirror.upstream.tokens import (
 from regmirror.upstream.transport import Exchange, Transport
 from regmirror.upstream.trust import same_origin
 
+INTRODUCTION: Final = 1.0  # seconds others wait at most for what the first request learns
 TOKEN_MAX: Final = 64 * 1024  # bytes of a token endpoint's answer
 
 
@@ -69,8 +70,7 @@ class Caller:
         self._source = source or credential_source(name, home, config, clock=clock)
         self._auth = Authenticator(name, home, config.auth_hosts, clock)
         self._token_flights: SingleFlight[TokenKey, Token] = SingleFlight()
-        self._introduction = asyncio.Lock()
-        self._is_introduced = False
+        self._introduction: asyncio.Event | None = None
 
     async def close(self) -> None:
         await self._token_flights.close()
@@ -91,15 +91,17 @@ class Caller:
 
     async def _authenticated(self, call: Call) -> Exchange:
         """The first request learns how the upstream authenticates; those that come meanwhile wait
-        for it, so that a new process is not challenged once for each of them (B27).
+        for it a moment, so that a new process is not challenged once for each of them (B27).
         """
-        if not self._is_introduced:
-            async with self._introduction:
-                if not self._is_introduced:
-                    try:
-                        return await self._dance(call)
-                    finally:
-                        self._is_introduced = True  # also if it failed: nobody waits in line for that
+        if self._introduction is None:
+            self._introduction = asyncio.Event()
+            try:
+                return await self._dance(call)
+            finally:
+                self._introduction.set()
+        if not self._introduction.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._introduction.wait(), INTRODUCTION)
         return await self._dance(call)
 
     async def _dance(self, call: Call) -> Exchange:

@@ -196,8 +196,7 @@ class UpstreamClient:
         url = self._url(repository, f"tags/list?n={PAGE}")
         tags: dict[str, None] = {}
         async for document in self._pages("tags", repository, url, what):
-            found = document.get("tags")
-            tags |= dict.fromkeys(tag for tag in found or () if isinstance(tag, str))
+            tags |= dict.fromkeys(tag for tag in _items(document, "tags") if isinstance(tag, str))
         return list(tags)
 
     async def list_referrers(self, repository: Repository, digest: Digest) -> list[dict[str, Any]] | None:
@@ -211,8 +210,7 @@ class UpstreamClient:
         descriptors: list[dict[str, Any]] = []
         try:
             async for document in self._pages("referrers", repository, url, what):
-                found = document.get("manifests")
-                descriptors += [item for item in found or () if isinstance(item, dict)]
+                descriptors += [item for item in _items(document, "manifests") if isinstance(item, dict)]
         except _Unsupported:
             return None
         return descriptors
@@ -312,6 +310,11 @@ class Upstreams(Mapping[str, UpstreamClient]):
 
 class _Unsupported(Exception):
     """The upstream has no referrers API."""
+
+
+def _items(document: dict[str, Any], key: str) -> list[Any]:
+    found = document.get(key)
+    return found if isinstance(found, list) else []
 
 
 def _named(repository: Repository, reference: Reference) -> str:

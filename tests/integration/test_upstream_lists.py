@@ -138,3 +138,12 @@ async def test_a_failing_referrers_api_is_a_failure(client, upstream, image, sta
     upstream.fault(Status(status), times=None)
     with pytest.raises(UpstreamFailed):
         await client.list_referrers(ALPINE, Digest(image.digest))
+
+
+@pytest.mark.parametrize("value", ["5", "null", '"latest"', "{}"])
+async def test_a_list_that_is_none_is_empty(value):
+    """B53, B54: whatever an upstream puts where the list should be."""
+    async with answering(f'{{"tags": {value}}}', "application/json") as client:
+        assert await client.list_tags(ALPINE) == []
+    async with answering(f'{{"manifests": {value}}}', "application/vnd.oci.image.index.v1+json") as client:
+        assert await client.list_referrers(ALPINE, Digest("sha256:" + "0" * 64)) == []

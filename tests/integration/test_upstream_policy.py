@@ -6,6 +6,8 @@ import pytest
 
 from regmirror.events import DownloadEnded
 from tests.fake_registry import (
+    INDEX,
+    MANIFEST,
     FakeRegistry,
     FakeStorage,
     Redirect,
@@ -383,6 +385,51 @@ async def test_naming_a_foreign_layer_gives_no_right_to_it(private, upstream, im
     assert (await private.get("/v2/public/manifests/thief")).status == 200
 
     assert (await private.get(f"/v2/public/blobs/{image.layer_digests[0]}")).status == 404
+
+
+async def test_an_index_of_foreign_manifests_gives_no_right_to_them(private, upstream, image):
+    """B67: some registries accept an index of manifests that they do not have there."""
+    child = {"mediaType": MANIFEST, "digest": image.digest, "size": len(image.manifest)}
+    upstream.add_manifest("public", {"schemaVersion": 2, "manifests": [child]}, INDEX, tag="thief")
+    assert (await private.get("/v2/public/manifests/thief")).status == 200
+
+    assert (await private.get(f"/v2/public/manifests/{image.digest}")).status == 404
+
+
+async def test_a_manifest_that_another_repository_brought_is_confirmed_by_head(private, upstream, image):
+    """B67: the quota of GETs is not spent on bytes that are here; its layers then need no question."""
+    for data in (image.config, *image.layers):
+        upstream.add_blob("public", data)
+    upstream.add_manifest("public", image.manifest, tag="same")
+    upstream.clear()
+
+    assert (await private.get(f"/v2/public/manifests/{image.digest}")).body == image.manifest
+    assert (await private.get(f"/v2/public/blobs/{image.layer_digests[0]}")).status == 200
+
+    assert [(seen.method, seen.kind) for seen in upstream.requests] == [("HEAD", "manifest")]
+
+
+async def test_a_cold_blob_without_its_manifest_is_asked_for_once(mirror, upstream, blob):
+    """B27, B67: the answer to GET is proof enough, no HEAD goes before it."""
+    assert (await mirror.get(blob)).status == 200
+    await mirror.events.wait_for(DownloadEnded)
+    assert (await mirror.get(blob)).status == 200
+
+    assert [seen.method for seen in upstream.find("blob")] == ["GET"]
+
+
+async def test_what_another_repository_is_refused_says_nothing_about_this_one(mirror, upstream, image, blob):
+    """B67: who joined a download that fails for its own repository's sake asks for himself."""
+    await mirror.get(TAG)
+    hold = upstream.hold(kind="blob", repository="empty")
+    refused = asyncio.create_task(mirror.get(f"/v2/empty/blobs/{image.layer_digests[0]}"))
+    await hold.reached()
+    pull = asyncio.create_task(mirror.get(blob))
+    await mirror.began(3)
+    hold.release()
+
+    assert (await refused).status == 404
+    assert (await pull).body == image.layers[0]
 
 
 async def test_a_blob_in_flight_is_not_shared_with_those_without_a_claim(mirror, upstream, image, blob):

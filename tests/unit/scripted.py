@@ -85,7 +85,10 @@ class Script:
 
     @property
     def source(self) -> Source:
-        return Source(REPOSITORY, self._open)
+        return Source(REPOSITORY, self._open, self._find_size)
+
+    async def _find_size(self) -> int | None:
+        return None
 
     def _open(self, offset: int):
         self.asked.append(offset)

@@ -233,7 +233,13 @@ async def test_last_pulls_are_written_in_one_batch(store, path):
     await store.save_manifest(APP, MANIFEST, [], TAG)
     await store.save_manifest(OTHER, MANIFEST, [], TAG)
     await store.save_blob(LAYER, 5)
-    await store.save_pulls({(APP, TAG): 2_000.0, (ELSEWHERE, TAG): 1.0}, {LAYER: 3_000.0, CONFIG: 1.0})
+    await store.save_pulls(
+        {(APP, TAG): 2_000.0, (ELSEWHERE, TAG): 1.0},
+        {(APP, MANIFEST.digest): 4_000.0, (APP, LAYER): 1.0},
+        {LAYER: 3_000.0, CONFIG: 1.0},
+    )
+    held = "SELECT pulled_at FROM repository_manifests ORDER BY repository_id"
+    assert rows(path, held) == [(4_000.0,), (1_000.0,)]
     assert rows(path, "SELECT pulled_at FROM tags ORDER BY repository_id") == [(2_000.0,), (1_000.0,)]
     assert rows(path, "SELECT digest, pulled_at FROM blobs") == [(LAYER, 3_000.0)]
 
