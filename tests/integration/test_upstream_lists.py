@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from regmirror.errors import UpstreamFailed, UpstreamLied, UpstreamNotFound
+from regmirror.manifests import OCI_INDEX
 from regmirror.names import Digest
 from tests.fake_registry import FakeRegistry, Html, Redirect, SetHeaders, Status
 from tests.integration.asking import ALPINE, asking, saying, speaking
@@ -143,7 +144,7 @@ async def test_a_failing_referrers_api_is_a_failure(client, upstream, image, sta
 @pytest.mark.parametrize("value", ["5", "null", '"latest"', "{}"])
 async def test_a_list_that_is_none_is_empty(value):
     """B53, B54: whatever an upstream puts where the list should be."""
-    async with answering(f'{{"tags": {value}}}', "application/json") as client:
+    async with answering(f'{{"tags": {value}}}'.encode(), "application/json") as client:
         assert await client.list_tags(ALPINE) == []
-    async with answering(f'{{"manifests": {value}}}', "application/vnd.oci.image.index.v1+json") as client:
+    async with answering(f'{{"manifests": {value}}}'.encode(), OCI_INDEX) as client:
         assert await client.list_referrers(ALPINE, Digest("sha256:" + "0" * 64)) == []
