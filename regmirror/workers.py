@@ -136,6 +136,7 @@ async def _serve_worker(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, _say_no_reload)
     if life is not None:
         loop.add_reader(life, _end_with, loop, life, stop)
     runner = Runner(
@@ -157,6 +158,13 @@ async def _serve_worker(
             reloading.cancel()
         await runner.cleanup()
     return 0
+
+
+def _say_no_reload() -> None:
+    """SIGHUP must not end a server that other programs expect to reload by it."""
+    sys.stderr.write(
+        "regmirror: SIGHUP ignored: the configuration is read at start, so restart to change it\n"
+    )
 
 
 def _end_with(loop: asyncio.AbstractEventLoop, life: int, stop: asyncio.Event) -> None:
@@ -199,6 +207,7 @@ class _Parent:
     def run(self) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
+        signal.signal(signal.SIGHUP, self._pass_on)
         for place in range(len(self._sockets)):
             self._start(place)
         if not self._all_are_ready():
@@ -256,6 +265,11 @@ class _Parent:
         if time.monotonic() - self._started_at[place] < RESPAWN_PAUSE:
             time.sleep(RESPAWN_PAUSE)
         self._start(place)
+
+    def _pass_on(self, number: int, _frame: object) -> None:
+        for pid in list(self._workers):
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def _stop(self, *_: object) -> None:
         self._stopping = True

@@ -179,7 +179,7 @@ def _store_pairs(store: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         ("store", store["path"]),
         ("size", f"{bytes_text(store['size'])} of {limit}"),
-        ("free", f"{bytes_text(store['free'])}, at least {bytes_text(store['min_free'])} is kept free"),
+        ("free", bytes_text(store["free"])),
         ("holds", counts),
     ]
 
