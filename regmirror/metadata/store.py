@@ -7,12 +7,13 @@ writers in line without polling; between processes ``busy_timeout`` does.
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert
@@ -29,6 +30,24 @@ _PRAGMAS = (
     "PRAGMA busy_timeout=10000",
     "PRAGMA foreign_keys=ON",
 )
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _whole(
+    method: Callable[Concatenate[MetadataStore, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[MetadataStore, P], Coroutine[Any, Any, T]]:
+    """Work that goes on when its caller is cancelled: a driver's call that is broken off in the
+    middle leaves a connection that nobody closes. ``close`` waits for what is running.
+    """
+
+    @functools.wraps(method)
+    async def run(self: MetadataStore, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self._run(method(self, *args, **kwargs))
+
+    return run
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +69,11 @@ class MetadataStore:
         self._reader = _engine(url, pool_size=4, begin="BEGIN")
         self._writer = _engine(url, pool_size=1, begin="BEGIN IMMEDIATE")
         self._lock = asyncio.Lock()
+        self._running: set[asyncio.Task[Any]] = set()
         self._now = now
 
     async def close(self) -> None:
+        await asyncio.gather(*self._running, return_exceptions=True)
         await self._reader.dispose()
         await self._writer.dispose()
 
@@ -161,6 +182,7 @@ class MetadataStore:
 
     # --- transactions --------------------------------------------------------------------
 
+    @_whole
     async def save_manifest(
         self,
         repository: Repository,
@@ -201,12 +223,14 @@ class MetadataStore:
                 record = TagRecord(manifest.digest, manifest.media_type, manifest.size, now)
                 await connection.execute(_upsert_tag(mine, tag, record))
 
+    @_whole
     async def save_tag(self, repository: Repository, tag: Tag, record: TagRecord) -> None:
         """The upstream says that the tag means ``record``, whether or not it is stored."""
         async with self._write() as connection:
             mine = await _repository_id(connection, repository)
             await connection.execute(_upsert_tag(mine, tag, record))
 
+    @_whole
     async def forget_tag(self, repository: Repository, tag: Tag) -> None:
         """The upstream no longer has the tag."""
         async with self._write() as connection:
@@ -215,6 +239,7 @@ class MetadataStore:
                 sa.delete(t.tags).where(t.tags.c.repository_id == mine, t.tags.c.name == str(tag))
             )
 
+    @_whole
     async def confirm(self, repository: Repository, digest: Digest) -> None:
         """The upstream has this content in this repository."""
         async with self._write() as connection:
@@ -225,6 +250,7 @@ class MetadataStore:
                 .on_conflict_do_nothing()
             )
 
+    @_whole
     async def save_blob(self, digest: Digest, size: int) -> None:
         """A blob has been stored as a file."""
         now = self._now()
@@ -235,11 +261,13 @@ class MetadataStore:
                 .on_conflict_do_update(["digest"], set_={"size": size, "stored_at": now})
             )
 
+    @_whole
     async def forget_blob(self, digest: Digest) -> None:
         """A blob's file is gone."""
         async with self._write() as connection:
             await connection.execute(sa.delete(t.blobs).where(t.blobs.c.digest == str(digest)))
 
+    @_whole
     async def save_pulls(
         self,
         tags: Mapping[tuple[Repository, Tag], float],
@@ -277,11 +305,24 @@ class MetadataStore:
 
     # --- plumbing ------------------------------------------------------------------------
 
+    async def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        task = asyncio.ensure_future(work)
+        self._running.add(task)
+        task.add_done_callback(self._ended)
+        return await asyncio.shield(task)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            task.exception()  # nobody may be left to be told
+
+    @_whole
     async def _first(self, query: Any) -> tuple[Any, ...] | None:
         async with self._reader.connect() as connection:
             row = (await connection.execute(query)).first()
         return None if row is None else tuple(row)
 
+    @_whole
     async def _all(self, query: Any) -> list[tuple[Any, ...]]:
         async with self._reader.connect() as connection:
             return [tuple(row) for row in await connection.execute(query)]
