@@ -20,7 +20,8 @@ def matches_etag(header: str, etag: str) -> bool:
 def parse_ranges(header: str, size: int) -> list[tuple[int, int]] | None:
     """The ranges a ``Range`` header asks for, as (start, stop), in its order, none merged.
 
-    None means that the header is to be ignored (another unit, not understood, absurdly many).
+    None means that the header is to be ignored: another unit, not understood, absurdly many, or
+    overlapping so much that the answer would be longer than the whole (RFC 9110 §17.15).
     Raises RangeInvalid where nothing of it can be satisfied. A last position before the first
     counts as unsatisfiable, which is what the specification's conformance suite asks for.
     """
@@ -40,6 +41,8 @@ def parse_ranges(header: str, size: int) -> list[tuple[int, int]] | None:
             found.append(satisfiable)
     if not found:
         raise RangeInvalid(f"no part of {header[:200]!r} lies within {size} bytes", size)
+    if len(found) > 1 and sum(stop - start for start, stop in found) > size:
+        return None
     return found
 
 
