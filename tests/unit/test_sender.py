@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import socket
 
@@ -117,6 +118,7 @@ async def test_a_peer_that_is_gone_is_a_connection_error(sender, source, connect
 
 
 async def test_cancelling_leaves_the_callers_descriptors_open(sender, source, connect):
+    gc.collect()  # what earlier tests left to be closed is closed now
     before = len(open_files())
     server, client = connect()
     sending = asyncio.create_task(sender.send(server.fileno(), source, 0, len(DATA)))
