@@ -121,6 +121,17 @@ class Knowledge:
         self._tags.drop((repository, tag))
         await self._write(self.store.forget_tag(repository, tag))
 
+    # --- lists of what is stored; empty while the database cannot be read -----------------
+
+    async def list_repositories(self) -> list[Repository]:
+        return await self._read(self.store.list_repositories()) or []
+
+    async def list_tags(self, repository: Repository) -> list[str]:
+        return await self._read(self.store.list_tags(repository)) or []
+
+    async def list_referrers(self, repository: Repository, digest: Digest) -> list[Manifest]:
+        return await self._read(self.store.list_referrers(repository, digest)) or []
+
     # --- rights and sizes ----------------------------------------------------------------
 
     async def has_right(self, repository: Repository, digest: Digest) -> bool:

@@ -50,7 +50,7 @@ class Listings:
 
     async def repositories(self) -> list[Repository]:
         """Every repository of which something is stored."""
-        return await self._knowledge.store.list_repositories()
+        return await self._knowledge.list_repositories()
 
     async def tags(self, repository: Repository) -> Answer[list[str]]:
         """All tags, sorted; those stored here if the upstream cannot be asked."""
@@ -59,7 +59,7 @@ class Listings:
             return sorted(set(await self._upstreams[repository.upstream].list_tags(repository)))
 
         async def known() -> list[str]:
-            return await self._knowledge.store.list_tags(repository)
+            return await self._knowledge.list_tags(repository)
 
         try:
             answer = await self._answer((repository, ""), self._tag_max_age, ask, known)
@@ -86,7 +86,7 @@ class Listings:
             return await self._by_tag(repository, digest) if found is None else found
 
         async def known() -> Descriptors:
-            manifests = await self._knowledge.store.list_referrers(repository, digest)
+            manifests = await self._knowledge.list_referrers(repository, digest)
             return [_describe(manifest) for manifest in manifests]
 
         return await self._answer((repository, str(digest)), max_age, ask, known)

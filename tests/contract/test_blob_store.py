@@ -119,10 +119,14 @@ class BlobStoreContract:
         assert {blob.digest: blob.size for blob in found} == stored
         assert all(before <= blob.stored_at <= time.time() + 1 for blob in found)
 
-    async def test_a_blob_may_be_closed_twice(self, store):
-        blob = await store.find(await self.adopt(store))
+    async def test_closing_a_blob_twice_closes_nobody_elses(self, store):
+        digest = await self.adopt(store)
+        blob = await store.find(digest)
         blob.close()
+        other = await store.find(digest)  # a file would get the descriptor that has become free
         blob.close()
+        assert await read(other) == DATA
+        other.close()
 
 
 KINDS = [(DATA, "sha256"), (b"small", "sha512"), (b"", "sha256")]

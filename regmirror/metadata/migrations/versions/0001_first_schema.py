@@ -15,6 +15,12 @@ depends_on = None
 
 
 def upgrade() -> None:
+    _create_names()
+    _create_manifests()
+    _create_blobs()
+
+
+def _create_names() -> None:
     op.create_table(
         "repositories",
         sa.Column("id", sa.Integer, primary_key=True),
@@ -33,6 +39,9 @@ def upgrade() -> None:
         sa.Column("changed_at", sa.Float, nullable=False),
         sa.Column("pulled_at", sa.Float, nullable=False),
     )
+
+
+def _create_manifests() -> None:
     op.create_table(
         "manifests",
         sa.Column("digest", sa.String, primary_key=True),
@@ -56,6 +65,9 @@ def upgrade() -> None:
         sa.Column("size", sa.Integer, nullable=False),
         sa.Column("fetchable", sa.Boolean, nullable=False),
     )
+
+
+def _create_blobs() -> None:
     op.create_table(
         "blobs",
         sa.Column("digest", sa.String, primary_key=True),
