@@ -128,6 +128,8 @@ class Freshness(Section):
     tag_max_age: Duration = 300.0
     stale_if_error: Duration = 30 * 86400.0
     missing_max_age: Duration = 10.0
+    on_missing: Literal["forget", "keep"] = "forget"
+    incomplete: Literal["refuse", "serve"] = "refuse"
     offline: bool = False
     rules: list[FreshnessRule] = []
 
@@ -135,6 +137,12 @@ class Freshness(Section):
 class Gc(Section):
     interval: Duration = 3600.0
     grace: Duration = 3600.0
+    keep_untagged: Duration = 30 * 86400.0
+
+
+class Scrub(Section):
+    interval: Duration = 7 * 86400.0
+    rate: Size = ByteSize(20 * 2**20)
 
 
 Action = Literal["pull", "push", "delete"]
@@ -181,6 +189,7 @@ class Upstream(Section):
     auth_hosts: list[str] = []
     allow: list[Pattern] = ["**"]
     deny: list[Pattern] = []
+    rate_limit_reserve: int = Field(default=0, ge=0)
     max_connections: int = Field(default=64, ge=1, le=10_000)
     connect_timeout: Duration = Field(default=5.0, gt=0)
     read_timeout: Duration = Field(default=30.0, gt=0)
@@ -236,6 +245,7 @@ class Config(Section):
     metadata: MetadataStore = MetadataStore()
     freshness: Freshness = Freshness()
     gc: Gc = Gc()
+    scrub: Scrub = Scrub()
     access: Access = Access()
     hosted: Hosted = Hosted()
     webhooks: list[Webhook] = []

@@ -11,6 +11,7 @@
         ├── BlobUnknown        404            ├── UpstreamNotFound    404
         └── Denied             403            ├── UpstreamDenied      404  (never its challenge)
                                               ├── UpstreamRateLimited 429
+                                              ├── UpstreamResting     503  (its circuit is open)
                                               ├── UpstreamTimeout     504
                                               ├── UpstreamUnreachable 502
                                               └── UpstreamFailed      502
@@ -116,6 +117,7 @@ class UpstreamError(RegistryError):
         super().__init__(f"{upstream}: {message}", retry_after=retry_after)
         self.upstream = upstream
         self.reason = reason
+        self.is_elsewhere = False  # a host that the upstream redirected to is to blame, not itself
 
 
 class UpstreamNotFound(UpstreamError):
@@ -130,6 +132,12 @@ class UpstreamDenied(UpstreamError):
 
 class UpstreamRateLimited(UpstreamError):
     code, status = "TOOMANYREQUESTS", 429
+
+
+class UpstreamResting(UpstreamError):
+    """It has failed repeatedly and is not asked until a probe of ours has been answered."""
+
+    code, status = "UNAVAILABLE", 503
 
 
 class UpstreamTimeout(UpstreamError):

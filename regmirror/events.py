@@ -71,6 +71,15 @@ class RateLimitSeen:
 
 
 @dataclass(frozen=True, slots=True)
+class CircuitChanged:
+    """An upstream is no longer asked because it keeps failing (``is_open``), or is asked again."""
+
+    upstream: str
+    is_open: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class BytesFetched:
     """Content bytes that arrived from an upstream."""
 
@@ -127,10 +136,35 @@ class BlobRemoved:
 
 @dataclass(frozen=True, slots=True)
 class NotStored:
-    """Content was passed on without being kept, or metadata could not be written."""
+    """Content was passed on without being kept (``disk``: it cannot be written, ``quota``: there is
+    no room for it), or metadata could not be read or written (``database``).
+    """
 
-    reason: str
+    reason: Literal["database", "disk", "quota"]
     detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class BlobHealed:
+    """A blob that had been found to be wrong has been fetched anew."""
+
+    upstream: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class UpkeepEnded:
+    """A collection, eviction or scrub has ended: what it removed, and how long it took.
+
+    ``checked`` counts what was looked at.
+    """
+
+    what: Literal["collection", "eviction", "scrub"]
+    checked: int
+    removed: int
+    removed_bytes: int
+    seconds: float
+    error: str = ""
 
 
 Event = (
@@ -138,6 +172,7 @@ Event = (
     | UpstreamAnswered
     | TokenRequested
     | RateLimitSeen
+    | CircuitChanged
     | BytesFetched
     | DownloadStarted
     | FollowersChanged
@@ -145,6 +180,8 @@ Event = (
     | VerificationFailed
     | BlobRemoved
     | NotStored
+    | BlobHealed
+    | UpkeepEnded
 )
 Emit = Callable[[Event], None]
 

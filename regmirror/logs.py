@@ -63,6 +63,16 @@ class RequestLog:
             case events.DownloadEnded():
                 level = self._log.warning if event.error else self._log.info
                 level("download ended", **asdict(event))
+            case events.CircuitChanged():
+                level = self._log.warning if event.is_open else self._log.info
+                level("circuit opened" if event.is_open else "circuit closed", **asdict(event))
+            case events.UpkeepEnded():
+                level = self._log.warning if event.error else self._log.info
+                level(f"{event.what} ended", **asdict(event))
+            case events.BlobHealed():
+                self._log.info("blob healed", **asdict(event))
+            case events.BlobRemoved(reason=reason) if reason != "corrupt":
+                self._log.info("blob removed", **asdict(event))
             case events.VerificationFailed() | events.BlobRemoved() | events.NotStored():
                 self._log.warning(_words(type(event).__name__), **asdict(event))
 

@@ -19,7 +19,7 @@ from regmirror.events import KINDS, RESULTS, Event
 
 UNKNOWN: Final = "unknown"  # the upstream of requests that name none of this mirror's
 REASONS: Final = ("unreferenced", "evicted", "purged", "corrupt")
-UNCACHED: Final = ("database", "disk")
+UNCACHED: Final = ("database", "disk", "quota")
 STATUSES: Final = ("200", "404", "429", "error")  # more appear as upstreams answer them
 SECONDS: Final = (0.001, 0.005, 0.02, 0.1, 0.5, 1, 2, 5, 15, 60, 300)
 
@@ -41,6 +41,8 @@ class Metrics:
             events.VerificationFailed: self._verification_failed,
             events.BlobRemoved: self._blob_removed,
             events.NotStored: self._not_stored,
+            events.CircuitChanged: self._circuit_changed,
+            events.BlobHealed: lambda event: self._healed.inc(),
         }
         self._define_clients()
         self._define_upstreams()
@@ -127,6 +129,7 @@ class Metrics:
             "upstream",
             "kind",
         )
+        self._healed = self._counter("healed_total", "Corrupt blobs that were fetched anew.")
         self._uncached = self._counter("uncached_total", "Things passed on without being kept.", "reason")
         info = self._gauge("build_info", "The version that runs.", "version")
         info.labels(__version__).set(1)
@@ -192,6 +195,9 @@ class Metrics:
     def _rate_limit_seen(self, event: events.RateLimitSeen) -> None:
         self._limit.labels(event.upstream).set(event.limit)
         self._remaining.labels(event.upstream).set(event.remaining)
+
+    def _circuit_changed(self, event: events.CircuitChanged) -> None:
+        self._up.labels(event.upstream).set(0 if event.is_open else 1)
 
     def _bytes_fetched(self, event: events.BytesFetched) -> None:
         self._fetched.labels(event.upstream, event.kind).inc(event.count)

@@ -17,6 +17,7 @@ from regmirror.config import (
     Gc,
     Hosted,
     MetadataStore,
+    Scrub,
     Section,
     Server,
     Storage,
@@ -37,6 +38,7 @@ TABLES: dict[str, type[BaseModel]] = {
     "[freshness]": Freshness,
     "[[freshness.rules]]": FreshnessRule,
     "[gc]": Gc,
+    "[scrub]": Scrub,
     "[access]": Access,
     "[[access.rules]]": AccessRule,
     "[hosted]": Hosted,
@@ -68,7 +70,7 @@ def keys_and_comments() -> dict[str, dict[str, str]]:
 
 def values_of(model: type[BaseModel]) -> set[str]:
     """The keys of a table that are no tables themselves."""
-    tables = {"server", "storage", "metadata", "freshness", "gc", "access", "hosted", "tls", "groups"}
+    tables = {"server", "storage", "metadata", "freshness", "gc", "scrub", "access", "hosted", "tls", "groups"}
     return set(model.model_fields) - tables - {"rules", "webhooks", "upstreams"}
 
 
