@@ -22,12 +22,16 @@ class FreshnessPolicy:
 
 @dataclass(frozen=True, slots=True)
 class TagRecord:
-    """What a tag meant when the upstream was last asked, at ``checked_at``."""
+    """What a tag meant when the upstream was last asked, at ``checked_at``.
+
+    ``previous`` is what it meant before, while the manifest of ``digest`` is not stored.
+    """
 
     digest: Digest
     media_type: str
     size: int
     checked_at: float
+    previous: Digest | None = None
 
 
 @dataclass(frozen=True, slots=True)

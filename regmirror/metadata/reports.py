@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from regmirror.errors import RegmirrorError
 from regmirror.manifests import Manifest
 from regmirror.metadata import schema as t
-from regmirror.metadata.store import Totals
+from regmirror.metadata.store import TOTALS, Totals
 from regmirror.metadata.upgrade import REVISION, database_path
 from regmirror.names import Digest, Reference, Repository, Tag
 
@@ -98,18 +98,7 @@ class Reports:
 
     def totals(self) -> Totals:
         """Counts and bytes of everything stored."""
-        count = sa.func.count()
-        row = self._connection.execute(
-            sa.select(
-                sa.select(count).select_from(t.blobs).scalar_subquery(),
-                sa.select(sa.func.coalesce(sa.func.sum(t.blobs.c.size), 0)).scalar_subquery(),
-                *(
-                    sa.select(count).select_from(table).scalar_subquery()
-                    for table in (t.manifests, t.tags, t.repositories)
-                ),
-            )
-        ).one()
-        return Totals(*(int(value) for value in row))
+        return Totals.read(self._connection.execute(TOTALS).one())
 
     def list_images(self) -> list[StoredImage]:
         """Every tag and every manifest pulled by digest, by repository and name."""

@@ -6,6 +6,12 @@
     manifests    ──< manifest_references  what a manifest names
     blobs                                 what is stored as files: sizes and times
 
+    totals                                counts and bytes of the two above, kept by triggers
+    reviews                               what may have lost its last holder, and when to look
+    removals                              blobs without a row whose files are still to be removed
+    pins                                  patterns that protect from eviction
+    chores                                what is done now and then, and how far it has come
+
 Times are wall-clock seconds. A row without its file is a miss; a file without its row is
 adopted again. Digests are texts ``algorithm:hex``.
 """
@@ -48,7 +54,10 @@ tags = Table(
     Column("checked_at", Float, nullable=False),
     Column("changed_at", Float, nullable=False),
     Column("pulled_at", Float, nullable=False),
+    # What the tag meant before, while the manifest that it means now is not stored.
+    Column("previous", String),
     Index("ix_tags_digest", "digest"),
+    Index("ix_tags_pulled_at", "pulled_at"),
 )
 
 manifests = Table(
@@ -89,7 +98,7 @@ blobs = Table(
     Column("size", Integer, nullable=False),
     Column("stored_at", Float, nullable=False),
     Column("pulled_at", Float, nullable=False),
-    Index("ix_blobs_pulled_at", "pulled_at"),
+    Index("ix_blobs_pulled_at", "pulled_at", "digest"),
 )
 
 repository_blobs = Table(
@@ -99,4 +108,49 @@ repository_blobs = Table(
     Column("digest", String, primary_key=True),
     Column("confirmed_at", Float, nullable=False),
     Index("ix_repository_blobs_digest", "digest"),
+)
+
+totals = Table(
+    "totals",
+    metadata,
+    Column("what", String, primary_key=True),  # blobs, manifests
+    Column("count", Integer, nullable=False),
+    Column("bytes", Integer, nullable=False),
+)
+
+#: ``since`` is when the last holder may have gone, ``due_at`` when that is long enough ago to look,
+#: the grace time apart. ``repository_id`` is 0 for blobs, which belong to no repository.
+reviews = Table(
+    "reviews",
+    metadata,
+    Column("kind", String, primary_key=True),  # manifest, blob
+    Column("repository_id", Integer, primary_key=True),
+    Column("digest", String, primary_key=True),
+    Column("since", Float, nullable=False),
+    Column("due_at", Float, nullable=False),
+    Index("ix_reviews_kind_due_at", "kind", "due_at"),
+)
+
+removals = Table(
+    "removals",
+    metadata,
+    Column("digest", String, primary_key=True),
+    Column("size", Integer, nullable=False),
+    Column("reason", String, nullable=False),
+)
+
+pins = Table(
+    "pins",
+    metadata,
+    Column("pattern", String, primary_key=True),
+    Column("pinned_at", Float, nullable=False),
+)
+
+chores = Table(
+    "chores",
+    metadata,
+    Column("name", String, primary_key=True),
+    Column("started_at", Float, nullable=False),
+    Column("ended_at", Float, nullable=False),
+    Column("cursor", String, nullable=False),
 )

@@ -1,53 +1,27 @@
-"""Reading and writing metadata: one method, one question or one short transaction.
+"""What pulls ask of the metadata and write to it: one method, one question or one transaction.
 
-SQLite in WAL mode: readers never wait, writers take turns. Within a process a lock keeps the
-writers in line without polling; between processes ``busy_timeout`` does.
+Whatever may have lost its last holder by a transaction is put up for review in it; who reviews
+is ``curation.py``.
 """
 
 from __future__ import annotations
 
-import asyncio
-import functools
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from regmirror.freshness import TagRecord
 from regmirror.manifests import Descriptor, Manifest
 from regmirror.metadata import schema as t
+from regmirror.metadata.database import Database, whole
+from regmirror.metadata.reviews import EVERYWHERE, put_up
 from regmirror.names import Digest, Repository, Tag
-
-_PRAGMAS = (
-    "PRAGMA journal_mode=WAL",
-    "PRAGMA synchronous=NORMAL",
-    "PRAGMA busy_timeout=10000",
-    "PRAGMA foreign_keys=ON",
-)
-
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
-def _whole(
-    method: Callable[Concatenate[MetadataStore, P], Coroutine[Any, Any, T]],
-) -> Callable[Concatenate[MetadataStore, P], Coroutine[Any, Any, T]]:
-    """Work that goes on when its caller is cancelled: a driver's call that is broken off in the
-    middle leaves a connection that nobody closes. ``close`` waits for what is running.
-    """
-
-    @functools.wraps(method)
-    async def run(self: MetadataStore, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return await self._run(method(self, *args, **kwargs))
-
-    return run
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,51 +34,70 @@ class Totals:
     tags: int
     repositories: int
 
+    @classmethod
+    def read(cls, row: Any) -> Totals:
+        """From the row that ``TOTALS`` gives."""
+        return cls(*(int(value or 0) for value in row))
+
+
+def _total(what: str, column: Any) -> Any:
+    return sa.select(column).where(t.totals.c.what == what).scalar_subquery()
+
+
+#: Neither blobs nor manifests are counted for it, however many there are.
+TOTALS = sa.select(
+    _total("blobs", t.totals.c.count),
+    _total("blobs", t.totals.c.bytes),
+    _total("manifests", t.totals.c.count),
+    sa.select(sa.func.count()).select_from(t.tags).scalar_subquery(),
+    sa.select(sa.func.count()).select_from(t.repositories).scalar_subquery(),
+)
+
 
 class MetadataStore:
     """The database at ``path``, already migrated (see ``upgrade``)."""
 
-    def __init__(self, path: Path, now: Any = time.time) -> None:
-        url = f"sqlite+aiosqlite:///{path}"
-        self._reader = _engine(url, pool_size=4, begin="BEGIN")
-        self._writer = _engine(url, pool_size=1, begin="BEGIN IMMEDIATE")
-        self._lock = asyncio.Lock()
-        self._running: set[asyncio.Task[Any]] = set()
+    def __init__(self, path: Path, now: Callable[[], float] = time.time) -> None:
+        self.database = Database(path)
         self._now = now
 
     async def close(self) -> None:
-        await asyncio.gather(*self._running, return_exceptions=True)
-        await self._reader.dispose()
-        await self._writer.dispose()
+        await self.database.close()
 
     async def ping(self) -> None:
         """Raise sqlalchemy's DatabaseError if the database cannot be read."""
-        async with self._reader.connect() as connection:
-            await connection.execute(sa.select(sa.func.count()).select_from(t.repositories))
+        await self.database.first(sa.select(sa.func.count()).select_from(t.repositories))
 
     # --- questions -----------------------------------------------------------------------
 
     async def find_tag(self, repository: Repository, tag: Tag) -> TagRecord | None:
         """What the tag meant when its upstream was last asked."""
         query = (
-            sa.select(t.tags.c.digest, t.tags.c.media_type, t.tags.c.size, t.tags.c.checked_at)
+            sa.select(
+                *(t.tags.c[name] for name in ("digest", "media_type", "size", "checked_at", "previous"))
+            )
             .join(t.repositories)
             .where(_is(repository), t.tags.c.name == str(tag))
         )
-        row = await self._first(query)
-        return None if row is None else TagRecord(Digest(row[0]), row[1], row[2], row[3])
+        row = await self.database.first(query)
+        if row is None:
+            return None
+        previous = None if row[4] is None else Digest(row[4])
+        return TagRecord(Digest(row[0]), row[1], row[2], row[3], previous)
 
     async def find_manifest(self, digest: Digest) -> Manifest | None:
         """The manifest, from whichever repository it came; for the right to it ask has_right."""
         query = sa.select(t.manifests.c.media_type, t.manifests.c.payload)
-        row = await self._first(query.where(t.manifests.c.digest == str(digest)))
+        row = await self.database.first(query.where(t.manifests.c.digest == str(digest)))
         return None if row is None else Manifest(digest, row[0], row[1])
 
     async def holds(self, repository: Repository, digest: Digest) -> bool:
         """Whether the repository's upstream has brought or confirmed this manifest there."""
         held = t.repository_manifests
         query = sa.select(held.c.digest).join(t.repositories, t.repositories.c.id == held.c.repository_id)
-        return await self._first(query.where(_is(repository), held.c.digest == str(digest))) is not None
+        return (
+            await self.database.first(query.where(_is(repository), held.c.digest == str(digest))) is not None
+        )
 
     async def has_right(self, repository: Repository, digest: Digest) -> bool:
         """Whether the repository may serve this content: it holds the manifest, one of its
@@ -124,15 +117,15 @@ class MetadataStore:
                 .where(refs.c.digest == str(digest), refs.c.fetchable, held.c.repository_id == mine)
             )
         )
-        row = await self._first(query)
+        row = await self.database.first(query)
         return bool(row and row[0])
 
     async def find_size(self, digest: Digest) -> int | None:
         """The size of a blob: of the stored one, else what manifests say it has."""
-        stored = await self._first(sa.select(t.blobs.c.size).where(t.blobs.c.digest == str(digest)))
+        stored = await self.database.first(sa.select(t.blobs.c.size).where(t.blobs.c.digest == str(digest)))
         if stored is not None:
             return int(stored[0])
-        said = await self._first(
+        said = await self.database.first(
             sa.select(t.manifest_references.c.size).where(
                 t.manifest_references.c.digest == str(digest), t.manifest_references.c.size >= 0
             )
@@ -142,7 +135,7 @@ class MetadataStore:
     async def list_tags(self, repository: Repository) -> list[str]:
         """The tags that are known here, sorted."""
         query = sa.select(t.tags.c.name).join(t.repositories).where(_is(repository))
-        return [row[0] for row in await self._all(query.order_by(t.tags.c.name))]
+        return [row[0] for row in await self.database.all(query.order_by(t.tags.c.name))]
 
     async def list_repositories(self) -> list[Repository]:
         """Every repository that holds a manifest or a tag."""
@@ -152,7 +145,7 @@ class MetadataStore:
             .where(t.repositories.c.id.in_(ids))
             .order_by(t.repositories.c.upstream, t.repositories.c.name)
         )
-        return [Repository(row[0], row[1]) for row in await self._all(query)]
+        return [Repository(row[0], row[1]) for row in await self.database.all(query)]
 
     async def list_referrers(self, repository: Repository, digest: Digest) -> list[Manifest]:
         """The stored manifests of the repository whose ``subject`` is ``digest``."""
@@ -164,25 +157,15 @@ class MetadataStore:
             .join(t.repositories, t.repositories.c.id == held.c.repository_id)
             .where(_is(repository), refs.c.digest == str(digest), refs.c.role == "subject")
         )
-        return [Manifest(Digest(row[0]), row[1], row[2]) for row in await self._all(query)]
+        return [Manifest(Digest(row[0]), row[1], row[2]) for row in await self.database.all(query)]
 
     async def totals(self) -> Totals:
         """Counts and bytes of everything stored."""
-        count = sa.func.count()
-        parts = [
-            sa.select(count).select_from(t.blobs).scalar_subquery(),
-            sa.select(sa.func.coalesce(sa.func.sum(t.blobs.c.size), 0)).scalar_subquery(),
-            *(
-                sa.select(count).select_from(table).scalar_subquery()
-                for table in (t.manifests, t.tags, t.repositories)
-            ),
-        ]
-        row = await self._first(sa.select(*parts)) or (0,) * len(parts)
-        return Totals(*(int(value) for value in row))
+        return Totals.read(await self.database.first(TOTALS))
 
     # --- transactions --------------------------------------------------------------------
 
-    @_whole
+    @whole
     async def save_manifest(
         self,
         repository: Repository,
@@ -192,7 +175,7 @@ class MetadataStore:
     ) -> None:
         """The repository holds this manifest; if ``tag`` is given, it means it as of now."""
         now, digest = self._now(), str(manifest.digest)
-        async with self._write() as connection:
+        async with self.database.write() as connection:
             mine = await _repository_id(connection, repository)
             await connection.execute(
                 insert(t.manifests)
@@ -218,56 +201,73 @@ class MetadataStore:
             if rows:
                 await connection.execute(insert(t.manifest_references).on_conflict_do_nothing(), rows)
             held = {"repository_id": mine, "digest": digest, "stored_at": now, "pulled_at": now}
-            await connection.execute(insert(t.repository_manifests).values(held).on_conflict_do_nothing())
+            new = await connection.execute(
+                insert(t.repository_manifests).values(held).on_conflict_do_nothing()
+            )
+            if new.rowcount:
+                await put_up(connection, "manifest", mine, [digest], now)
+            await _drop_previous(connection, mine, digest, now)
             if tag is not None:
                 record = TagRecord(manifest.digest, manifest.media_type, manifest.size, now)
-                await connection.execute(_upsert_tag(mine, tag, record))
+                await _replace_tag(connection, mine, tag, record)
 
-    @_whole
-    async def save_tag(self, repository: Repository, tag: Tag, record: TagRecord) -> None:
-        """The upstream says that the tag means ``record``, whether or not it is stored."""
-        async with self._write() as connection:
+    @whole
+    async def save_tag(self, repository: Repository, tag: Tag, record: TagRecord) -> TagRecord:
+        """The upstream says that the tag means ``record``, whether or not it is stored.
+
+        Returns what the tag's record is now: while the new manifest is not stored, the one that
+        the tag meant before is kept as ``previous``.
+        """
+        async with self.database.write() as connection:
             mine = await _repository_id(connection, repository)
-            await connection.execute(_upsert_tag(mine, tag, record))
+            return await _replace_tag(connection, mine, tag, record)
 
-    @_whole
+    @whole
     async def forget_tag(self, repository: Repository, tag: Tag) -> None:
         """The upstream no longer has the tag."""
-        async with self._write() as connection:
+        async with self.database.write() as connection:
             mine = await _repository_id(connection, repository)
-            await connection.execute(
-                sa.delete(t.tags).where(t.tags.c.repository_id == mine, t.tags.c.name == str(tag))
+            gone = await connection.execute(
+                sa.delete(t.tags)
+                .where(t.tags.c.repository_id == mine, t.tags.c.name == str(tag))
+                .returning(t.tags.c.digest, t.tags.c.previous)
             )
+            for row in gone.all():
+                await put_up(connection, "manifest", mine, row, self._now())
 
-    @_whole
+    @whole
     async def confirm(self, repository: Repository, digest: Digest) -> None:
         """The upstream has this content in this repository."""
-        async with self._write() as connection:
+        now = self._now()
+        async with self.database.write() as connection:
             mine = await _repository_id(connection, repository)
-            await connection.execute(
+            new = await connection.execute(
                 insert(t.repository_blobs)
-                .values(repository_id=mine, digest=str(digest), confirmed_at=self._now())
+                .values(repository_id=mine, digest=str(digest), confirmed_at=now)
                 .on_conflict_do_nothing()
             )
+            if new.rowcount:
+                await put_up(connection, "blob", EVERYWHERE, [str(digest)], now)
 
-    @_whole
+    @whole
     async def save_blob(self, digest: Digest, size: int) -> None:
         """A blob has been stored as a file."""
         now = self._now()
-        async with self._write() as connection:
+        async with self.database.write() as connection:
             await connection.execute(
                 insert(t.blobs)
                 .values(digest=str(digest), size=size, stored_at=now, pulled_at=now)
                 .on_conflict_do_update(["digest"], set_={"size": size, "stored_at": now})
             )
+            await put_up(connection, "blob", EVERYWHERE, [str(digest)], now)
 
-    @_whole
+    @whole
     async def forget_blob(self, digest: Digest) -> None:
         """A blob's file is gone."""
-        async with self._write() as connection:
+        async with self.database.write() as connection:
             await connection.execute(sa.delete(t.blobs).where(t.blobs.c.digest == str(digest)))
 
-    @_whole
+    @whole
     async def save_pulls(
         self,
         tags: Mapping[tuple[Repository, Tag], float],
@@ -279,7 +279,7 @@ class MetadataStore:
             t.repositories.c.upstream == sa.bindparam("of_upstream"),
             t.repositories.c.name == sa.bindparam("of_name"),
         )
-        async with self._write() as connection:
+        async with self.database.write() as connection:
             for table, column, pulls in (
                 (t.tags, t.tags.c.name, tags),
                 (t.repository_manifests, t.repository_manifests.c.digest, manifests),
@@ -303,35 +303,6 @@ class MetadataStore:
                     [{"what": str(digest), "at": at} for digest, at in blobs.items()],
                 )
 
-    # --- plumbing ------------------------------------------------------------------------
-
-    async def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        task = asyncio.ensure_future(work)
-        self._running.add(task)
-        task.add_done_callback(self._ended)
-        return await asyncio.shield(task)
-
-    def _ended(self, task: asyncio.Task[Any]) -> None:
-        self._running.discard(task)
-        if not task.cancelled():
-            task.exception()  # nobody may be left to be told
-
-    @_whole
-    async def _first(self, query: Any) -> tuple[Any, ...] | None:
-        async with self._reader.connect() as connection:
-            row = (await connection.execute(query)).first()
-        return None if row is None else tuple(row)
-
-    @_whole
-    async def _all(self, query: Any) -> list[tuple[Any, ...]]:
-        async with self._reader.connect() as connection:
-            return [tuple(row) for row in await connection.execute(query)]
-
-    @asynccontextmanager
-    async def _write(self) -> AsyncIterator[AsyncConnection]:
-        async with self._lock, self._writer.begin() as connection:
-            yield connection
-
 
 def _is(repository: Repository) -> sa.ColumnElement[bool]:
     return sa.and_(t.repositories.c.upstream == repository.upstream, t.repositories.c.name == repository.name)
@@ -346,12 +317,50 @@ async def _repository_id(connection: AsyncConnection, repository: Repository) ->
     return int(found)
 
 
+async def _replace_tag(
+    connection: AsyncConnection, repository_id: int, tag: Tag, record: TagRecord
+) -> TagRecord:
+    """Write the tag's new record and put up for review what it no longer means."""
+    row = t.tags.c
+    query = sa.select(row.digest, row.previous)
+    old = (
+        await connection.execute(query.where(row.repository_id == repository_id, row.name == str(tag)))
+    ).first()
+    before = [] if old is None else [item for item in old if item not in (None, str(record.digest))]
+    previous = None
+    if before and not await _first_held(connection, repository_id, [str(record.digest)]):
+        previous = await _first_held(connection, repository_id, before)
+    await put_up(connection, "manifest", repository_id, {*before} - {previous}, record.checked_at)
+    record = replace(record, previous=None if previous is None else Digest(previous))
+    await connection.execute(_upsert_tag(repository_id, tag, record))
+    return record
+
+
+async def _first_held(connection: AsyncConnection, repository_id: int, digests: list[str]) -> str | None:
+    """The first of ``digests`` that the repository holds."""
+    held = t.repository_manifests.c
+    query = sa.select(held.digest).where(held.repository_id == repository_id, held.digest.in_(digests))
+    found = {row[0] for row in await connection.execute(query)}
+    return next((digest for digest in digests if digest in found), None)
+
+
+async def _drop_previous(connection: AsyncConnection, repository_id: int, digest: str, now: float) -> None:
+    """The manifest that these tags mean is stored now: what they meant before is not needed."""
+    row = t.tags.c
+    moved = (row.repository_id == repository_id, row.digest == digest, row.previous.is_not(None))
+    dropped = [old[0] for old in await connection.execute(sa.select(row.previous).where(*moved))]
+    if dropped:
+        await connection.execute(sa.update(t.tags).where(*moved).values(previous=None))
+        await put_up(connection, "manifest", repository_id, dropped, now)
+
+
 def _upsert_tag(repository_id: int, tag: Tag, record: TagRecord) -> Any:
     known = {
         "digest": str(record.digest),
         "media_type": record.media_type,
         "size": record.size,
         "checked_at": record.checked_at,
+        "previous": None if record.previous is None else str(record.previous),
     }
     new = insert(t.tags).values(
         repository_id=repository_id,
@@ -363,26 +372,3 @@ def _upsert_tag(repository_id: int, tag: Tag, record: TagRecord) -> Any:
     moved = t.tags.c.digest != str(record.digest)
     changed_at = sa.case((moved, record.checked_at), else_=t.tags.c.changed_at)
     return new.on_conflict_do_update(["repository_id", "name"], set_={**known, "changed_at": changed_at})
-
-
-def _engine(url: str, *, pool_size: int, begin: str) -> AsyncEngine:
-    """An engine that sets SQLite's pragmas and begins transactions as it is told.
-
-    The driver's own habit of beginning late is switched off (``isolation_level = None``), as
-    SQLAlchemy's documentation advises for SQLite.
-    """
-    engine = create_async_engine(url, pool_size=pool_size, max_overflow=0)
-
-    @sa.event.listens_for(engine.sync_engine, "connect")
-    def _connected(connection: Any, _record: Any) -> None:
-        connection.isolation_level = None
-        cursor = connection.cursor()
-        for pragma in _PRAGMAS:
-            cursor.execute(pragma)
-        cursor.close()
-
-    @sa.event.listens_for(engine.sync_engine, "begin")
-    def _begun(connection: sa.Connection) -> None:
-        connection.exec_driver_sql(begin)
-
-    return engine

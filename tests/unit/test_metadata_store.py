@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from dataclasses import replace
 
 import pytest
 import sqlalchemy as sa
@@ -139,8 +140,9 @@ async def test_a_manifest_may_be_saved_again_and_in_other_repositories(store):
 async def test_when_a_tag_moved_is_remembered(store, path, now, digest, changed_at):
     await store.save_manifest(APP, MANIFEST, [], TAG)
     record = TagRecord(digest, OCI_MANIFEST, 2, 1_050.0)
-    await store.save_tag(APP, TAG, record)
-    assert await store.find_tag(APP, TAG) == record
+    previous = None if digest == MANIFEST.digest else MANIFEST.digest
+    assert await store.save_tag(APP, TAG, record) == replace(record, previous=previous)
+    assert await store.find_tag(APP, TAG) == replace(record, previous=previous)
     assert rows(path, "SELECT checked_at, changed_at FROM tags") == [(1_050.0, changed_at)]
 
 

@@ -1,0 +1,132 @@
+"""Connections to the database, and the two ways it is used: a question, a short transaction.
+
+SQLite in WAL mode: readers never wait, writers take turns. Within a process a lock keeps the
+writers in line without polling; between processes ``busy_timeout`` does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+BUSY_TIMEOUT: Final = 10.0  # seconds a transaction waits for those of other processes
+_PRAGMAS = (
+    "PRAGMA journal_mode=WAL",
+    "PRAGMA synchronous=NORMAL",
+    f"PRAGMA busy_timeout={int(BUSY_TIMEOUT * 1000)}",
+    "PRAGMA foreign_keys=ON",
+)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Database:
+    """The database at ``path``, already migrated (see ``upgrade``). Errors are SQLAlchemy's."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        url = f"sqlite+aiosqlite:///{path}"
+        self._reader = _engine(url, pool_size=4, begin="BEGIN")
+        self._writer = _engine(url, pool_size=1, begin="BEGIN IMMEDIATE")
+        self._lock = asyncio.Lock()
+        self._running: set[asyncio.Task[Any]] = set()
+
+    async def close(self) -> None:
+        """Wait for what is running, and close every connection."""
+        await asyncio.gather(*self._running, return_exceptions=True)
+        await self.reconnect()
+
+    async def reconnect(self) -> None:
+        """Close idle connections, so that the next question opens the file that is there now."""
+        await self._reader.dispose()
+        await self._writer.dispose()
+
+    async def first(self, query: Any) -> tuple[Any, ...] | None:
+        """The first row of the answer."""
+        return await self.run(self._first(query))
+
+    async def all(self, query: Any) -> list[tuple[Any, ...]]:
+        """Every row of the answer."""
+        return await self.run(self._all(query))
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction that holds the write lock from its beginning to its end.
+
+        To be used inside ``whole``.
+        """
+        async with self._lock, self._writer.begin() as connection:
+            yield connection
+
+    async def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Work that goes on when its caller is cancelled: a driver's call that is broken off in
+        the middle leaves a connection that nobody closes. ``close`` waits for what is running.
+        """
+        task = asyncio.ensure_future(work)
+        self._running.add(task)
+        task.add_done_callback(self._ended)
+        return await asyncio.shield(task)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            task.exception()  # nobody may be left to be told
+
+    async def _first(self, query: Any) -> tuple[Any, ...] | None:
+        async with self._reader.connect() as connection:
+            row = (await connection.execute(query)).first()
+        return None if row is None else tuple(row)
+
+    async def _all(self, query: Any) -> list[tuple[Any, ...]]:
+        async with self._reader.connect() as connection:
+            return [tuple(row) for row in await connection.execute(query)]
+
+
+class _HasDatabase(Protocol):
+    database: Database
+
+
+S = TypeVar("S", bound=_HasDatabase)
+
+
+def whole(
+    method: Callable[Concatenate[S, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
+    """A method that runs to its end even if its caller is cancelled (see ``Database.run``)."""
+
+    @functools.wraps(method)
+    async def run(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self.database.run(method(self, *args, **kwargs))
+
+    return run
+
+
+def _engine(url: str, *, pool_size: int, begin: str) -> AsyncEngine:
+    """An engine that sets SQLite's pragmas and begins transactions as it is told.
+
+    The driver's own habit of beginning late is switched off (``isolation_level = None``), as
+    SQLAlchemy's documentation advises for SQLite.
+    """
+    engine = create_async_engine(url, pool_size=pool_size, max_overflow=0)
+
+    @sa.event.listens_for(engine.sync_engine, "connect")
+    def _connected(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        for pragma in _PRAGMAS:
+            cursor.execute(pragma)
+        cursor.close()
+
+    @sa.event.listens_for(engine.sync_engine, "begin")
+    def _begun(connection: sa.Connection) -> None:
+        connection.exec_driver_sql(begin)
+
+    return engine

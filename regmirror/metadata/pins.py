@@ -1,0 +1,104 @@
+"""Patterns that protect from eviction, and what they protect.
+
+A pattern is matched with ``upstream/name``, ``upstream/name:tag`` and ``upstream/name@digest``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.sqlite import insert
+
+from regmirror.globs import matches
+from regmirror.metadata import schema as t
+from regmirror.metadata.database import Database, whole
+from regmirror.names import Digest
+
+Key = tuple[int, str]  # a repository's id and a digest, or a tag
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    pattern: str
+    pinned_at: float  # wall-clock seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Pinned:
+    """What the pins of this moment protect: tags, manifests of repositories, and blobs."""
+
+    tags: frozenset[Key] = frozenset()
+    manifests: frozenset[Key] = frozenset()
+    blobs: frozenset[Digest] = frozenset()
+
+
+class Pins:
+    """The patterns in the database; ``now`` is the wall clock."""
+
+    def __init__(self, database: Database, now: Callable[[], float] = time.time) -> None:
+        self.database = database
+        self._now = now
+
+    async def list(self) -> list[Pin]:
+        """Every pin, in the order of their patterns."""
+        query = sa.select(t.pins.c.pattern, t.pins.c.pinned_at).order_by(t.pins.c.pattern)
+        return [Pin(*row) for row in await self.database.all(query)]
+
+    @whole
+    async def add(self, pattern: str) -> bool:
+        """Pin; false if it was pinned before."""
+        async with self.database.write() as connection:
+            new = insert(t.pins).values(pattern=pattern, pinned_at=self._now())
+            return bool((await connection.execute(new.on_conflict_do_nothing())).rowcount)
+
+    @whole
+    async def remove(self, pattern: str) -> bool:
+        """Unpin; false if there was no such pin."""
+        async with self.database.write() as connection:
+            gone = await connection.execute(sa.delete(t.pins).where(t.pins.c.pattern == pattern))
+            return bool(gone.rowcount)
+
+    async def find_pinned(self) -> Pinned:
+        """What is protected now; looks at all names if there is a pin, and at none if not."""
+        patterns = [pin.pattern for pin in await self.list()]
+        if not patterns:
+            return Pinned()
+        repository, tag, held = t.repositories.c, t.tags.c, t.repository_manifests.c
+        tags = await self.database.all(
+            sa.select(
+                repository.id, repository.upstream, repository.name, tag.name, tag.digest, tag.previous
+            ).select_from(t.repositories.join(t.tags))
+        )
+        named = [row for row in tags if _is_pinned(patterns, row[1], row[2], f":{row[3]}", f"@{row[4]}")]
+        manifests = await self.database.all(
+            sa.select(repository.id, repository.upstream, repository.name, held.digest).select_from(
+                t.repositories.join(t.repository_manifests)
+            )
+        )
+        roots = {(row[0], row[3]) for row in manifests if _is_pinned(patterns, row[1], row[2], f"@{row[3]}")}
+        roots |= {(row[0], digest) for row in named for digest in row[4:6] if digest is not None}
+        blobs = await self._below({digest for _, digest in roots})
+        return Pinned(frozenset((row[0], row[3]) for row in named), frozenset(roots), blobs)
+
+    async def _below(self, roots: Iterable[str]) -> frozenset[Digest]:
+        """Everything that the manifests name, directly or through an index."""
+        refs = t.manifest_references.c
+        found: set[str] = set()
+        fresh = {*roots}
+        while fresh:
+            part, fresh = sorted(fresh)[:500], {*sorted(fresh)[500:]}
+            rows = await self.database.all(
+                sa.select(refs.digest).where(refs.manifest.in_(part), refs.role != "subject").distinct()
+            )
+            new = {row[0] for row in rows} - found
+            found |= new
+            fresh |= new
+        return frozenset(map(Digest, found))
+
+
+def _is_pinned(patterns: Iterable[str], upstream: str, name: str, *tails: str) -> bool:
+    texts = [f"{upstream}/{name}{tail}" for tail in ("", *tails)]
+    return any(matches(pattern, text) for pattern in patterns for text in texts)
