@@ -5,7 +5,7 @@ IMAGE ?= regmirror
 DOCKER ?= docker
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format lock image clean
+.PHONY: help run test soak check format lock image clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -15,6 +15,9 @@ run: ## install what is needed and serve on :5000; ARGS go to `regmirror serve`
 
 test: ## checks and the whole test suite; ARGS go to pytest
 	@scripts/test $(ARGS)
+
+soak: ## the long tests, at most 20 minutes; ARGS go to pytest
+	@scripts/soak $(ARGS)
 
 check: ## lint, format, types
 	@scripts/check

@@ -1,20 +1,21 @@
 """The composition root: a Config in, a web.Application out. Read it from top to bottom.
 
 First the files and the database are brought into shape (``prepare``, once for all workers).
-Then, in each worker, from the bottom up: listeners, metadata, upstreams, downloads, the
-mirror, and the HTTP edge on top. What is started is stopped in reverse order.
+Then, in each worker, from the bottom up: the parts that last as long as it does (listeners,
+metadata, upstreams, downloads), and on top of them the service that a reload replaces (the
+mirror and the HTTP edge: ``service.py``). What is started is stopped in reverse order.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Final
 
@@ -22,43 +23,32 @@ from aiohttp import web
 
 from regmirror.blobs.local import LocalBlobStore
 from regmirror.blobs.staging import Staging
+from regmirror.changes import Changes, Snapshot, plan_changes
 from regmirror.config import Config
 from regmirror.downloads import Downloads
 from regmirror.errors import ConfigError
 from regmirror.events import Emit, to_all
-from regmirror.freshness import FreshnessPolicy, FreshnessRules
 from regmirror.knowledge import Knowledge
-from regmirror.listings import Listings
 from regmirror.logs import RequestLog
+from regmirror.metadata.repair import Keeper, Watch
 from regmirror.metadata.store import MetadataStore
-from regmirror.metadata.upgrade import database_path, upgrade
+from regmirror.metadata.upgrade import database_path
 from regmirror.metrics import Metrics
-from regmirror.mirror import PATIENCE, Mirror, Parts
-from regmirror.routing import Patterns, UpstreamTable
+from regmirror.names import Digest, Repository
 from regmirror.sender import Sender
+from regmirror.service import Lasting, Service, Times, open_service
+from regmirror.settings import take_snapshot
 from regmirror.transfer import Workshop
-from regmirror.upstream.client import Upstreams
-from regmirror.v2.listing import Listing
-from regmirror.v2.pull import Pull
-from regmirror.v2.routes import Routes
+from regmirror.upkeep.keeping import Keeping, open_keeping
+from regmirror.upkeep.room import Room
+from regmirror.upkeep.schedule import Upkeep
+from regmirror.upstream.client import UpstreamClient, Upstreams
 from regmirror.web.ops import Ops
 
 BULK_THREADS: Final = 4  # write and hash; more than two do not help a machine's disk
 BULK_NICENESS: Final = 10  # so that downloads do not delay answers
-FLUSH_INTERVAL: Final = 10.0  # seconds between writes of last-pull times
 STAGING_MAX_AGE: Final = 7 * 86400.0  # seconds until a download nobody resumes is swept
 MANIFEST_REQUEST_MAX: Final = 4 * 1024 * 1024
-
-
-@dataclass(frozen=True)
-class Times:
-    """What a worker measures time by: the wall clock, a monotonic one, and how long a client waits
-    for an upstream while a stale answer is at hand. Tests replace them.
-    """
-
-    now: Callable[[], float] = time.time
-    clock: Callable[[], float] = time.monotonic
-    patience: float = PATIENCE
 
 
 REAL_TIMES: Final = Times()
@@ -75,25 +65,45 @@ def prepare(config: Config) -> None:
         LocalBlobStore(root).prepare()
         staging.prepare()
         staging.sweep(time.time() - STAGING_MAX_AGE)
+        _database_keeper(root).prepare()
     except OSError as error:
         reason = f"cannot be written: {(error.strerror or str(error)).lower()}; choose another"
         raise ConfigError("storage.path", config.storage.path, reason) from None
-    upgrade(database_path(root))
-    # Certificates and addresses of upstreams are judged here, before any worker starts.
+    check_upstreams(config)
+
+
+def _database_keeper(root: Path) -> Keeper:
+    store = LocalBlobStore(root)
+
+    def scan() -> Iterator[tuple[Digest, int, float]]:
+        return ((blob.digest, blob.size, blob.stored_at) for blob in store.scan())
+
+    return Keeper(database_path(root), root / "quarantine", scan, _say)
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"regmirror: {text}\n")
+
+
+def check_upstreams(config: Config) -> None:
+    """Judge certificates and addresses of upstreams before any worker meets them.
+
+    Raises ConfigError.
+    """
     Upstreams(config.enabled_upstreams(), emit=lambda event: None)
 
 
 def create_app(config: Config, emit: Emit | None = None, *, times: Times = REAL_TIMES) -> web.Application:
     """The application of one worker; its parts live from start-up to clean-up.
 
-    ``emit`` is told of every event in addition to metrics and log.
+    ``emit`` is told of every event in addition to metrics and log. Once it has started, its
+    ``RUNNING`` is the worker's handle.
     """
     app = web.Application(client_max_size=MANIFEST_REQUEST_MAX)
 
     async def parts(app: web.Application) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            routes, ops = await _assemble(config, emit, times, stack)
-            app[_ROUTES], app[_OPS] = routes, ops
+            app[RUNNING] = await _assemble(config, emit, times, stack)
             yield
 
     app.cleanup_ctx.append(parts)
@@ -104,23 +114,90 @@ def create_app(config: Config, emit: Emit | None = None, *, times: Times = REAL_
     return app
 
 
-_ROUTES: Final = web.AppKey("routes", Routes)
-_OPS: Final = web.AppKey("ops", Ops)
+class Running:
+    """A worker while it runs: the parts that last, and the service of the configuration in force."""
+
+    def __init__(self, snapshot: Snapshot, lasting: Lasting) -> None:
+        self._snapshot, self._lasting = snapshot, lasting
+        self._service = open_service(lasting, snapshot.config)
+        self._ending: dict[Service, asyncio.Task[None]] = {}  # services that were replaced, in order
+        self.ops = Ops(lasting.root, lasting.metadata, lasting.metrics)
+
+    @property
+    def config(self) -> Config:
+        """The configuration in force."""
+        return self._snapshot.config
+
+    async def serve(self, request: web.Request) -> web.StreamResponse:
+        """Answer by the service of this moment, to the end."""
+        service = self._service
+        with service.in_use():
+            return await service.routes.serve(request)
+
+    async def reload(self, config: Config) -> Changes:
+        """Serve by ``config`` from now on; what is in flight goes on as it began.
+
+        Raises ConfigError for what cannot be used, and then nothing has changed.
+        """
+        changes = plan_changes(self._snapshot, take_snapshot(config))
+        wanted, lasting = changes.wanted.config, self._lasting
+        enabled, offline = wanted.enabled_upstreams(), wanted.freshness.offline
+        replaced = lasting.upstreams.renew(enabled, changes.upstreams, offline=offline)
+        lasting.metrics.follow_config(enabled, wanted.storage.max_size)
+        lasting.upkeep.follow_config(wanted)
+        lasting.knowledge.missing_max_age = wanted.freshness.missing_max_age
+        lasting.knowledge.forget_missing()  # credentials may have changed, or the network come back
+        self._snapshot = changes.wanted
+        if changes.tables:
+            old, self._service = self._service, open_service(lasting, wanted)
+            self._ending[old] = asyncio.create_task(self._end(old, replaced, [*self._ending.values()]))
+        return changes
+
+    async def heal(self, repository: Repository, digest: Digest) -> None:
+        """See ``Service.heal``."""
+        await self._service.heal(repository, digest)
+
+    async def _end(
+        self, old: Service, replaced: set[UpstreamClient], before: list[asyncio.Task[None]]
+    ) -> None:
+        """Close a service and the clients that were replaced with it, when nothing uses them.
+
+        Earlier services may still use clients that are replaced later, so they end in order.
+        """
+        if before:
+            await asyncio.wait(before)
+        await old.settle()
+        await old.close()
+        # A download keeps the client that it was started with, and only requests start one.
+        await self._lasting.downloads.settle()
+        await self._lasting.upstreams.dismiss(replaced)
+        del self._ending[old]
+
+    async def close(self) -> None:
+        """End every service; the parts that last are closed by who opened them."""
+        for task in (ending := list(self._ending.values())):
+            task.cancel()
+        await asyncio.gather(*ending, return_exceptions=True)
+        for service in (self._service, *self._ending):
+            await service.close()
+
+
+RUNNING: Final = web.AppKey("running", Running)
 
 
 # The handlers exist before the parts they lead to, which need a running loop.
 
 
 async def _healthz(request: web.Request) -> web.StreamResponse:
-    return await request.app[_OPS].healthz(request)
+    return await request.app[RUNNING].ops.healthz(request)
 
 
 async def _readyz(request: web.Request) -> web.StreamResponse:
-    return await request.app[_OPS].readyz(request)
+    return await request.app[RUNNING].ops.readyz(request)
 
 
 async def _metrics(request: web.Request) -> web.StreamResponse:
-    return await request.app[_OPS].metrics(request)
+    return await request.app[RUNNING].ops.metrics(request)
 
 
 async def _expect_nothing(request: web.Request) -> None:
@@ -128,23 +205,29 @@ async def _expect_nothing(request: web.Request) -> None:
 
 
 async def _registry(request: web.Request) -> web.StreamResponse:
-    return await request.app[_ROUTES].serve(request)
+    return await request.app[RUNNING].serve(request)
 
 
-async def _assemble(
-    config: Config, extra: Emit | None, times: Times, stack: AsyncExitStack
-) -> tuple[Routes, Ops]:
-    """From the bottom up; what ``stack`` holds is closed in reverse order."""
+async def _assemble(config: Config, extra: Emit | None, times: Times, stack: AsyncExitStack) -> Running:
+    """The parts that last, from the bottom up; what ``stack`` holds is closed in reverse order."""
+    snapshot = take_snapshot(config)  # first, so that a file replaced from now on is noticed
     # listeners
-    metrics = Metrics(config.enabled_upstreams(), config.storage.max_size)
+    enabled = config.enabled_upstreams()
+    metrics = Metrics(enabled, config.storage.max_size)
     emit = to_all(metrics, RequestLog(), *([extra] if extra else []))
 
     # the outside world
     root = Path(config.storage.path)
     metadata = MetadataStore(database_path(root), times.now)
     stack.push_async_callback(metadata.close)
-    offline, enabled = config.freshness.offline, config.enabled_upstreams()
-    upstreams = Upstreams(enabled, emit=emit, clock=times.clock, offline=offline)
+    upstreams = Upstreams(
+        enabled,
+        emit=emit,
+        clock=times.clock,
+        offline=config.freshness.offline,
+        now=times.now,
+        directory=root / "upstreams",
+    )
     stack.push_async_callback(upstreams.close)
 
     # what is known, and what is in flight
@@ -154,85 +237,38 @@ async def _assemble(
         missing_max_age=config.freshness.missing_max_age,
         now=times.now,
         clock=times.clock,
+        watch=Watch(metadata.database, _database_keeper(root)),
     )
-    stack.push_async_callback(knowledge.flush_pulls)
-    store = LocalBlobStore(root)
-    downloads = _open_downloads(root, store, knowledge, emit, stack)
+    stack.push_async_callback(knowledge.close)
+    keeping = open_keeping(root, metadata, emit, times.now)
+    room = keeping.room(config, knowledge.flush_pulls)
+    downloads = _open_downloads(keeping, room, knowledge, emit, stack)
     sender = Sender()
     stack.callback(sender.close)
-    await stack.enter_async_context(_housekeeping(knowledge))
+    upkeep = Upkeep(config, keeping, room, knowledge, emit)
 
-    # use cases
-    rules = _freshness_rules(config)
-    parts = Parts(knowledge, store, downloads, upstreams, rules, emit, offline, times.now, times.patience)
-    mirror = Mirror(parts)
-    listings = Listings(
-        mirror,
-        knowledge,
-        upstreams,
-        tag_max_age=config.freshness.tag_max_age,
-        offline=offline,
-        clock=times.clock,
+    # and on top of them what a reload replaces
+    lasting = Lasting(
+        root, times, metrics, emit, metadata, upstreams, knowledge, keeping.store, downloads, sender, upkeep
     )
-    stack.push_async_callback(mirror.close)
-    stack.push_async_callback(listings.close)
-
-    # the edge
-    listing = Listing(listings, config.known_hosts()[config.default_upstream])
-    routes = Routes(_upstream_table(config), Pull(mirror, sender), listing, emit)
-    return routes, Ops(root, metadata, metrics)
+    running = Running(snapshot, lasting)
+    stack.push_async_callback(running.close)
+    await stack.enter_async_context(upkeep.at_work(running.heal))
+    return running
 
 
 def _open_downloads(
-    root: Path, store: LocalBlobStore, knowledge: Knowledge, emit: Emit, stack: AsyncExitStack
+    keeping: Keeping, room: Room, knowledge: Knowledge, emit: Emit, stack: AsyncExitStack
 ) -> Downloads:
     bulk = ThreadPoolExecutor(BULK_THREADS, "bulk", initializer=_be_nice)
     stack.callback(bulk.shutdown)
-    workshop = Workshop(Staging(root / "staging"), store, knowledge.save_blob, emit, bulk)
+    workshop = Workshop(keeping.staging, keeping.store, knowledge.save_blob, emit, bulk, reserve=room.reserve)
     downloads = Downloads(workshop)
     stack.push_async_callback(downloads.close)
     return downloads
-
-
-def _upstream_table(config: Config) -> UpstreamTable:
-    return UpstreamTable(
-        config.known_hosts(),
-        config.default_upstream,
-        {
-            name: Patterns(upstream.allow, upstream.deny)
-            for name, upstream in config.enabled_upstreams().items()
-            if upstream.allow != ["**"] or upstream.deny
-        },
-    )
-
-
-def _freshness_rules(config: Config) -> FreshnessRules:
-    stale = config.freshness.stale_if_error
-    return FreshnessRules(
-        FreshnessPolicy(config.freshness.tag_max_age, stale),
-        tuple((rule.match, FreshnessPolicy(rule.tag_max_age, stale)) for rule in config.freshness.rules),
-    )
 
 
 def _be_nice() -> None:
     """Run this thread after those that answer clients (Linux: niceness is per thread)."""
     with suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BULK_NICENESS)
-
-
-@asynccontextmanager
-async def _housekeeping(knowledge: Knowledge) -> AsyncIterator[None]:
-    """What is done every few seconds while the worker runs."""
-
-    async def run() -> None:
-        while True:
-            await asyncio.sleep(FLUSH_INTERVAL)
-            await knowledge.flush_pulls()
-
-    task = asyncio.create_task(run())
-    try:
-        yield
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task

@@ -1,13 +1,24 @@
-"""Asking upstreams: once for all who want the same, and not again for what was just refused."""
+"""Asking upstreams: once for all who want the same, for as long as anybody should wait, and not
+again for what was just refused.
+"""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, Final, TypeVar
+from weakref import WeakKeyDictionary
 
-from regmirror.errors import ManifestUnknown, RegistryError, UpstreamDenied, UpstreamNotFound
+from regmirror.errors import (
+    ManifestUnknown,
+    RegistryError,
+    UpstreamDenied,
+    UpstreamError,
+    UpstreamNotFound,
+    UpstreamTimeout,
+)
 from regmirror.knowledge import Knowledge
 from regmirror.names import Reference, Repository
 from regmirror.outcomes import COALESCED, Answer
@@ -18,21 +29,46 @@ T = TypeVar("T")
 Key = tuple[Repository, Reference]
 Flight = SingleFlight[Key, Answer[T]]
 
+PATIENCE: Final = 1.5  # seconds a client waits for an upstream while a stale answer is at hand
+UNCACHED_PATIENCE: Final = 2.8  # seconds it waits for one that shows no sign of life; clients fall back at 3
+MOMENT: Final = 0.05  # seconds for work that others have waited for long enough, should it just end
+
 
 class Asking:
-    """The way from the mirror to its upstreams."""
+    """The way from the mirror to its upstreams.
+
+    ``patience`` and ``uncached_patience`` are the seconds a client waits with and without a stale
+    answer at hand.
+    """
 
     def __init__(
-        self, knowledge: Knowledge, upstreams: Mapping[str, UpstreamClient], *, offline: bool
+        self,
+        knowledge: Knowledge,
+        upstreams: Mapping[str, UpstreamClient],
+        *,
+        offline: bool,
+        patience: float = PATIENCE,
+        uncached_patience: float = UNCACHED_PATIENCE,
     ) -> None:
         self._knowledge, self._upstreams, self._offline = knowledge, upstreams, offline
+        self._patience, self._uncached_patience = patience, uncached_patience
+        self._begun: WeakKeyDictionary[asyncio.Task[Any], float] = WeakKeyDictionary()
 
     def upstream(self, repository: Repository) -> UpstreamClient:
         """The client to ask; raises UpstreamNotFound if nobody may be asked."""
         if self._offline:
-            message = f"{repository} has nothing more stored here, and the mirror is offline"
-            raise UpstreamNotFound(repository.upstream, message, reason="offline")
+            raise self._offline_error(repository)
         return self._upstreams[repository.upstream]
+
+    def find_trouble(self, repository: Repository) -> UpstreamError | None:
+        """Why no more of this repository can be had now, as far as is known; costs nothing."""
+        if self._offline:
+            return self._offline_error(repository)
+        return self._upstreams[repository.upstream].health.glance("blobs")
+
+    def find_reason_to_spare(self, repository: Repository) -> str | None:
+        """Why what is cached should not be asked for (``rate_limit_reserve``)."""
+        return self._upstreams[repository.upstream].health.find_reason_to_spare()
 
     async def once(
         self,
@@ -40,15 +76,58 @@ class Asking:
         key: Key,
         work: Callable[[], Awaitable[Answer[T]]],
         unknown: type[RegistryError] = ManifestUnknown,
+        *,
+        has_stale: bool = False,
     ) -> Answer[T]:
-        """Share one piece of work among all who ask for ``key`` at this moment."""
+        """Share one piece of work among all who ask for ``key`` at this moment; see ``patiently``."""
         self._knowledge.refuse_missing(*key, unknown)
         joined = key in flight
         with self.saying_unknown(key, unknown):
-            answer = await flight.do(key, work)
+            task = flight.start(key, work)
+            answer = await self.wait_for(key[0], task, has_stale=has_stale)
         if joined and answer.outcome.result == "miss":
             return replace(answer, outcome=COALESCED)
         return answer
+
+    async def wait_for(self, repository: Repository, task: asyncio.Task[T], *, has_stale: bool) -> T:
+        """What shared work comes to, if it does in time; the work goes on in any case."""
+        now = asyncio.get_running_loop().time()
+        age = now - self._begun.setdefault(task, now)
+        return await self.patiently(repository, lambda: asyncio.shield(task), age=age, has_stale=has_stale)
+
+    async def patiently(
+        self,
+        repository: Repository,
+        ask: Callable[[], Awaitable[T]],
+        *,
+        age: float = 0.0,
+        has_stale: bool = False,
+    ) -> T:
+        """What ``ask`` returns, which has been in the air for ``age`` seconds.
+
+        Raises UpstreamTimeout with reason ``slow`` when patience has run out: with a stale answer
+        at hand in any case, else if the upstream has shown no sign of life since. ``ask`` is then
+        cancelled, and called again if the upstream is alive: so it must share the work.
+        """
+        if self._offline:
+            return await ask()
+        health, loop = self._upstreams[repository.upstream].health, asyncio.get_running_loop()
+        patience = self._patience if has_stale else self._uncached_patience
+        resting = health.find_rest()
+        began = loop.time() - age
+        try:
+            async with asyncio.timeout(MOMENT if resting else max(patience - age, MOMENT)) as waiting:
+                return await ask()
+        except TimeoutError:
+            if not waiting.expired():
+                raise
+        if resting:
+            raise resting
+        waited = loop.time() - began
+        if not has_stale and health.has_answered_within(waited):
+            return await ask()
+        health.note_slow(waited)
+        raise UpstreamTimeout(repository.upstream, "is slow to answer", reason="slow")
 
     @contextmanager
     def saying_unknown(self, key: Key, unknown: type[RegistryError]) -> Iterator[None]:
@@ -61,3 +140,8 @@ class Asking:
             said = unknown(error.message)
             self._knowledge.note_missing(*key, said, denied=isinstance(error, UpstreamDenied))
             raise said from error
+
+    @staticmethod
+    def _offline_error(repository: Repository) -> UpstreamNotFound:
+        message = f"{repository} has nothing more stored here, and the mirror is offline"
+        return UpstreamNotFound(repository.upstream, message, reason="offline")

@@ -7,6 +7,7 @@ of the configuration; ``kind`` is ``manifest``, ``blob``, ``tags`` or ``referrer
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -187,10 +188,14 @@ Emit = Callable[[Event], None]
 
 
 def to_all(*listeners: Emit) -> Emit:
-    """One Emit that tells every listener, in order."""
+    """One Emit that tells every listener, in order.
+
+    A log on a disk that is full must not fail what it would have told.
+    """
 
     def emit(event: Event) -> None:
         for listener in listeners:
-            listener(event)
+            with suppress(OSError):
+                listener(event)
 
     return emit

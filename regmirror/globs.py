@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from functools import lru_cache
 
 _TOKEN = re.compile(r"\*\*|\*|\?|\[!?[^\]]+\]")
@@ -31,9 +32,11 @@ def compile_glob(pattern: str) -> re.Pattern[str]:
         parts += [re.escape(pattern[end : match.start()]), _translate(match.group())]
         end = match.end()
     try:
-        return re.compile("".join(parts) + re.escape(pattern[end:]), re.DOTALL)
-    except re.error as error:
-        raise ValueError(f"{pattern!r} is not a pattern: {error.msg}") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", FutureWarning)  # sets that look like operations on sets
+            return re.compile("".join(parts) + re.escape(pattern[end:]), re.DOTALL)
+    except (re.error, FutureWarning) as error:
+        raise ValueError(f"{pattern!r} is not a pattern: {error}") from None
 
 
 def matches(pattern: str, text: str) -> bool:

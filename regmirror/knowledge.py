@@ -2,15 +2,17 @@
 
 Fresh tags, manifests and proven (repository, digest) pairs live in bounded memory; what is
 learnt is written through; times of last pull are gathered and written in batches. A database
-that fails costs memory of things, never a pull: what cannot be read counts as not known, and
-every write may be lost without serving a wrong byte.
+that fails costs memory of things, never a pull: what cannot be read counts as not known, every
+write may be lost without serving a wrong byte, and nobody waits long for either. A database that
+is gone or damaged is replaced while running, and told again what is in memory.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Awaitable, Callable
-from typing import Final, TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, TypeVar
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -18,15 +20,19 @@ from regmirror.errors import BlobUnknown, ManifestUnknown, RegistryError
 from regmirror.events import Emit, NotStored
 from regmirror.freshness import TagRecord
 from regmirror.lru import Lru
-from regmirror.manifests import Manifest, NotAManifest, parse_document, references
+from regmirror.manifests import Descriptor, Manifest, NotAManifest, parse_document, references
+from regmirror.metadata.repair import RepairFailed, Watch, looks_damaged
 from regmirror.metadata.store import MetadataStore
 from regmirror.names import Digest, Reference, Repository, Tag
+from regmirror.writes import Transaction, Writes
 
 T = TypeVar("T")
 MANIFEST_BYTES: Final = 16 * 1024 * 1024  # of manifests kept in memory
 ENTRIES: Final = 50_000  # tags, rights and sizes kept in memory, of each
 MISSING: Final = 10_000  # absent names remembered
 DENIED_MAX_AGE: Final = 5.0  # seconds: access may be granted at any time
+READ_PATIENCE: Final = 2.0  # seconds until what the database does not answer counts as not known
+SUSPICION: Final = 5.0  # seconds between two examinations of a database that looks damaged
 
 
 #: A digest may be no manifest and yet a blob, so what it was asked for as is part of the key.
@@ -44,10 +50,16 @@ class Knowledge:
         missing_max_age: float,
         now: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
+        watch: Watch | None = None,
     ) -> None:
         self.store = store
+        self._watch = watch
+        self._writes = Writes(self._tell_failure)
+        self._late_reads: set[asyncio.Future[Any]] = set()
+        self._suspected_at = -SUSPICION
+        self._examination: asyncio.Task[None] | None = None
         self._emit = emit
-        self._missing_max_age = missing_max_age
+        self.missing_max_age = missing_max_age  # seconds; changes when the configuration is reloaded
         self._now, self._clock = now, clock
         self._tags: Lru[tuple[Repository, Tag], TagRecord] = Lru(ENTRIES)
         self._manifests: Lru[Digest, Manifest] = Lru(MANIFEST_BYTES, lambda item: item.size)
@@ -105,11 +117,7 @@ class Knowledge:
             record = TagRecord(manifest.digest, manifest.media_type, manifest.size, self._now())
             self._tags.put((repository, tag), record)
             self._missing.drop((repository, tag, ManifestUnknown))
-        try:
-            named = references(parse_document(manifest.payload))
-        except NotAManifest:
-            named = []
-        await self._write(self.store.save_manifest(repository, manifest, named, tag))
+        await self._write(self.store.save_manifest(repository, manifest, _named_by(manifest), tag))
 
     async def save_tag(self, repository: Repository, tag: Tag, record: TagRecord) -> None:
         """The upstream has just said what the tag means."""
@@ -189,9 +197,26 @@ class Knowledge:
         self, repository: Repository, reference: Reference, error: RegistryError, *, denied: bool
     ) -> None:
         """The upstream has no such thing, or none for us."""
-        age = min(self._missing_max_age, DENIED_MAX_AGE) if denied else self._missing_max_age
+        age = min(self.missing_max_age, DENIED_MAX_AGE) if denied else self.missing_max_age
         if age > 0:
             self._missing.put((repository, reference, type(error)), (self._clock() + age, error))
+
+    def forget_all(self) -> None:
+        """Something was taken away behind our back: the database knows better than memory."""
+        memories: tuple[Lru[Any, Any], ...] = (
+            self._tags,
+            self._manifests,
+            self._held,
+            self._rights,
+            self._sizes,
+        )
+        for memory in memories:
+            memory.clear()
+        self._missing.clear()
+
+    def forget_missing(self) -> None:
+        """Ask again for everything that was absent or refused."""
+        self._missing = Lru(MISSING)
 
     # --- last pulls ----------------------------------------------------------------------
 
@@ -212,18 +237,73 @@ class Knowledge:
         if tags or manifests or blobs:
             await self._write(self.store.save_pulls(tags, manifests, blobs))
 
-    async def _read(self, question: Awaitable[T]) -> T | None:
+    # --- the database ------------------------------------------------------------------
+
+    async def check_database(self, *, is_suspect: bool = False) -> None:
+        """Go on with the database that is there now, or with a new one if there is none or, where
+        it ``is_suspect``, if it is damaged. To be called every few seconds.
+        """
+        if self._watch is None:
+            return
         try:
-            return await question
+            if await self._watch.check(is_suspect=is_suspect):
+                await self._save_again()
+        except RepairFailed as error:
+            self._tell_failure(error)
+
+    async def close(self) -> None:
+        """Write what is still to be written, as far as the database lets it."""
+        if self._examination is not None:
+            self._examination.cancel()
+            await asyncio.wait({self._examination})
+        await self.flush_pulls()
+        await self._writes.close()
+
+    async def _save_again(self) -> None:
+        """Another database: tell it what is in memory, which else it would not learn."""
+        for repository, digest in [key for key, _ in self._held.items()]:
+            manifest = self._manifests.get(digest)
+            if manifest is not None:
+                await self._write(self.store.save_manifest(repository, manifest, _named_by(manifest)))
+        for (repository, tag), record in self._tags.items():
+            await self._write(self.store.save_tag(repository, tag, record))
+
+    async def _read(self, question: Coroutine[Any, Any, T]) -> T | None:
+        """The answer; None if there is none in time, and at once while another one is late."""
+        if self._late_reads:
+            question.close()
+            return None
+        answer = asyncio.ensure_future(question)
+        done, _ = await asyncio.wait({answer}, timeout=READ_PATIENCE)
+        try:
+            if done:
+                return answer.result()
         except SQLAlchemyError as error:
             self._tell_failure(error)
             return None
+        self._late_reads.add(answer)
+        answer.add_done_callback(self._end_late_read)
+        self._tell_failure(TimeoutError("the database does not answer"))
+        return None
 
-    async def _write(self, transaction: Awaitable[None]) -> None:
-        try:
-            await transaction
-        except SQLAlchemyError as error:
-            self._tell_failure(error)
+    def _end_late_read(self, answer: asyncio.Future[Any]) -> None:
+        self._late_reads.discard(answer)
+        if not answer.cancelled():
+            answer.exception()  # told already
 
-    def _tell_failure(self, error: SQLAlchemyError) -> None:
-        self._emit(NotStored("database", str(getattr(error, "orig", error))))
+    async def _write(self, transaction: Transaction) -> None:
+        await self._writes.do(transaction)
+
+    def _tell_failure(self, error: Exception) -> None:
+        message = str(getattr(error, "orig", error))
+        self._emit(NotStored("database", message))
+        if looks_damaged(message) and self._clock() >= self._suspected_at + SUSPICION:
+            self._suspected_at = self._clock()
+            self._examination = asyncio.create_task(self.check_database(is_suspect=True))
+
+
+def _named_by(manifest: Manifest) -> list[Descriptor]:
+    try:
+        return references(parse_document(manifest.payload))
+    except NotAManifest:
+        return []

@@ -24,11 +24,14 @@ KEPT: Final = 1_000  # lists in memory, of each kind
 REFERRERS_MAX_AGE: Final = 60.0  # seconds; signatures are asked for right after being made
 
 Descriptors = list[dict[str, Any]]
-_Kept = tuple[float, Any]
+#: Lists, and when they were asked for; those of referrers also by the digest.
+KeptLists = Lru[tuple[Repository, str], tuple[float, Any]]
 
 
 class Listings:
-    """``tag_max_age`` seconds a list of tags is kept; ``clock`` is monotonic."""
+    """``tag_max_age`` seconds a list of tags is kept; ``clock`` is monotonic; ``kept`` are the lists
+    of the one before, if it is replaced.
+    """
 
     def __init__(
         self,
@@ -39,10 +42,11 @@ class Listings:
         tag_max_age: float,
         offline: bool = False,
         clock: Callable[[], float] = time.monotonic,
+        kept: KeptLists | None = None,
     ) -> None:
         self._mirror, self._knowledge, self._upstreams = mirror, knowledge, upstreams
         self._tag_max_age, self._offline, self._clock = tag_max_age, offline, clock
-        self._kept: Lru[tuple[Repository, str], _Kept] = Lru(KEPT)
+        self._kept = KeptLists(KEPT) if kept is None else kept
         self._flight: SingleFlight[tuple[Repository, str], Any] = SingleFlight()
 
     async def close(self) -> None:
@@ -114,7 +118,8 @@ class Listings:
             return Answer(kept[1] if kept else await known(), HIT)
         joined = key in self._flight
         try:
-            found = await self._flight.do(key, ask)
+            task = self._flight.start(key, ask)
+            found = await self._mirror.asking.wait_for(key[0], task, has_stale=kept is not None)
         except (UpstreamNotFound, UpstreamDenied):
             self._kept.drop(key)
             raise

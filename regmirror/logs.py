@@ -7,6 +7,7 @@ password can get here.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from dataclasses import asdict
 from typing import Any
@@ -34,6 +35,16 @@ def configure(stream: Any = None) -> None:
         cache_logger_on_first_use=True,
     )
     logging.basicConfig(level=logging.WARNING, handlers=[_ToStructlog()], force=True)
+
+
+def note(text: str, **fields: Any) -> None:
+    """One line about the process itself, with its number: workers share the log."""
+    structlog.get_logger().info(text, pid=os.getpid(), **fields)
+
+
+def note_problem(text: str, **fields: Any) -> None:
+    """The same for what somebody should look at."""
+    structlog.get_logger().warning(text, pid=os.getpid(), **fields)
 
 
 class _ToStructlog(logging.Handler):

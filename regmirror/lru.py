@@ -28,6 +28,10 @@ class Lru(Generic[K, V]):
             self._entries.move_to_end(key)
         return value
 
+    def items(self) -> list[tuple[K, V]]:
+        """Everything at this moment, what was used longest ago first."""
+        return list(self._entries.items())
+
     def put(self, key: K, value: V) -> None:
         self.drop(key)
         self._entries[key] = value
@@ -35,6 +39,11 @@ class Lru(Generic[K, V]):
         while self._weight > self._limit and len(self._entries) > 1:
             _, old = self._entries.popitem(last=False)
             self._weight -= self._weigh(old)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._entries.clear()
+        self._weight = 0
 
     def drop(self, key: K) -> None:
         """Forget the entry, if there is one."""

@@ -46,13 +46,30 @@ class Metrics:
         }
         self._define_clients()
         self._define_upstreams()
-        self._define_store(max_bytes)
-        self._create_children([*upstreams, UNKNOWN])
+        self._define_store()
+        self._request_children: dict[tuple[str, str, str], Counter] = {}
+        self._sent_children: dict[tuple[str, str], Counter] = {}
+        self._asked: set[str] = set()  # the upstreams of the configuration in force
+        self._create_children()
+        self._create_upstream(UNKNOWN)
+        self.follow_config(upstreams, max_bytes)
 
     def __call__(self, event: Event) -> None:
         handler = self._handlers.get(type(event))
         if handler is not None:
             handler(event)
+
+    def follow_config(self, upstreams: Iterable[str], max_bytes: int) -> None:
+        """Follow a new configuration: what is new begins at 0, and no count is lost."""
+        self._max_bytes.set(max_bytes)
+        wanted = {*upstreams}
+        for upstream in self._asked - wanted:
+            self._up.labels(upstream).set(1)  # nobody asks it any more, so no alert may stay
+        told = _find_told() if wanted - self._asked else set()
+        for upstream in wanted - self._asked:
+            self._create_upstream(upstream)
+            self._create_asked(upstream, told)
+        self._asked = wanted
 
     def set_store(self, blobs: int, blob_bytes: int, manifests: int) -> None:
         """How much is stored at this moment."""
@@ -110,7 +127,7 @@ class Metrics:
             "token_requests_total", "Requests to token endpoints.", "upstream", "status"
         )
 
-    def _define_store(self, max_bytes: int) -> None:
+    def _define_store(self) -> None:
         self._in_flight = self._gauge(
             "downloads_in_flight", "Blobs being fetched or followed.", mode="livesum"
         )
@@ -120,7 +137,7 @@ class Metrics:
         self._bytes = self._gauge("store_bytes", "Bytes of stored blobs.")
         self._blobs = self._gauge("store_blobs", "Stored blobs.")
         self._manifests = self._gauge("store_manifests", "Stored manifests.")
-        self._gauge("store_max_bytes", "The configured limit; 0 means none.").set(max_bytes)
+        self._max_bytes = self._gauge("store_max_bytes", "The configured limit; 0 means none.")
         self._removed = self._counter("removed_total", "Blobs removed from the store.", "reason")
         self._removed_bytes = self._counter("removed_bytes_total", "Bytes removed from the store.", "reason")
         self._failures = self._counter(
@@ -134,26 +151,12 @@ class Metrics:
         info = self._gauge("build_info", "The version that runs.", "version")
         info.labels(__version__).set(1)
 
-    def _create_children(self, upstreams: list[str]) -> None:
+    def _create_children(self) -> None:
         """Children at 0; those of the hot path are kept, since a look-up costs."""
-        self._request_children = {
-            (upstream, kind, result): self._requests.labels(upstream, kind, result)
-            for upstream in upstreams
-            for kind in KINDS
-            for result in RESULTS
-        }
-        self._sent_children = {
-            (upstream, kind): self._sent.labels(upstream, kind) for upstream in upstreams for kind in KINDS
-        }
         self._seconds_children = {kind: self._seconds.labels(kind) for kind in KINDS}
         self._first_byte_children = {
             (kind, result): self._first_byte.labels(kind, result) for kind in KINDS for result in RESULTS
         }
-        for upstream in upstreams:
-            for kind in KINDS:
-                self._failures.labels(upstream, kind)
-        for upstream in upstreams[:-1]:
-            self._create_upstream(upstream)
         for reason in REASONS:
             self._removed.labels(reason)
             self._removed_bytes.labels(reason)
@@ -161,14 +164,27 @@ class Metrics:
             self._uncached.labels(reason)
 
     def _create_upstream(self, upstream: str) -> None:
+        """The children of what clients ask for."""
+        for kind in KINDS:
+            self._failures.labels(upstream, kind)
+            self._sent_children[upstream, kind] = self._sent.labels(upstream, kind)
+            for result in RESULTS:
+                child = self._requests.labels(upstream, kind, result)
+                self._request_children[upstream, kind, result] = child
+
+    def _create_asked(self, upstream: str, told: set[tuple[str, str]]) -> None:
+        """The children of what an upstream is asked for; gauges that were ``told`` stay as they are."""
         for kind in KINDS:
             self._fetched.labels(upstream, kind)
             self._upstream_seconds.labels(upstream, kind)
             for status in STATUSES:
                 self._upstream_requests.labels(upstream, kind, status)
-        self._up.labels(upstream).set(1)
-        self._remaining.labels(upstream)
-        self._limit.labels(upstream)
+        # Of several workers' gauges the library shows only those that have been set.
+        gauges = {"up": (self._up, 1), "ratelimit_remaining": (self._remaining, 0)}
+        gauges["ratelimit_limit"] = (self._limit, 0)
+        for name, (gauge, value) in gauges.items():
+            if (f"regmirror_upstream_{name}", upstream) not in told:
+                gauge.labels(upstream).set(value)
         for status in ("200", "401", "error"):
             self._tokens.labels(upstream, status)
 
@@ -211,3 +227,17 @@ class Metrics:
 
     def _not_stored(self, event: events.NotStored) -> None:
         self._uncached.labels(event.reason).inc()
+
+
+def _find_told() -> set[tuple[str, str]]:
+    """Gauges and upstreams of which a worker has told something: one that replaces it must not unsay it."""
+    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        return set()
+    collector = MultiProcessCollector(CollectorRegistry())  # type: ignore[no-untyped-call]
+    gauges = (metric for metric in collector.collect() if metric.type == "gauge")  # type: ignore[no-untyped-call]
+    return {
+        (sample.name, sample.labels["upstream"])
+        for metric in gauges
+        for sample in metric.samples
+        if "upstream" in sample.labels
+    }

@@ -10,43 +10,36 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Final, TypeVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
 
-from regmirror.asking import Asking, Key
+from regmirror.asking import PATIENCE, UNCACHED_PATIENCE, Asking, Key
 from regmirror.blobs.base import Blob
 from regmirror.blobs.local import LocalBlob, LocalBlobStore
+from regmirror.completeness import Completeness
 from regmirror.downloads import Downloads
-from regmirror.errors import (
-    BlobUnknown,
-    ManifestUnknown,
-    UpstreamError,
-    UpstreamNotFound,
-)
+from regmirror.errors import BlobUnknown
 from regmirror.events import BlobRemoved, Emit, VerificationFailed
-from regmirror.freshness import (
-    FreshnessPolicy,
-    FreshnessRules,
-    TagRecord,
-    is_fresh,
-    may_serve_stale,
-)
-from regmirror.inflight import Source
+from regmirror.fetching import Source
+from regmirror.freshness import FreshnessRules
+from regmirror.inflight import Follower
 from regmirror.knowledge import Knowledge
-from regmirror.manifests import Manifest, Summary, names_a_kind
-from regmirror.names import Digest, Reference, Repository, Tag
-from regmirror.outcomes import CHANGED, COALESCED, HIT, MISS, REVALIDATED, STALE, STORED, Answer
+from regmirror.manifests import Manifest, Summary
+from regmirror.names import Digest, Reference, Repository
+from regmirror.outcomes import COALESCED, HIT, MISS, STORED, Answer
+from regmirror.resolver import Policy, Resolver
 from regmirror.singleflight import SingleFlight
 from regmirror.upstream.client import UpstreamClient
-
-T = TypeVar("T")
-PATIENCE: Final = 1.5  # seconds a client waits for an upstream while a stale answer is at hand
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What a Mirror is made of; ``now`` is the wall clock that tags age by."""
+    """What a Mirror is made of; ``now`` is the wall clock that tags age by.
+
+    ``patience`` and ``uncached_patience`` are the seconds a client waits for an upstream with and
+    without a stale answer at hand; ``on_missing`` and ``incomplete`` are keys of ``freshness``.
+    """
 
     knowledge: Knowledge
     store: LocalBlobStore
@@ -57,6 +50,9 @@ class Parts:
     offline: bool = False
     now: Callable[[], float] = time.time
     patience: float = PATIENCE
+    uncached_patience: float = UNCACHED_PATIENCE
+    on_missing: Literal["forget", "keep"] = "forget"
+    incomplete: Literal["refuse", "serve"] = "refuse"
 
 
 class Mirror:
@@ -65,15 +61,23 @@ class Mirror:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._knowledge = parts.knowledge
-        self._asking = Asking(parts.knowledge, parts.upstreams, offline=parts.offline)
-        self._manifests: SingleFlight[Key, Answer[Manifest]] = SingleFlight()
-        self._heads: SingleFlight[Key, Answer[Summary]] = SingleFlight()
+        self.asking = Asking(
+            parts.knowledge,
+            parts.upstreams,
+            offline=parts.offline,
+            patience=parts.patience,
+            uncached_patience=parts.uncached_patience,
+        )
+        policy = Policy(parts.rules, parts.offline, parts.on_missing, parts.incomplete, parts.now)
+        completeness = Completeness(parts.knowledge, parts.store)
+        self._resolver = Resolver(parts.knowledge, self.asking, completeness, policy)
         self._sizes: SingleFlight[Key, Answer[int | None]] = SingleFlight()
         self._rights: SingleFlight[Key, Answer[int | None]] = SingleFlight()
 
     async def close(self) -> None:
         """End what is being asked of upstreams."""
-        for flight in (self._manifests, self._heads, self._sizes, self._rights):
+        await self._resolver.close()
+        for flight in (self._sizes, self._rights):
             await flight.close()
 
     # --- manifests -----------------------------------------------------------------------
@@ -81,10 +85,10 @@ class Mirror:
     async def manifest(self, repository: Repository, reference: Reference) -> Answer[Manifest]:
         """The manifest; raises ManifestUnknown or another RegistryError."""
         if isinstance(reference, Digest):
-            answer = await self._manifest_by_digest(repository, reference)
+            answer = await self._resolver.manifest_by_digest(repository, reference)
             self._knowledge.note_manifest_pull(repository, reference)
             return answer
-        answer = await self._manifest_by_tag(repository, reference)
+        answer = await self._resolver.manifest_by_tag(repository, reference)
         self._knowledge.note_tag_pull(repository, reference)
         self._knowledge.note_manifest_pull(repository, answer.content.digest)
         return answer
@@ -92,176 +96,10 @@ class Mirror:
     async def head_manifest(self, repository: Repository, reference: Reference) -> Answer[Summary]:
         """What ``manifest`` would tell, without fetching the manifest for it."""
         if isinstance(reference, Digest):
-            return await self._head_by_digest(repository, reference)
-        answer = await self._head_by_tag(repository, reference)
+            return await self._resolver.head_by_digest(repository, reference)
+        answer = await self._resolver.head_by_tag(repository, reference)
         self._knowledge.note_tag_pull(repository, reference)  # how most clients resolve a tag
         return answer
-
-    async def _manifest_by_tag(self, repository: Repository, tag: Tag) -> Answer[Manifest]:
-        record, policy = await self._find_tag(repository, tag)
-        if record is not None and self._may_believe(record, policy):
-            return await self._manifest_by_record(repository, tag, record)
-        stale = await self._stale(repository, record, policy)
-        work = self._asking.once(
-            self._manifests, (repository, tag), lambda: self._refresh(repository, tag, record)
-        )
-        return await self._or(work, stale, repository)
-
-    async def _find_tag(self, repository: Repository, tag: Tag) -> tuple[TagRecord | None, FreshnessPolicy]:
-        policy = self._parts.rules.policy(repository, tag)
-        record = self._knowledge.recall_tag(repository, tag)
-        if record is None or not is_fresh(record, policy, self._parts.now()):
-            # Another worker may have asked since; the database knows.
-            record = await self._knowledge.find_tag(repository, tag)
-        return record, policy
-
-    def _may_believe(self, record: TagRecord, policy: FreshnessPolicy) -> bool:
-        return self._parts.offline or is_fresh(record, policy, self._parts.now())
-
-    async def _manifest_by_digest(self, repository: Repository, digest: Digest) -> Answer[Manifest]:
-        manifest = await self._knowledge.find_manifest(repository, digest)
-        if manifest is not None:
-            return Answer(manifest, HIT)
-        return await self._asking.once(
-            self._manifests, (repository, digest), lambda: self._fetch_unless_held(repository, digest)
-        )
-
-    async def _manifest_by_record(
-        self, repository: Repository, tag: Tag, record: TagRecord
-    ) -> Answer[Manifest]:
-        """The manifest of a tag that is believed; maybe only its digest is known so far."""
-        try:
-            return await self._manifest_by_digest(repository, record.digest)
-        except ManifestUnknown:  # the tag has moved on and its old manifest is gone
-            return await self._asking.once(
-                self._manifests, (repository, tag), lambda: self._fetch_tag(repository, tag)
-            )
-
-    async def _head_by_tag(self, repository: Repository, tag: Tag) -> Answer[Summary]:
-        record, policy = await self._find_tag(repository, tag)
-        if record is not None and self._may_believe(record, policy):
-            return Answer(Summary(record.digest, record.media_type, record.size), HIT)
-        if (repository, tag) in self._manifests:
-            return _head_of(await self._manifest_by_tag(repository, tag))
-        stale = await self._stale(repository, record, policy)
-        work = self._asking.once(
-            self._heads, (repository, tag), lambda: self._refresh_head(repository, tag, record)
-        )
-        return await self._or(work, _head_of(stale) if stale else None, repository)
-
-    async def _head_by_digest(self, repository: Repository, digest: Digest) -> Answer[Summary]:
-        manifest = await self._knowledge.find_manifest(repository, digest)
-        if manifest is not None:
-            return _head_of(Answer(manifest, HIT))
-
-        async def ask() -> Answer[Summary]:
-            head = await self._ask_head(repository, digest)
-            if head is None:
-                return _head_of(await self._fetch(repository, digest))
-            return Answer(head, MISS)
-
-        return await self._asking.once(self._heads, (repository, digest), ask)
-
-    async def _fetch(self, repository: Repository, reference: Reference) -> Answer[Manifest]:
-        manifest = await self._asking.upstream(repository).get_manifest(repository, reference)
-        tag = None if isinstance(reference, Digest) else reference
-        await self._knowledge.save_manifest(repository, manifest, tag)
-        return Answer(manifest, STORED)
-
-    async def _fetch_unless_held(self, repository: Repository, digest: Digest) -> Answer[Manifest]:
-        """Somebody's fetch may have ended while this one looked into the database.
-
-        A manifest that another repository brought is not fetched again: its upstream's HEAD says
-        whether this repository has it as well.
-        """
-        held = await self._knowledge.find_manifest(repository, digest)
-        if held is not None:
-            return Answer(held, HIT)
-        stored = await self._knowledge.find_anywhere(digest)
-        if stored is None or await self._ask_head(repository, digest) is None:
-            return await self._fetch(repository, digest)
-        await self._knowledge.save_manifest(repository, stored)
-        return Answer(stored, STORED)
-
-    async def _refresh(self, repository: Repository, tag: Tag, record: TagRecord | None) -> Answer[Manifest]:
-        """Ask what the tag means now: one HEAD if its manifest is here, else one GET."""
-        newest = self._knowledge.recall_tag(repository, tag)
-        if newest is not None and newest != record:  # asked and answered a moment ago
-            held = await self._knowledge.find_manifest(repository, newest.digest)
-            if held is not None:
-                return Answer(held, HIT)
-        if record is None:
-            return await self._fetch_tag(repository, tag)
-        held = await self._knowledge.find_manifest(repository, record.digest)
-        if held is None:
-            return await self._fetch_tag(repository, tag)
-        try:
-            digest = (await self._asking.upstream(repository).head_manifest(repository, tag)).digest
-        except UpstreamNotFound:
-            digest = None  # or this registry does not know HEAD: GET will tell
-        if digest == record.digest:
-            renewed = replace(record, checked_at=self._parts.now())
-            await self._knowledge.save_tag(repository, tag, renewed)
-            return Answer(held, REVALIDATED)
-        fetched = await self._fetch_tag(repository, tag)
-        is_same = fetched.content.digest == record.digest
-        return replace(fetched, outcome=REVALIDATED if is_same else CHANGED)
-
-    async def _fetch_tag(self, repository: Repository, tag: Tag) -> Answer[Manifest]:
-        try:
-            return await self._fetch(repository, tag)
-        except UpstreamNotFound:
-            await self._knowledge.forget_tag(repository, tag)
-            raise
-
-    async def _refresh_head(
-        self, repository: Repository, tag: Tag, record: TagRecord | None
-    ) -> Answer[Summary]:
-        """Ask by HEAD alone, unless the upstream's HEAD does not tell enough."""
-        head = await self._ask_head(repository, tag)
-        if head is None:
-            return _head_of(await self._fetch_tag(repository, tag))
-        said = TagRecord(head.digest, head.media_type, head.size, self._parts.now())
-        await self._knowledge.save_tag(repository, tag, said)
-        same = record is not None and record.digest == head.digest
-        return Answer(head, REVALIDATED if same else MISS)
-
-    async def _ask_head(self, repository: Repository, reference: Reference) -> Summary | None:
-        """The upstream's HEAD; None if it does not tell all that its GET would.
-
-        404 is no answer either: some registries do not know HEAD and say so like that.
-        """
-        client = self._asking.upstream(repository)
-        try:
-            head = await client.head_manifest(repository, reference)
-        except UpstreamNotFound:
-            return None
-        digest = reference if isinstance(reference, Digest) else head.digest
-        if digest is None or head.size is None or not names_a_kind(head.media_type):
-            return None
-        return Summary(digest, head.media_type, head.size)
-
-    async def _stale(
-        self, repository: Repository, record: TagRecord | None, policy: FreshnessPolicy
-    ) -> Answer[Manifest] | None:
-        """What may be answered should the upstream fail."""
-        if record is None or not may_serve_stale(record, policy, self._parts.now()):
-            return None
-        held = await self._knowledge.find_manifest(repository, record.digest)
-        return None if held is None else Answer(held, STALE)
-
-    async def _or(
-        self, work: Awaitable[Answer[T]], stale: Answer[T] | None, repository: Repository
-    ) -> Answer[T]:
-        """The answer of ``work``, or the stale one if the upstream fails or is slow."""
-        if stale is None:
-            return await work
-        try:
-            return await asyncio.wait_for(work, self._parts.patience)
-        except TimeoutError:
-            return replace(stale, warning=f"{repository.upstream} is slow to answer")
-        except UpstreamError as error:
-            return replace(stale, warning=error.message)
 
     # --- blobs ---------------------------------------------------------------------------
 
@@ -284,15 +122,26 @@ class Mirror:
         if stored is not None:
             return Answer(stored, HIT), False
         self._knowledge.refuse_missing(repository, digest, BlobUnknown)
-        with self._asking.saying_unknown((repository, digest), BlobUnknown):
-            client = self._asking.upstream(repository)
+        with self.asking.saying_unknown((repository, digest), BlobUnknown):
+            client = self.asking.upstream(repository)
             source = Source(
                 repository,
                 lambda offset: client.open_blob(repository, digest, offset),
                 lambda: self._knowledge.find_size(digest),
             )
-            follower, joined = await self._parts.downloads.join(digest, source)
-        return Answer(follower, COALESCED if joined else STORED), follower.proves(repository)
+            follower, joined = await self._join(digest, source)
+        outcome = MISS if follower.is_passing else COALESCED if joined else STORED
+        return Answer(follower, outcome), follower.proves(repository)
+
+    async def _join(self, digest: Digest, source: Source) -> tuple[Follower, bool]:
+        """Follow the blob's download as soon as its upstream answers, if that is soon enough."""
+        flying = self._parts.downloads.find(digest)
+        asked = flying.source.repository if flying else source.repository
+        return await self.asking.patiently(
+            asked,
+            lambda: self._parts.downloads.join(digest, source),
+            age=asyncio.get_running_loop().time() - flying.began if flying else 0.0,
+        )
 
     async def head_blob(self, repository: Repository, digest: Digest) -> Answer[int | None]:
         """The blob's size without its bytes; None if nobody can tell."""
@@ -301,7 +150,7 @@ class Mirror:
             if stored is not None:
                 stored.close()
                 return Answer(stored.size, HIT)
-        return await self._asking.once(
+        return await self.asking.once(
             self._sizes,
             (repository, digest),
             lambda: self._ask_size(repository, digest),
@@ -309,7 +158,7 @@ class Mirror:
         )
 
     async def _ask_size(self, repository: Repository, digest: Digest) -> Answer[int | None]:
-        client = self._asking.upstream(repository)
+        client = self.asking.upstream(repository)
         size = await client.head_blob(repository, digest)
         if size is None:
             size = await self._knowledge.find_size(digest)
@@ -325,7 +174,7 @@ class Mirror:
         if is_proven:
             await self._knowledge.confirm(repository, digest)
             return
-        await self._asking.once(
+        await self.asking.once(
             self._rights,
             (repository, digest),
             lambda: self._confirm(repository, digest),
@@ -335,13 +184,16 @@ class Mirror:
     async def _confirm(self, repository: Repository, digest: Digest) -> Answer[int | None]:
         if await self._knowledge.has_right(repository, digest):  # confirmed a moment ago
             return Answer(None, HIT)
-        size = await self._asking.upstream(repository).head_blob(repository, digest)
+        size = await self.asking.upstream(repository).head_blob(repository, digest)
         await self._knowledge.confirm(repository, digest)
         return Answer(size, MISS)
 
     async def _open_stored(self, digest: Digest) -> LocalBlob | None:
         """The stored file, if it has the size it must have; else it is put aside."""
-        blob = self._parts.store.open(digest)
+        try:
+            blob = self._parts.store.open(digest)
+        except OSError:  # as good as not there: it is fetched again, and replaced if that can be
+            return None
         if blob is None:
             return None
         size = await self._knowledge.find_size(digest)
@@ -361,9 +213,3 @@ class Mirror:
         await self._knowledge.forget_blob(digest)
         self._parts.emit(VerificationFailed("", "blob", digest, "store"))
         self._parts.emit(BlobRemoved(digest, size, "corrupt"))
-
-
-def _head_of(answer: Answer[Manifest]) -> Answer[Summary]:
-    manifest = answer.content
-    head = Summary(manifest.digest, manifest.media_type, manifest.size)
-    return Answer(head, answer.outcome, answer.warning)

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError
 
+from regmirror.changes import Snapshot, Stamp, tls_files, upstream_files
 from regmirror.config import BUILT_IN, Config
 from regmirror.errors import ConfigError
 from regmirror.names import is_host
@@ -63,6 +64,22 @@ def load(path: Path | None = None, **overrides: dict[str, Any]) -> Config:
     _check_later_keys(config)
     _check_files(config)
     return config
+
+
+def take_snapshot(config: Config) -> Snapshot:
+    """The configuration with the state of its certificate files, which may be replaced in place."""
+    paths = list(tls_files(config.server.tls))
+    for upstream in config.enabled_upstreams().values():
+        paths += upstream_files(upstream)
+    return Snapshot(config, {path: _stamp(path) for path in paths})
+
+
+def _stamp(path: str) -> Stamp:
+    try:
+        status = Path(path).expanduser().stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -4,28 +4,44 @@ The process that holds the lock writes: it resumes what an earlier writer left, 
 upstream for the rest by ``Range``, hashes and writes in bulk threads, verifies, and has the
 store adopt the file. A process without the lock watches the file grow; when the lock becomes
 free it finds the blob adopted, or the writer's reason for giving up, or takes over.
+
+When the disk fails or has no room, the file goes and the rest passes on (see ``passing.py``): what
+is being fetched at that moment to one reader, the same bytes to each other one by its own request.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 from regmirror import errors
-from regmirror.blobs.local import LocalBlobStore
+from regmirror.blobs.base import NoRoom
+from regmirror.blobs.local import LocalBlob, LocalBlobStore
 from regmirror.blobs.staging import Note, StagedFile, Staging
 from regmirror.errors import RegistryError, Unavailable, UpstreamError, UpstreamLied
-from regmirror.events import Emit, VerificationFailed
-from regmirror.inflight import Body, Download
+from regmirror.events import Emit, NotStored, VerificationFailed
+from regmirror.fetching import Sleep, fetch
+from regmirror.inflight import Download
 from regmirror.names import Digest, Hasher
+from regmirror.passing import Parting, Passage
 
 POLL: Final = 0.01  # seconds between looks at a file that another process writes
 READ_BACK: Final = 4 * 1024 * 1024  # bytes a read when hashing what an earlier writer left
-PAUSES: Final = (0.1, 0.5, 2.0)  # seconds before each retry that follows one without progress
+
+#: A process that has no descriptor left cannot ask an upstream either; that is not the disk's fault.
+_NO_DESCRIPTORS: Final = (errno.EMFILE, errno.ENFILE)
+
+Reserve = Callable[[Digest, int | None], Awaitable[None]]
+
+
+async def _reserve_nothing(digest: Digest, size: int | None) -> None:
+    """There is always room."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +49,8 @@ class Workshop:
     """What every transfer works with.
 
     ``record`` is told of each adopted blob; ``bulk`` are the threads that write and hash.
+    ``reserve`` is asked for room before a blob is written, with its size if that is known; it
+    raises NoRoom.
     """
 
     staging: Staging
@@ -40,7 +58,8 @@ class Workshop:
     record: Callable[[Digest, int], Awaitable[None]]
     emit: Emit
     bulk: ThreadPoolExecutor
-    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    sleep: Sleep = asyncio.sleep
+    reserve: Reserve = _reserve_nothing
 
 
 class _Writer:
@@ -49,7 +68,7 @@ class _Writer:
     def __init__(self, workshop: Workshop, staged: StagedFile, hasher: Hasher) -> None:
         self._bulk = workshop.bulk
         self._descriptor = staged.descriptor
-        self._hasher = hasher
+        self.hasher = hasher
         self.offset = 0
 
     async def read_back(self, size: int) -> None:
@@ -67,14 +86,11 @@ class _Writer:
             await asyncio.wait([writing])
             raise
 
-    def hexdigest(self) -> str:
-        return self._hasher.hexdigest()
-
     def _append(self, piece: bytes) -> None:
         view = memoryview(piece)
         while view:
             count = os.pwrite(self._descriptor, view, self.offset)
-            self._hasher.update(view[:count])
+            self.hasher.update(view[:count])
             self.offset += count
             view = view[count:]
 
@@ -82,40 +98,55 @@ class _Writer:
         piece = os.pread(self._descriptor, count, self.offset)
         if not piece:
             raise OSError("the staged file shrank while it was read back")
-        self._hasher.update(piece)
+        self.hasher.update(piece)
         self.offset += len(piece)
 
 
 class Transfer:
-    """One download's work, run once by its task."""
+    """One download's work, run once by its task; the sink of what is fetched for it."""
 
     def __init__(self, workshop: Workshop, download: Download) -> None:
         self._workshop = workshop
         self._download = download
         self._digest = download.digest
         self._final = workshop.store.path(download.digest)
+        self._staged: StagedFile | None = None  # while it is written
+        self._writer: _Writer | None = None
+        self._passage: Passage | None = None  # once nothing is written any more
+        self._has_room = False
 
     async def run(self) -> None:
-        """Until the blob is adopted; raises RegistryError or OSError if it cannot be had."""
-        while not await self._attempt():
-            pass
+        """Until the blob is adopted, or has passed on; raises RegistryError or OSError otherwise."""
+        try:
+            await self._run()
+        except BaseException as error:
+            if self._passage is not None:
+                told = Unavailable(f"the transfer was interrupted: {error!r}", retry_after=1)
+                self._passage.fail(error if isinstance(error, RegistryError) else told)
+            raise
+
+    async def _run(self) -> None:
+        try:
+            while not await self._attempt():
+                pass
+        except OSError as error:
+            self._part_from(error)
+            await self._fetch()
 
     async def _attempt(self) -> bool:
         """Write or follow the staged file of the moment; false if it was replaced meanwhile."""
-        staged = self._open()
+        staged = self._workshop.staging.open(self._digest)
         try:
+            self._use_descriptor(os.dup(staged.descriptor))
             if staged.try_lock():
                 return await self._settle_or_write(staged)
             return await self._follow(staged)
+        except OSError as error:
+            if error.errno not in _NO_DESCRIPTORS:
+                self._abandon(staged)
+            raise
         finally:
             staged.close()
-
-    def _open(self) -> StagedFile:
-        if self._download.started:
-            raise Unavailable("the process that fetched this blob failed", retry_after=1)
-        staged = self._workshop.staging.open(self._digest)
-        self._use_descriptor(os.dup(staged.descriptor))
-        return staged
 
     def _use_descriptor(self, descriptor: int) -> None:
         if self._download.descriptor >= 0:
@@ -128,19 +159,29 @@ class Transfer:
             self._finish(staged)
             return True
         if not staged.is_current():
-            return False
-        stored = self._workshop.store.open(self._digest)
-        if stored is not None:
+            if self._download.started:
+                await self._go_on_alone(staged)
+            return self._download.started
+        if (stored := self._find_stored()) is not None:
             self._use_descriptor(os.dup(stored.descriptor))
             stored.close()
-            staged.discard()
             self._download.advance(os.fstat(self._download.descriptor).st_size)
             self._download.verify()
+            staged.discard()
             return True
         await self._write(staged)
         return True
 
+    def _find_stored(self) -> LocalBlob | None:
+        try:
+            return self._workshop.store.open(self._digest)
+        except OSError as error:
+            if error.errno in _NO_DESCRIPTORS:
+                raise
+            return None  # it cannot be read, and is replaced
+
     def _finish(self, staged: StagedFile) -> None:
+        staged.share()
         self._download.advance(staged.size)
         self._download.verify()
 
@@ -171,19 +212,33 @@ class Transfer:
             raise kind(note.upstream, note.message)
         raise Unavailable(note.message, retry_after=1)
 
+    async def _go_on_alone(self, staged: StagedFile) -> None:
+        """The writer could not keep the file: it has lost its name, and is still open here."""
+        self._staged = staged
+        self._writer = _Writer(self._workshop, staged, self._digest.hasher())
+        await self._writer.read_back(staged.size)
+        self._download.advance(self._writer.offset)
+        if self.is_right():
+            self._tell_not_kept("disk", "the process that fetched it could not")
+            self._download.verify()
+            return
+        self._part("disk", "the process that fetched it could not")
+        await self._fetch()
+
     # --- writing -------------------------------------------------------------------------
 
     async def _write(self, staged: StagedFile) -> None:
+        self._staged = staged
         try:
             await self._fetch_and_verify(staged)
-        except (RegistryError, OSError) as error:
-            staged.write_note(_failure_note(error))
-            if isinstance(error, UpstreamLied) or staged.size == 0:
-                staged.discard()
+        except RegistryError as error:
+            if self._staged is not None:
+                staged.write_note(_failure_note(error))
+                if isinstance(error, UpstreamLied) or staged.size == 0:
+                    staged.discard()
             raise
-        await self._workshop.store.adopt(staged.path, self._digest)
-        staged.forget_note()
-        await self._workshop.record(self._digest, self._download.written)
+        if self._passage is None:
+            await self._adopt(staged)
 
     async def _fetch_and_verify(self, staged: StagedFile) -> None:
         left, whole = staged.size, staged.read_note().size
@@ -192,78 +247,153 @@ class Transfer:
             left = 0
         if not self._download.started:  # else this one follows a dead writer: still flowing
             staged.write_note(Note(size=whole))
-        writer = _Writer(self._workshop, staged, self._digest.hasher())
+        self._writer = writer = _Writer(self._workshop, staged, self._digest.hasher())
         await writer.read_back(left)
         if left:
             self._download.resumed += 1
         if not left or left != whole:
-            await self._fetch(staged, writer)
-        if writer.hexdigest() != self._digest.encoded:
-            upstream = self._download.source.repository.upstream
-            self._workshop.emit(VerificationFailed(upstream, "blob", self._digest, "upstream"))
-            raise UpstreamLied(upstream, f"sent other content than {self._digest}", reason="digest")
+            await self._fetch()
+        if self._passage is not None:
+            return
+        if not self.is_right():
+            self._workshop.emit(VerificationFailed(self._name, "blob", self._digest, "upstream"))
+            raise UpstreamLied(self._name, f"sent other content than {self._digest}", reason="digest")
         self._download.advance(writer.offset)
         self._download.verify()
 
-    async def _fetch(self, staged: StagedFile, writer: _Writer) -> None:
-        """Ask until everything is here; a try that brought bytes forgives those before it."""
-        failures, whole = 0, False
-        while True:
+    async def _adopt(self, staged: StagedFile) -> None:
+        """All bytes are here and right; if they cannot be kept, readers have them all the same."""
+        try:
+            await self._workshop.store.adopt(staged.path, self._digest)
+        except OSError as error:
+            self._tell_not_kept("disk", error.strerror or str(error))
+            staged.discard()
+            return
+        staged.share()
+        staged.forget_note()
+        await self._workshop.record(self._digest, self._download.written)
+
+    async def _fetch(self) -> None:
+        """Into the file, or once that has failed to one reader."""
+        await fetch(self._download.source, self, self._workshop.sleep)
+        if self._passage is not None:
+            self._passage.finish()
+            if self._passage.offset == 0:  # nothing was held back that readers could wait for
+                self._download.verify()
+
+    # --- the sink ------------------------------------------------------------------------
+
+    @property
+    def offset(self) -> int:
+        sink = self._passage or self._writer
+        return 0 if sink is None else sink.offset
+
+    @property
+    def size(self) -> int | None:
+        return self._download.size
+
+    async def begin(self, size: int | None) -> None:
+        download = self._download
+        download.answered = True
+        if size is not None:
+            download.size = size
+        if self._passage is None:
+            download.advance(self.offset)
+            await self._reserve()
+        if self._passage is not None:
+            await self._passage.begin(size)
+        elif self._staged is not None:
+            self._staged.write_note(Note(flowing=True, size=download.size))
+        download.begin(size)
+
+    async def append(self, piece: bytes) -> None:
+        writer = self._writer
+        if self._passage is None and writer is not None:
             before = writer.offset
             try:
-                async with self._download.source.open(0 if whole else before) as body:
-                    await self._begin(staged, body)
-                    await self._pump(body, writer)
-                return
-            except UpstreamError as error:
-                if writer.offset == 0 or isinstance(error, UpstreamLied) or error.status < 500:
-                    raise
-                if error.reason == "range":  # nothing comes from there on: all is here, or ask for all
-                    if writer.hexdigest() == self._digest.encoded:
-                        return
-                    whole = True
-                failures = 0 if writer.offset > before else failures + 1
-                if failures >= len(PAUSES):
-                    raise
-            self._download.resumed += 1
-            await self._workshop.sleep(PAUSES[failures])
-
-    async def _begin(self, staged: StagedFile, body: Body) -> None:
-        told = self._download.size
-        if told is not None and body.size not in (None, told):
-            # Clients were promised ``told`` bytes, the last of which is the one to hold back.
-            raise UpstreamLied(self._name, f"changed a size from {told} to {body.size}", reason="length")
-        self._download.answered = True
-        size = await self._download.source.find_size() if body.size is None else body.size
-        self._download.begin(size)
-        staged.write_note(Note(flowing=True, size=self._download.size))
-        self._download.advance(staged.size)
-
-    async def _pump(self, body: Body, writer: _Writer) -> None:
-        """From the upstream to the file, piece after piece.
-
-        What arrives while a thread writes waits in the connection's bounded buffer: the first
-        bytes are written at once, later pieces grow with the load, and nothing else is held.
-        """
-        skip = writer.offset - body.start
-        limit, position = self._download.size, body.start
-        while piece := await body.read():
-            position += len(piece)
-            if limit is not None and position > limit:
-                raise UpstreamLied(self._name, f"sent more than {limit} bytes", reason="length")
-            if skip:
-                skip, piece = max(0, skip - len(piece)), piece[skip:]
-            if piece:
                 await writer.append(piece)
+            except OSError as error:
+                piece = piece[writer.offset - before :]
                 self._download.advance(writer.offset)
+                self._part_from(error)
+            else:
+                self._download.advance(writer.offset)
+        if self._passage is not None:
+            await self._passage.append(piece)
+
+    def is_right(self) -> bool:
+        if self._passage is not None:
+            return self._passage.is_right()
+        return self._writer is not None and self._writer.hasher.hexdigest() == self._digest.encoded
+
+    def note_resumed(self) -> None:
+        self._download.resumed += 1
+
+    # --- what cannot be kept -------------------------------------------------------------
+
+    async def _reserve(self) -> None:
+        if self._has_room:
+            return
+        if self._staged is not None:  # what others must leave room for
+            self._staged.write_note(Note(size=self._download.size))
+        try:
+            await self._workshop.reserve(self._digest, self._download.size)
+            self._has_room = True
+        except NoRoom as error:
+            self._part(error.reason, error.message)
+        except OSError as error:
+            self._part_from(error)
+
+    def _part_from(self, error: OSError) -> None:
+        """The disk has failed; raises the error itself if that is not what it means."""
+        if error.errno in _NO_DESCRIPTORS or self._download.verified or self._passage is not None:
+            raise error
+        self._part("disk", error.strerror or str(error))
+
+    def _part(self, reason: Literal["disk", "quota"], why: str) -> None:
+        """Keep nothing any more: readers get the rest as it comes. Raises Unavailable without any,
+        and if what they have got cannot be gone on from.
+        """
+        self._tell_not_kept(reason, why)
+        parting = self._plan_parting()
+        if self._staged is not None:
+            self._abandon(self._staged)
+            self._staged = None
+        if parting is None or not self._download.readers:
+            raise Unavailable(f"the blob {self._download.unkept}", retry_after=10)
+        size, shop = self._download.size, self._workshop
+        self._passage = Passage(parting, parting.start, size, threads=shop.bulk, emit=shop.emit)
+        self._passage.producer = asyncio.current_task()
+        self._download.part(parting, self._passage)
+
+    def _plan_parting(self) -> Parting | None:
+        """Where readers can go on; None if some have bytes of which the hash is not known."""
+        writer, source, start = self._writer, self._download.source, self._download.visible
+        if writer is not None and start <= writer.offset <= start + 1:
+            held = os.pread(self._download.descriptor, writer.offset - start, start)
+            return Parting(self._digest, source, start, held, writer.hasher.copy())
+        return None if start else Parting(self._digest, source, 0, b"", self._digest.hasher())
+
+    def _tell_not_kept(self, reason: Literal["disk", "quota"], why: str) -> None:
+        """Once for each pull that is being answered without being kept."""
+        self._download.unkept = f"cannot be stored: {why}"
+        for _ in range(max(1, self._download.readers)):
+            self._workshop.emit(NotStored(reason, why))
+
+    @staticmethod
+    def _abandon(staged: StagedFile) -> None:
+        """Remove what was written, unless it is another writer's; a disk that fails may refuse that."""
+        with suppress(OSError):
+            if staged.is_writer and staged.is_current():
+                staged.discard()
+        staged.close()
 
     @property
     def _name(self) -> str:
         return self._download.source.repository.upstream
 
 
-def _failure_note(error: RegistryError | OSError) -> Note:
-    if isinstance(error, UpstreamError):
-        message = error.message.removeprefix(f"{error.upstream}: ")
-        return Note(failure=type(error).__name__, upstream=error.upstream, message=message[:500])
-    return Note(failure=type(error).__name__, message=str(error)[:500])
+def _failure_note(error: RegistryError) -> Note:
+    upstream = error.upstream if isinstance(error, UpstreamError) else ""
+    message = error.message.removeprefix(f"{upstream}: ")[:500]
+    return Note(failure=type(error).__name__, upstream=upstream, message=message)

@@ -1,4 +1,4 @@
-"""Processes, sockets, signals: from a Config to a serving port.
+"""Processes and signals: from a configuration to a serving port, and from there to a good end.
 
 One worker runs in this process. Several are forked from it, each with its own listening
 socket on the one port (``SO_REUSEPORT``); this process then only watches: it passes signals on
@@ -10,35 +10,51 @@ from __future__ import annotations
 
 import asyncio
 import os
-import select
 import shutil
 import signal
 import socket
-import ssl
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
-from typing import Final
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
 from regmirror import __version__, logs
-from regmirror.config import Config, split_address
-from regmirror.errors import ConfigError
+from regmirror.changes import plan_changes
+from regmirror.endpoint import BACKLOG, Certificate, bind, load_tls, url_of
+from regmirror.reload import Read, keeping_the_old, log_reloaded, say, say_reloaded
+from regmirror.settings import take_snapshot
+from regmirror.signals import Signals
 
-BACKLOG: Final = 1024
+if TYPE_CHECKING:
+    from regmirror.app import Running
+    from regmirror.config import Config
+
 RESPAWN_PAUSE: Final = 1.0  # seconds between replacements, should workers die at once
-_TLS_REASONS: Final = {"KEY_VALUES_MISMATCH": "the key belongs to another certificate"}
-TLS_LOOK: Final = 10.0  # seconds between looks whether the certificate was replaced
+BREAKING: Final = 0.1  # seconds for connections that are still open after the drain
 
 
-def serve(config: Config) -> int:
-    """Serve until SIGTERM or SIGINT; the exit status. Raises ConfigError before serving."""
-    logs.configure()
-    tls = load_tls(config)
+def serve(read: Read) -> int:
+    """Serve by the configuration that ``read`` reads, until SIGTERM or SIGINT; the exit status.
+
+    SIGHUP reads it again. Raises ConfigError before serving. Whoever calls ends soon: the
+    signals are ignored from then on.
+    """
+    signals = Signals(signal.SIGHUP)  # before the first reading, so that no change is missed
+    try:
+        config = read()
+        logs.configure()
+        return _serve(config, read, signals)
+    finally:
+        signals.close()
+
+
+def _serve(config: Config, read: Read, signals: Signals) -> int:
+    certificate = Certificate.load(config)
     count = config.server.workers or os.cpu_count() or 1
     if count > 1:
         # prometheus-client looks for this when it is imported, so it is set before ``app`` is.
@@ -48,68 +64,16 @@ def serve(config: Config) -> int:
     sockets = bind(config.server.listen, count)
     try:
         prepare(config)
-        url = _url(sockets[0], tls is not None)
+        url = url_of(sockets[0], is_secure=certificate is not None)
+        start = _Start(config, read, signals, certificate)
         if count == 1:
-            return asyncio.run(_serve_worker(config, sockets[0], tls, lambda: _say_ready(url, 1)))
-        return _Parent(config, sockets, tls, url).run()
+            return asyncio.run(_serve_worker(start, sockets[0], lambda: _say_ready(url, 1)))
+        return _Parent(start, sockets, url).run()
     finally:
         for sock in sockets:
             sock.close()
         if count > 1:
             shutil.rmtree(os.environ.pop("PROMETHEUS_MULTIPROC_DIR"), ignore_errors=True)
-
-
-def bind(listen: str, count: int) -> list[socket.socket]:
-    """One listening socket for each worker, all on one port; raises ConfigError if in use."""
-    host, port = split_address(listen)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    probe = _bind_one(listen, family, host, port, shared=False)
-    if count == 1:
-        return [probe]
-    # The probe showed that nobody else has the port: sockets that share it would not notice.
-    port = probe.getsockname()[1]
-    probe.close()
-    return [_bind_one(listen, family, host, port, shared=True) for _ in range(count)]
-
-
-def _bind_one(
-    listen: str, family: socket.AddressFamily, host: str, port: int, *, shared: bool
-) -> socket.socket:
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if shared:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    try:
-        sock.bind((host, port))
-        sock.listen(BACKLOG)
-    except OSError as error:
-        sock.close()
-        reason = f"{(error.strerror or str(error)).lower()}; choose another with --listen"
-        raise ConfigError("server.listen", listen, reason) from None
-    sock.setblocking(False)
-    return sock
-
-
-def load_tls(config: Config) -> ssl.SSLContext | None:
-    """The server's TLS context, or None for plain HTTP; raises ConfigError."""
-    tls = config.server.tls
-    if not tls.certificate:
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    try:
-        # A pass phrase is not asked for on the terminal: a service has none to answer there.
-        context.load_cert_chain(tls.certificate, tls.key, password="")
-    except (OSError, ssl.SSLError) as error:
-        why = _TLS_REASONS.get(getattr(error, "reason", None) or "", "is it PEM, without pass phrase?")
-        reason = f"does not load with the key {tls.key}; {why}"
-        raise ConfigError("server.tls.certificate", tls.certificate, reason) from None
-    return context
-
-
-def _url(sock: socket.socket, secure: bool) -> str:
-    host, port = sock.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    return f"{'https' if secure else 'http'}://{shown}:{port}"
 
 
 def _say_ready(url: str, workers: int) -> None:
@@ -118,53 +82,74 @@ def _say_ready(url: str, workers: int) -> None:
     sys.stdout.flush()
 
 
+@dataclass(frozen=True)
+class _Start:
+    """What a worker begins with. ``speaks``: it is alone, so it talks to people itself."""
+
+    config: Config
+    read: Read
+    signals: Signals
+    certificate: Certificate | None
+    speaks: bool = True
+
+
+@dataclass
+class _Wishes:
+    """What signals want of a worker. Many of a kind are one."""
+
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+    reload: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def take(self, numbers: set[int]) -> None:
+        if signal.SIGHUP in numbers:
+            self.reload.set()
+        if numbers & {signal.SIGTERM, signal.SIGINT}:
+            self.stop.set()
+
+
 async def _serve_worker(
-    config: Config,
-    sock: socket.socket,
-    tls: ssl.SSLContext | None,
-    ready: Callable[[], None],
-    life: int | None = None,
+    start: _Start, sock: socket.socket, ready: Callable[[], None], life: int | None = None
 ) -> int:
     """Serve on ``sock`` until told to stop, then let what is in flight end.
 
     The end of the pipe ``life`` is such a sign as well.
     """
-    from regmirror.app import create_app
+    from regmirror.app import RUNNING, create_app
     from regmirror.v2.server import Runner
 
-    stop = asyncio.Event()
+    wishes, signals = _Wishes(), start.signals
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    loop.add_signal_handler(signal.SIGHUP, _say_no_reload)
+    signals.take(signal.SIGTERM, signal.SIGINT)
+    loop.add_reader(signals.fileno(), lambda: wishes.take(signals.read()))
     if life is not None:
-        loop.add_reader(life, _end_with, loop, life, stop)
+        loop.add_reader(life, _end_with, loop, life, wishes.stop)
+    app = create_app(start.config)
     runner = Runner(
-        create_app(config),
+        app,
         access_log=None,
-        shutdown_timeout=config.server.drain_timeout,
+        shutdown_timeout=BREAKING,
         keepalive_timeout=150.0,  # longer than clients keep idle connections
         max_field_size=65_536,  # podman asks for up to 1024 ranges in one header
         max_line_size=16_384,
     )
     await runner.setup()
-    reloading = asyncio.create_task(_reload_tls(config, tls)) if tls else None
+    running, certificate = app[RUNNING], start.certificate
+    tasks = [asyncio.create_task(_follow_reloads(start, wishes, running))]
+    if certificate:
+        tasks.append(asyncio.create_task(certificate.watch()))
     try:
+        tls = certificate.context if certificate else None
         await web.SockSite(runner, sock, ssl_context=tls, backlog=BACKLOG).start()
         ready()
-        await stop.wait()
+        await wishes.stop.wait()
     finally:
-        if reloading:
-            reloading.cancel()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await runner.drain(running.config.server.drain_timeout)
         await runner.cleanup()
+        loop.remove_reader(signals.fileno())
     return 0
-
-
-def _say_no_reload() -> None:
-    """SIGHUP must not end a server that other programs expect to reload by it."""
-    sys.stderr.write(
-        "regmirror: SIGHUP ignored: the configuration is read at start, so restart to change it\n"
-    )
 
 
 def _end_with(loop: asyncio.AbstractEventLoop, life: int, stop: asyncio.Event) -> None:
@@ -172,20 +157,20 @@ def _end_with(loop: asyncio.AbstractEventLoop, life: int, stop: asyncio.Event) -
     stop.set()
 
 
-async def _reload_tls(config: Config, context: ssl.SSLContext) -> None:
-    """Use a renewed certificate for new connections; a bad one changes nothing."""
-    tls = config.server.tls
-
-    def stamp() -> list[float]:
-        return [Path(path).stat().st_mtime for path in (tls.certificate, tls.key)]
-
-    seen = stamp()
+async def _follow_reloads(start: _Start, wishes: _Wishes, running: Running) -> None:
+    """One reload after the other; those asked for during one are one more."""
     while True:
-        await asyncio.sleep(TLS_LOOK)
-        with suppress(OSError, ssl.SSLError):
-            if (now := stamp()) != seen:
-                context.load_cert_chain(tls.certificate, tls.key)
-                seen = now
+        await wishes.reload.wait()
+        wishes.reload.clear()
+        with keeping_the_old():
+            config = await asyncio.to_thread(start.read)
+            load_tls(config.server.tls)  # judged before anything changes
+            changes = await running.reload(config)
+            if start.certificate:
+                start.certificate.renew(running.config.server.tls)
+            log_reloaded(changes)
+            if start.speaks:
+                say_reloaded(changes)
 
 
 class _Parent:
@@ -195,87 +180,117 @@ class _Parent:
     process does, however it ends, and workers stop then instead of holding the port.
     """
 
-    def __init__(
-        self, config: Config, sockets: list[socket.socket], tls: ssl.SSLContext | None, url: str
-    ) -> None:
-        self._config, self._sockets, self._tls, self._url = config, sockets, tls, url
+    def __init__(self, start: _Start, sockets: list[socket.socket], url: str) -> None:
+        self._begin, self._sockets, self._url = replace(start, speaks=False), sockets, url
+        self._snapshot = take_snapshot(start.config)
+        self._signals = start.signals
         self._ready, self._life = os.pipe(), os.pipe()
+        os.set_blocking(self._ready[0], False)
         self._workers: dict[int, int] = {}  # process id to place
         self._started_at = [0.0] * len(sockets)
         self._stopping = False
 
     def run(self) -> int:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._stop)
-        signal.signal(signal.SIGHUP, self._pass_on)
+        self._signals.take(signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
         for place in range(len(self._sockets)):
             self._start(place)
-        if not self._all_are_ready():
+        is_ready = self._all_are_ready()
+        if not is_ready:
             self._stop()
-            while self._workers:
-                self._wait()
-            return 1
-        if not self._stopping:
+        elif not self._stopping:
             _say_ready(self._url, len(self._sockets))
         while self._workers:
-            self._wait()
-        return 0
+            self._obey(self._signals.wait())
+            for pid, status, place in self._reap():
+                say(f"worker {pid} ended with {status}; starting another")
+                self._replace(pid, place)
+        return 0 if is_ready else 1
 
     def _all_are_ready(self) -> bool:
         """Wait until every worker serves; false if one ended instead."""
         said = 0
         while said < len(self._sockets) and not self._stopping:
-            if select.select([self._ready[0]], [], [], 0.1)[0]:
+            self._obey(self._signals.wait(self._ready[0]))
+            with suppress(BlockingIOError):
                 said += len(os.read(self._ready[0], len(self._sockets)))
-            pid, _ = os.waitpid(-1, os.WNOHANG)
-            if pid and self._workers.pop(pid, None) is not None and not self._stopping:
+            if self._reap():
                 return False
         return True
 
+    def _obey(self, numbers: set[int]) -> None:
+        if numbers & {signal.SIGTERM, signal.SIGINT}:
+            self._stop()
+        if signal.SIGHUP in numbers and not self._stopping:
+            self._reload()
+
     def _start(self, place: int) -> None:
         self._started_at[place] = time.monotonic()
-        pid = os.fork()
+        pid = self._signals.fork(signal.SIGHUP)
         if pid:
             self._workers[pid] = place
-            if self._stopping:  # the signal came before this worker was known
-                self._stop()
             return
         status = 1
         try:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, signal.SIG_DFL)
-            os.close(self._life[1])
+            self._keep_only(place)
             status = asyncio.run(
-                _serve_worker(self._config, self._sockets[place], self._tls, self._say_ready, self._life[0])
+                _serve_worker(self._begin, self._sockets[place], self._say_ready, self._life[0])
             )
         finally:
             os._exit(status)  # the clean-up is the parent's
 
+    def _keep_only(self, place: int) -> None:
+        """In the child: a socket that another worker closes must not stay open here."""
+        os.close(self._life[1])
+        for number, sock in enumerate(self._sockets):
+            if number != place:
+                sock.close()
+
     def _say_ready(self) -> None:
         os.write(self._ready[1], b".")
 
-    def _wait(self) -> None:
-        """Until a worker ends; replace it unless that was meant."""
-        pid, status = os.waitpid(-1, 0)
-        place = self._workers.pop(pid, None)
-        if place is None or self._stopping:
-            return
-        sys.stderr.write(f"regmirror: worker {pid} ended with {status}; starting another\n")
+    def _reap(self) -> list[tuple[int, int, int]]:
+        """Workers that have ended without being told to: process id, status, place."""
+        ended = []
+        with suppress(ChildProcessError):  # the last one has ended
+            while (found := os.waitpid(-1, os.WNOHANG))[0]:
+                place = self._workers.pop(found[0], None)
+                if place is not None and not self._stopping:
+                    ended.append((*found, place))
+        return ended
+
+    def _replace(self, pid: int, place: int) -> None:
         _forget_gauges(pid)
         if time.monotonic() - self._started_at[place] < RESPAWN_PAUSE:
             time.sleep(RESPAWN_PAUSE)
         self._start(place)
 
-    def _pass_on(self, number: int, _frame: object) -> None:
+    def _reload(self) -> None:
+        """Judge the new configuration here, so that the workers all take it or all keep the old."""
+        from regmirror.app import check_upstreams
+
+        with keeping_the_old():
+            config = self._begin.read()
+            load_tls(config.server.tls)
+            check_upstreams(config)
+            changes = plan_changes(self._snapshot, take_snapshot(config))
+            self._snapshot = changes.wanted
+            self._begin = replace(self._begin, config=changes.wanted.config)
+            if self._begin.certificate:
+                self._begin.certificate.renew(changes.wanted.config.server.tls)
+            say_reloaded(changes)
+            self._tell(signal.SIGHUP)
+
+    def _stop(self) -> None:
+        """Workers drain; connections that come now are refused instead of waiting for nobody."""
+        self._stopping = True
+        for sock in self._sockets:
+            sock.close()
+        self._tell(signal.SIGTERM)
+
+    def _tell(self, number: int) -> None:
         for pid in list(self._workers):
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
-
-    def _stop(self, *_: object) -> None:
-        self._stopping = True
-        for pid in list(self._workers):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)
 
 
 def _forget_gauges(pid: int) -> None:

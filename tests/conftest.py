@@ -15,6 +15,19 @@ from tests.mirror_fixture import NAME, RunningMirror, run_mirror
 StartMirror = Callable[..., Awaitable[RunningMirror]]
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the long tests out unless ``-m`` names them.
+
+    Not in ``addopts``: any other ``-m`` of the command line would take its place.
+    """
+    if "soak" in config.option.markexpr:
+        return
+    long = [item for item in items if item.get_closest_marker("soak")]
+    if long:
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
+
+
 @pytest.fixture
 async def upstream() -> AsyncIterator[FakeRegistry]:
     """An upstream registry that asks nobody who he is; mirrors know it as ``registry.test``."""

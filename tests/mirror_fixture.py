@@ -22,7 +22,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,10 +34,11 @@ from aiohttp import web
 from multidict import CIMultiDictProxy
 from yarl import URL
 
-from regmirror.app import Times, create_app, prepare
+from regmirror.app import RUNNING, Running, create_app, prepare
 from regmirror.config import BUILT_IN, Config
 from regmirror.events import Event
 from regmirror.names import Digest
+from regmirror.service import Times
 from regmirror.v2.server import Runner
 from tests.fake_registry import FakeRegistry
 from tests.fake_registry.journal import TIMEOUT, Journal
@@ -161,7 +162,7 @@ class Client:
         """
         loop = asyncio.get_running_loop()
         received = bytearray()
-        with socket.create_connection(("127.0.0.1", self.port)) as connection:
+        with socket.create_connection((URL(self.url).host, self.port)) as connection:
             connection.setblocking(False)
             await loop.sock_sendall(connection, request)
             async with asyncio.timeout(TIMEOUT):
@@ -177,6 +178,8 @@ class RunningMirror:
     config: Config
     client: Client
     server: web.Server
+    running: Running
+    rewrite: Callable[..., Config]
     clock: Clock = field(default_factory=Clock)
     events: EventLog = field(default_factory=EventLog)
 
@@ -199,6 +202,13 @@ class RunningMirror:
     @property
     def root(self) -> Path:
         return Path(self.config.storage.path)
+
+    async def reload(
+        self, registries: Mapping[str, FakeRegistry | str] | None = None, /, **tables: Any
+    ) -> None:
+        """Go on with other tables, and other upstreams if any are given; the rest as at the start."""
+        self.config = self.rewrite(registries, **tables)
+        await self.running.reload(self.config)
 
     async def began(self, count: int) -> None:
         """Wait until so many requests have ever reached their handlers, and have run to where they
@@ -250,6 +260,7 @@ async def run_mirror(
     *,
     clock: Clock | None = None,
     patience: float = 1.5,
+    uncached_patience: float = 2.8,
     authority: trustme.CA | None = None,
     **tables: Any,
 ) -> AsyncIterator[RunningMirror]:
@@ -263,7 +274,7 @@ async def run_mirror(
     config = make_config(storage, upstreams, **tables)
     prepare(config)
     runner = Runner(
-        create_app(config, events, times=Times(clock.now, clock.monotonic, patience)),
+        create_app(config, events, times=Times(clock.now, clock.monotonic, patience, uncached_patience)),
         access_log=None,
         shutdown_timeout=0.5,
         keepalive_timeout=150.0,
@@ -271,13 +282,18 @@ async def run_mirror(
         max_line_size=16_384,
     )
     await runner.setup()
+
+    def rewrite(others: Mapping[str, FakeRegistry | str] | None, /, **changed: Any) -> Config:
+        return make_config(storage, others or upstreams, **{**tables, **changed})
+
     try:
         tls = _server_context(authority) if authority else None
         await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls, backlog=1024).start()
         url = f"{'https' if tls else 'http'}://127.0.0.1:{runner.addresses[0][1]}"
         async with _open_session(authority) as http:
             assert runner.server is not None
-            yield RunningMirror(config, Client(url, http), runner.server, clock, events)
+            client, running = Client(url, http), runner.app[RUNNING]
+            yield RunningMirror(config, client, runner.server, running, rewrite, clock, events)
     finally:
         await runner.cleanup()
 
@@ -301,11 +317,21 @@ def _open_session(authority: trustme.CA | None = None) -> aiohttp.ClientSession:
 
 
 class Program(Client):
-    """``python -m regmirror serve`` as a child process; ``log`` is what it wrote to standard error."""
+    """``python -m regmirror serve`` as a child process; ``log`` is what it wrote to standard error.
 
-    def __init__(self, process: subprocess.Popen[bytes], log: Path, http: aiohttp.ClientSession) -> None:
+    ``configure`` writes its configuration ``file`` anew.
+    """
+
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        file: Path,
+        configure: Callable[..., None],
+        log: Path,
+        http: aiohttp.ClientSession,
+    ) -> None:
         super().__init__("", http)
-        self.process = process
+        self.process, self.file, self.configure = process, file, configure
         self._log = log
 
     @property
@@ -323,6 +349,26 @@ class Program(Client):
         words = line.split()
         assert words[:1] == ["regmirror"], f"said {line!r}:\n{self.log}"
         self.url = next(word for word in words if word.startswith("http"))
+
+    def said(self, text: str) -> list[str]:
+        """The lines for people that begin with ``regmirror: `` and this."""
+        return [line for line in self.log.splitlines() if line.startswith(f"regmirror: {text}")]
+
+    def logged(self, event: str) -> list[dict[str, Any]]:
+        """The structured lines of one event."""
+        lines = [json.loads(line) for line in self.log.splitlines() if line.startswith("{")]
+        return [line for line in lines if line["event"] == event]
+
+    async def reload(self) -> str:
+        """Send SIGHUP, wait until every worker has obeyed, and return what was said to people."""
+        before, done = len(self.said("configuration ")), len(self.logged("configuration reloaded"))
+        self.process.send_signal(signal.SIGHUP)
+        await until(lambda: len(self.said("configuration ")) > before, "SIGHUP is answered")
+        line = self.said("configuration ")[-1]
+        if line.startswith("regmirror: configuration reloaded"):
+            count = done + (len(self.workers()) or 1)
+            await until(lambda: len(self.logged("configuration reloaded")) >= count, "all have reloaded")
+        return line
 
     def workers(self) -> list[int]:
         """The ids of the processes that serve, if there are several."""
@@ -353,20 +399,32 @@ class Program(Client):
 
 @asynccontextmanager
 async def run_program(
-    storage: Path, upstreams: Mapping[str, FakeRegistry | str], /, *, workers: int = 1, **tables: Any
+    storage: Path,
+    upstreams: Mapping[str, FakeRegistry | str],
+    /,
+    *,
+    workers: int = 1,
+    through: Sequence[str] = (),
+    **tables: Any,
 ) -> AsyncIterator[Program]:
     """Run the program with a configuration file beside ``storage``, and end it by its own id.
 
     Several at once on one ``storage`` share it as workers do, each with a port of its own.
+    ``through`` is a command that runs the program, such as ``ip netns exec NAME``.
     """
     number = len(list(storage.parent.glob("*.toml")))
     file, log = storage.parent / f"mirror-{number}.toml", storage.parent / f"mirror-{number}.log"
     server = {"listen": "127.0.0.1:0", "workers": workers, "drain_timeout": "1s", **tables.pop("server", {})}
-    file.write_text(_toml(_tables(storage, upstreams, server=server, **tables)), encoding="utf-8")
+
+    def configure(registries: Mapping[str, FakeRegistry | str] = upstreams, /, **changed: Any) -> None:
+        given = {"server": server, **tables, **changed}
+        file.write_text(_toml(_tables(storage, registries, **given)), encoding="utf-8")
+
+    configure()
     own = {name: value for name, value in os.environ.items() if not name.startswith("REGMIRROR_")}
     with log.open("wb") as output:
         process = subprocess.Popen(  # noqa: ASYNC220  # it is watched by hand, in a thread where that waits
-            [sys.executable, "-m", "regmirror", "--config", str(file), "serve"],
+            [*through, sys.executable, "-m", "regmirror", "--config", str(file), "serve"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=output,
@@ -374,7 +432,7 @@ async def run_program(
             start_new_session=True,
         )
     async with _open_session() as http:
-        program = Program(process, log, http)
+        program = Program(process, file, configure, log, http)
         try:
             await program.wait_ready()
             yield program

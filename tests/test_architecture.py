@@ -18,13 +18,32 @@ PACKAGE = ROOT / "regmirror"
 
 LAYERS: dict[str, list[str]] = {
     "commands": ["cli", "__main__"],
-    "composition and processes": ["app", "workers"],
+    "composition and processes": ["signals", "endpoint", "reload", "service", "app", "workers"],
     "HTTP edge": ["v2", "web"],
-    "use cases": ["knowledge", "asking", "mirror", "listings"],
+    "use cases": [
+        "writes",
+        "knowledge",
+        "asking",
+        "completeness",
+        "resolver",
+        "mirror",
+        "listings",
+        "upkeep",
+    ],
     "listeners": ["metrics", "logs"],
-    "in flight": ["inflight", "transfer", "downloads", "sender"],
+    "in flight": ["fetching", "passing", "inflight", "transfer", "downloads", "sender"],
     "outside world": ["upstream", "blobs", "metadata", "access"],
-    "decisions": ["config", "settings", "events", "outcomes", "freshness", "routing"],
+    "decisions": [
+        "config",
+        "changes",
+        "settings",
+        "events",
+        "outcomes",
+        "freshness",
+        "circuit",
+        "eviction",
+        "routing",
+    ],
     "vocabulary": ["errors", "names", "manifests", "globs", "lru", "singleflight"],
 }
 #: The version stands in the package itself, which imports nothing.
@@ -32,7 +51,13 @@ VERSION = "__init__"
 KNOW_NOTHING_OF_EACH_OTHER = set(LAYERS["outside world"])
 SPEAK_HTTP_TO_CLIENTS = {"v2", "web", "app", "workers"}
 SPEAK_HTTP = SPEAK_HTTP_TO_CLIENTS | {"upstream"}
-HAVE_A_DATABASE = {"metadata", "knowledge", "web"}  # the last two only for its exceptions
+HAVE_A_DATABASE = {
+    "metadata",
+    "writes",
+    "knowledge",
+    "upkeep",
+    "web",
+}  # those after metadata only for its exceptions
 
 LINES_MAX = 400
 FUNCTION_MAX = 50

@@ -5,18 +5,29 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
+from regmirror.errors import RegmirrorError
 from regmirror.names import Digest
 
 PIECE = 256 * 1024  # bytes a read yields at most
+
+
+class NoRoom(RegmirrorError):
+    """There is no room for a blob: by the ``quota`` that is configured, or on the ``disk``."""
+
+    def __init__(self, reason: Literal["quota", "disk"], message: str) -> None:
+        super().__init__(message)
+        self.reason: Literal["quota", "disk"] = reason
+        self.message = message
 
 
 class Blob(Protocol):
     """A stored file, a stored object, or a download in flight; ``close`` it after use.
 
     ``size`` is None only while a download's upstream has not told it.
-    ``descriptor`` is a file descriptor fit for ``sendfile`` and ``pread``, where there is one.
+    ``descriptor`` is a file descriptor fit for ``sendfile`` and ``pread`` of what ``wait_beyond``
+    last told, where there is one; it is asked for anew each time.
     """
 
     @property
@@ -34,7 +45,8 @@ class Blob(Protocol):
         ...
 
     def read(self, start: int, stop: int) -> AsyncIterator[bytes]:
-        """The bytes from ``start`` to ``stop`` in pieces of at most PIECE bytes.
+        """The bytes from ``start`` to ``stop``, which ``wait_beyond`` has told of, in pieces of at
+        most PIECE bytes.
 
         Raises OSError if the store holds fewer.
         """
@@ -64,7 +76,10 @@ class BlobStore(Protocol):
         ...
 
     async def delete(self, digest: Digest) -> int | None:
-        """Remove the blob; how many bytes it had, or None if it was not there."""
+        """Remove the blob; how many bytes it had, or None if it was not there.
+
+        A store that can tell spares a blob that is being read, and returns None as well.
+        """
         ...
 
     async def quarantine(self, digest: Digest) -> None:

@@ -4,22 +4,31 @@
 <root>/blobs/sha512/<hex>
 <root>/staging/…                 arriving; see staging.py
 <root>/quarantine/<hex>.<time>   found to be wrong, kept for the operator
+
+Whoever reads a blob holds a shared ``flock`` on its file, whoever removes one needs the exclusive
+one: what is being read stays. The lock belongs to the open file, duplicates of its descriptor
+included, and ends with the last of them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
+from typing import Final
 
 from regmirror.blobs.base import PIECE, StoredBlob
 from regmirror.errors import DigestInvalid
 from regmirror.names import Digest
 
 ALGORITHMS = ("sha256", "sha512")
+BATCH: Final = 1000  # blobs listed at once
 
 
 class LocalBlob:
@@ -41,6 +50,28 @@ class LocalBlob:
     async def read(self, start: int, stop: int) -> AsyncIterator[bytes]:
         async for piece in read_pieces(self._descriptor, start, stop):
             yield piece
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+class Removable:
+    """A stored blob that nobody reads, locked so that it can be removed; ``close`` it after use.
+
+    Its calls wait for the disk: use them in a thread.
+    """
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self._path, self._descriptor = path, descriptor
+        self.size = os.fstat(descriptor).st_size
+
+    def unlink(self) -> None:
+        """Remove the file, unless it has been replaced by another one meanwhile."""
+        with suppress(FileNotFoundError):
+            if os.path.samestat(self._path.stat(), os.fstat(self._descriptor)):
+                self._path.unlink()
 
     def close(self) -> None:
         if self._descriptor >= 0:
@@ -75,12 +106,22 @@ class LocalBlobStore:
         return self._directories[digest.algorithm] / digest.encoded
 
     def open(self, digest: Digest) -> LocalBlob | None:
-        """One ``open`` and one ``fstat``, on the calling thread: the hot path."""
+        """One ``open``, ``flock`` and ``fstat``, on the calling thread: the hot path.
+
+        Raises OSError if there is a file that cannot be opened.
+        """
         try:
             descriptor = os.open(self.path(digest), os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return None
+        # Refused while somebody removes it: it can be read to its end all the same.
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         return LocalBlob(descriptor)
+
+    def exists(self, digest: Digest) -> bool:
+        """Whether there is a file of that name."""
+        return self.path(digest).exists()
 
     async def find(self, digest: Digest) -> LocalBlob | None:
         return self.open(digest)
@@ -91,16 +132,42 @@ class LocalBlobStore:
     def _adopt(self, staged: Path, final: Path) -> None:
         _sync(staged)
         staged.replace(final)
-        _sync(final.parent)
+        try:
+            _sync(final.parent)
+        except OSError:
+            with suppress(OSError):  # all or nothing: it might not be there after a crash
+                final.unlink()
+            raise
 
     async def delete(self, digest: Digest) -> int | None:
+        return await asyncio.to_thread(self._delete, digest)
+
+    def _delete(self, digest: Digest) -> int | None:
+        removable = self.lock_for_removal(digest)
+        if removable is None:
+            return None
+        try:
+            removable.unlink()
+        finally:
+            removable.close()
+        return removable.size
+
+    def lock_for_removal(self, digest: Digest) -> Removable | None:
+        """The blob, locked; None if it is being read or not there. Waits for the disk."""
         path = self.path(digest)
         try:
-            size = path.stat().st_size
-            path.unlink()
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return None
-        return size
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return Removable(path, descriptor)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except OSError:
+            os.close(descriptor)
+            raise
 
     async def quarantine(self, digest: Digest) -> None:
         target = self._quarantine / f"{digest.encoded}.{time.time_ns()}"
@@ -109,15 +176,33 @@ class LocalBlobStore:
         except FileNotFoundError:
             return
 
+    def sweep_quarantine(self, older_than: float) -> None:
+        """Remove what was put aside before that time (wall-clock seconds)."""
+        for path in self._quarantine.iterdir():
+            with suppress(FileNotFoundError, IsADirectoryError):
+                if path.stat().st_ctime < older_than:
+                    path.unlink()
+
     async def iterate(self) -> AsyncIterator[StoredBlob]:
+        async for page in self.pages(BATCH):
+            for blob in page:
+                yield blob
+
+    async def pages(self, count: int) -> AsyncIterator[list[StoredBlob]]:
+        """What ``iterate`` tells, ``count`` at a time."""
+        found = self.scan()
+        while page := await asyncio.to_thread(lambda: list(islice(found, count))):
+            yield page
+
+    def scan(self) -> Iterator[StoredBlob]:
+        """What ``iterate`` tells, on the calling thread; in constant memory."""
         for algorithm, directory in self._directories.items():
-            for entry in await asyncio.to_thread(_entries, directory):
-                try:
-                    status = entry.stat()
-                    digest = Digest(f"{algorithm}:{entry.name}")
-                except (FileNotFoundError, DigestInvalid):
-                    continue
-                yield StoredBlob(digest, status.st_size, status.st_mtime)
+            with suppress(FileNotFoundError), os.scandir(directory) as entries:
+                for entry in entries:
+                    with suppress(FileNotFoundError, DigestInvalid):
+                        digest = Digest(f"{algorithm}:{entry.name}")
+                        status = entry.stat()
+                        yield StoredBlob(digest, status.st_size, status.st_mtime)
 
 
 def ensure_directory(directory: Path) -> None:
@@ -125,11 +210,6 @@ def ensure_directory(directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     if not os.access(directory, os.W_OK | os.X_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(directory))
-
-
-def _entries(directory: Path) -> list[os.DirEntry[str]]:
-    with os.scandir(directory) as entries:
-        return list(entries)
 
 
 def _sync(path: Path) -> None:

@@ -8,6 +8,9 @@ Each blob in flight has two files, shared by every process that works on the sto
 An exclusive ``flock`` on the first elects the one writer. The kernel releases it when the
 writer ends in whatever way, so a follower that obtains it either finds the blob adopted, or
 the writer's reason for giving up, or takes over where the writer stopped.
+
+An adopted file is a stored blob, on which a lock means something else: whoever reads it holds a
+shared one, so that it is not removed (see local.py).
 """
 
 from __future__ import annotations
@@ -21,10 +24,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from regmirror.blobs.local import ensure_directory
+from regmirror.errors import DigestInvalid
 from regmirror.names import Digest
 
 _NOTE = ".note"  # what follows a staged file's name in that of its note
 _NOTE_MAX = 4096  # bytes; written by one pwrite, so that a reader sees the old or the new
+_PROBE = 64 * 1024  # bytes written to see whether there is room
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,18 +46,31 @@ class Note:
     message: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """What a blob in staging takes: its whole ``size``, and what of that is not yet written."""
+
+    size: int
+    to_come: int
+
+
 class StagedFile:
     """One blob in flight, opened for reading and writing."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._note_path = path.with_name(path.name + _NOTE)
+        self.is_writer = False
+        self._is_shared = False
+        self._note_descriptor = -1
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
         self.descriptor = os.open(path, flags, 0o644)
         try:
             self._note_descriptor = os.open(self._note_path, flags, 0o644)
         except OSError:
-            os.close(self.descriptor)
+            if self.size == 0 and self.try_lock():  # created a moment ago, by us
+                self.discard()
+            self.close()
             raise
 
     @property
@@ -66,7 +84,14 @@ class StagedFile:
             fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
+        self.is_writer = True
         return True
+
+    def share(self) -> None:
+        """The file has been adopted: descriptors of it that stay open keep it from being removed."""
+        with suppress(OSError):
+            fcntl.flock(self.descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            self._is_shared = True
 
     def is_current(self) -> bool:
         """Whether both paths still lead to these files (not adopted, discarded or replaced)."""
@@ -81,29 +106,39 @@ class StagedFile:
         return _parse_note(os.pread(self._note_descriptor, _NOTE_MAX, 0))
 
     def write_note(self, note: Note) -> None:
+        """Best effort: without it followers wait until the lock is free, and then find out alone."""
         line = json.dumps(asdict(note)).encode()[: _NOTE_MAX - 1] + b"\n"
-        os.pwrite(self._note_descriptor, line, 0)
+        with suppress(OSError):
+            os.pwrite(self._note_descriptor, line, 0)
 
     def truncate(self, size: int) -> None:
         os.ftruncate(self.descriptor, size)
 
     def discard(self) -> None:
-        """Remove the files by name; followers keep what they have open. Writer only."""
+        """Remove the files by name; followers keep what they have open. Writer only.
+
+        What a failing disk does not let go stays for the next writer, or to be swept.
+        """
         for path in (self.path, self._note_path):
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
 
     def forget_note(self) -> None:
         """Remove the note after the adoption. Writer only."""
-        self._note_path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self._note_path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Close both files; a lock held through this object is released."""
+        """Close both files; a writer's lock held through this object is released."""
         if self.descriptor < 0:
             return
-        # Readers may hold duplicates of the descriptor, and with them the lock: so release it.
-        fcntl.flock(self.descriptor, fcntl.LOCK_UN)
+        # Readers may hold duplicates of the descriptor, and with them the lock: so release it,
+        # unless it is the shared one that is meant to last as long as they do.
+        if not self._is_shared:
+            fcntl.flock(self.descriptor, fcntl.LOCK_UN)
         os.close(self.descriptor)
-        os.close(self._note_descriptor)
+        if self._note_descriptor >= 0:
+            os.close(self._note_descriptor)
         self.descriptor = self._note_descriptor = -1
 
 
@@ -119,6 +154,20 @@ class Staging:
     def open(self, digest: Digest) -> StagedFile:
         """The files of ``digest``, created if there are none."""
         return StagedFile(self.directory / f"{digest.algorithm}-{digest.encoded}")
+
+    def find_obstacle(self) -> str:
+        """Why nothing can be written here at the moment, by trying it; empty if it can."""
+        probe = self.directory / f".probe-{os.getpid()}"
+        try:
+            descriptor = os.open(probe, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                probe.unlink()
+                os.pwrite(descriptor, bytes(_PROBE), 0)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            return (error.strerror or str(error)).lower()
+        return ""
 
     def sweep(self, older_than: float) -> int:
         """Remove what no writer holds and nobody touched since ``older_than``; how many."""
@@ -142,10 +191,28 @@ class Staging:
                 touched_at = path.stat().st_mtime
             except FileNotFoundError:  # adopted meanwhile, by another process
                 continue
+            if path.name.startswith("."):  # a probe of this moment
+                continue
             if path.suffix != _NOTE:
                 yield path, touched_at
             elif not path.with_suffix("").exists():
                 yield path.with_suffix(""), touched_at
+
+    def reservations(self) -> dict[Digest, Reservation]:
+        """What every blob here takes: one that is being written all of what it will have, a
+        left-over what it has.
+        """
+        found = {}
+        for path in self.directory.glob("sha*-*"):
+            if path.suffix == _NOTE:
+                continue
+            with suppress(FileNotFoundError, DigestInvalid), path.open("rb") as staged:
+                written = os.fstat(staged.fileno()).st_size
+                note = path.with_name(path.name + _NOTE)
+                told = _parse_note(note.read_bytes()).size if _is_locked(staged.fileno()) else None
+                size = max(written, told or 0)
+                found[Digest(path.name.replace("-", ":", 1))] = Reservation(size, size - written)
+        return found
 
     def in_flight(self) -> list[tuple[str, int, int | None]]:
         """Digest, bytes so far and whole size of every blob that some process is writing.

@@ -38,11 +38,11 @@ def run(context: Context) -> None:
 
 def check(config: Config) -> None:
     """Raise ConfigError for what a server could not be started with."""
+    from regmirror.endpoint import load_tls
     from regmirror.upstream.client import Upstreams
-    from regmirror.workers import load_tls
 
     _check_address(config.server.listen)
-    load_tls(config)
+    load_tls(config.server.tls)
     Upstreams(config.enabled_upstreams(), emit=lambda event: None)
     _check_storage(config.storage.path)
 

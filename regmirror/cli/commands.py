@@ -59,7 +59,7 @@ def serve(
     offline: Annotated[bool, typer.Option("--offline", help="Never ask an upstream.")] = False,
     config: ConfigFile = None,
 ) -> None:
-    """Serve the mirror until SIGTERM or SIGINT."""
+    """Serve the mirror until SIGTERM or SIGINT; SIGHUP reads the configuration again."""
     server = {"listen": listen, "workers": workers}
     overrides: dict[str, dict[str, Any]] = {
         "server": {key: value for key, value in server.items() if value is not None}
@@ -68,7 +68,7 @@ def serve(
         overrides["freshness"] = {"offline": True}
     from regmirror import workers as processes
 
-    raise typer.Exit(processes.serve(given(context, config).load(**overrides)))
+    raise typer.Exit(processes.serve(given(context, config).reader(**overrides)))
 
 
 @app.command("check-config")

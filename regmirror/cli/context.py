@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,16 @@ class Context:
         from regmirror import settings
 
         return settings.load(self.file(), **overrides)
+
+    def reader(self, **overrides: dict[str, Any]) -> Callable[[], Config]:
+        """``load`` for a server, which reads again: always the file that was found at first.
+
+        Were it looked for again, one that is being replaced would be passed over in silence.
+        """
+        from regmirror import settings
+
+        file = self.file()
+        return lambda: settings.load(file or self.file(), **overrides)
 
 
 def given(context: typer.Context, config: str | None, json: bool = False) -> Context:

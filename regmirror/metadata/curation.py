@@ -99,32 +99,34 @@ class Curation:
         return Reviewed(len(due), tuple(_removal(row) for row in removed))
 
     @whole
-    async def purge_manifests(self, repository: Repository, digests: Collection[Digest]) -> list[Removal]:
-        """The repository no longer holds these, whatever holds them there."""
-        held, found = t.repository_manifests.c, []
+    async def purge_manifests(
+        self, repository: Repository, digests: Collection[Digest] | None
+    ) -> list[Removal]:
+        """The repository no longer holds these (None: any), whatever holds them there."""
+        held = t.repository_manifests.c
         async with self.database.write() as connection:
             mine = await _find_repository(connection, repository)
-            for chunk in _chunks([str(digest) for digest in digests]):
-                query = held_manifests(held.repository_id == mine, held.digest.in_(chunk))
-                rows = (await connection.execute(query)).all()
-                found += [Removal(Digest(row.digest), row.size, "purged", repository) for row in rows]
-                due = {"since": AT_ONCE, "due_at": AT_ONCE, "of_repository": mine}
-                await _remove_manifests(connection, [{"of_digest": row.digest, **due} for row in rows])
+            wanted = [] if digests is None else [held.digest.in_([*map(str, digests)])]
+            rows = (await connection.execute(held_manifests(held.repository_id == mine, *wanted))).all()
+            found = [Removal(Digest(row.digest), row.size, "purged", repository) for row in rows]
+            due = {"since": AT_ONCE, "due_at": AT_ONCE, "of_repository": mine}
+            await _remove_manifests(connection, [{"of_digest": row.digest, **due} for row in rows])
         return found
 
     @whole
-    async def purge_tags(self, repository: Repository, tags: Collection[Tag]) -> None:
-        """Forget the tags; what they meant is due for review at once."""
+    async def purge_tags(self, repository: Repository, tags: Collection[Tag] | None) -> None:
+        """Forget the tags (None: any); what they meant is due for review at once."""
+        row = t.tags.c
         async with self.database.write() as connection:
             mine = await _find_repository(connection, repository)
-            for chunk in _chunks([str(tag) for tag in tags]):
-                gone = await connection.execute(
-                    sa.delete(t.tags)
-                    .where(t.tags.c.repository_id == mine, t.tags.c.name.in_(chunk))
-                    .returning(t.tags.c.digest, t.tags.c.previous)
-                )
-                for row in gone.all():
-                    await put_up(connection, "manifest", mine or 0, row, AT_ONCE)
+            wanted = [] if tags is None else [row.name.in_([*map(str, tags)])]
+            gone = await connection.execute(
+                sa.delete(t.tags)
+                .where(row.repository_id == mine, *wanted)
+                .returning(row.digest, row.previous)
+            )
+            for meant in gone.all():
+                await put_up(connection, "manifest", mine or 0, meant, AT_ONCE)
 
     @whole
     async def purge_rights(self, repository: Repository) -> None:

@@ -12,15 +12,16 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
+from urllib.parse import quote
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 BUSY_TIMEOUT: Final = 10.0  # seconds a transaction waits for those of other processes
+READ_TIMEOUT: Final = 1.0  # seconds a question waits, which it does only while the file is recovered
 _PRAGMAS = (
     "PRAGMA journal_mode=WAL",
     "PRAGMA synchronous=NORMAL",
-    f"PRAGMA busy_timeout={int(BUSY_TIMEOUT * 1000)}",
     "PRAGMA foreign_keys=ON",
 )
 
@@ -33,9 +34,10 @@ class Database:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        url = f"sqlite+aiosqlite:///{path}"
-        self._reader = _engine(url, pool_size=4, begin="BEGIN")
-        self._writer = _engine(url, pool_size=1, begin="BEGIN IMMEDIATE")
+        # Never created here: an empty file would take the place of one that is being restored.
+        url = f"sqlite+aiosqlite:///file:{quote(str(path))}?mode=rw&uri=true"
+        self._reader = _engine(url, pool_size=4, begin="BEGIN", timeout=READ_TIMEOUT)
+        self._writer = _engine(url, pool_size=1, begin="BEGIN IMMEDIATE", timeout=BUSY_TIMEOUT)
         self._lock = asyncio.Lock()
         self._running: set[asyncio.Task[Any]] = set()
 
@@ -109,7 +111,7 @@ def whole(
     return run
 
 
-def _engine(url: str, *, pool_size: int, begin: str) -> AsyncEngine:
+def _engine(url: str, *, pool_size: int, begin: str, timeout: float) -> AsyncEngine:
     """An engine that sets SQLite's pragmas and begins transactions as it is told.
 
     The driver's own habit of beginning late is switched off (``isolation_level = None``), as
@@ -121,7 +123,7 @@ def _engine(url: str, *, pool_size: int, begin: str) -> AsyncEngine:
     def _connected(connection: Any, _record: Any) -> None:
         connection.isolation_level = None
         cursor = connection.cursor()
-        for pragma in _PRAGMAS:
+        for pragma in (f"PRAGMA busy_timeout={int(timeout * 1000)}", *_PRAGMAS):
             cursor.execute(pragma)
         cursor.close()
 

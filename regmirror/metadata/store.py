@@ -147,6 +147,14 @@ class MetadataStore:
         )
         return [Repository(row[0], row[1]) for row in await self.database.all(query)]
 
+    async def find_holders(self, digest: Digest) -> list[Repository]:
+        """Every repository that holds this manifest."""
+        held = t.repository_manifests
+        query = sa.select(t.repositories.c.upstream, t.repositories.c.name).join(held)
+        return [
+            Repository(*row) for row in await self.database.all(query.where(held.c.digest == str(digest)))
+        ]
+
     async def list_referrers(self, repository: Repository, digest: Digest) -> list[Manifest]:
         """The stored manifests of the repository whose ``subject`` is ``digest``."""
         refs, held = t.manifest_references, t.repository_manifests

@@ -13,25 +13,34 @@ REVISION: Final = "0002"  # the newest script in migrations/versions
 FILE_NAME: Final = "regmirror.db"
 
 
+class DatabaseDamaged(ConfigError):
+    """The file is no database, or its pages contradict each other."""
+
+
 def database_path(storage: Path) -> Path:
     """Where SQLite keeps its file below ``storage.path``."""
     return storage / FILE_NAME
 
 
-def upgrade(path: Path) -> None:
-    """Create or migrate the database at ``path``; raises ConfigError if it cannot be used."""
+def upgrade(path: Path) -> str | None:
+    """Create or migrate the database at ``path``; the schema it had if that was an older one.
+
+    Raises DatabaseDamaged, or another ConfigError if it cannot be used.
+    """
     engine = sa.create_engine(f"sqlite:///{path}", connect_args={"timeout": 30})
     try:
         with engine.connect() as connection:
             connection.exec_driver_sql("PRAGMA journal_mode=WAL")
-            if _revision(connection) != REVISION:
-                _migrate(connection, path)
+            if (found := _revision(connection)) == REVISION:
+                return None
+            _migrate(connection, path)
+            return found
     except sa.exc.OperationalError as error:  # locked, read-only, in a directory of somebody else
         reason = f"{path} cannot be used: {error.orig}; see who owns it and who else uses it"
         raise ConfigError("storage.path", str(path.parent), reason) from None
     except sa.exc.DatabaseError as error:
         reason = f"{path} is damaged: {error.orig}; move it away to start with a new one"
-        raise ConfigError("storage.path", str(path.parent), reason) from None
+        raise DatabaseDamaged("storage.path", str(path.parent), reason) from None
     finally:
         engine.dispose()
 

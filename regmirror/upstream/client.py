@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Set
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, Literal
 
 from yarl import URL
@@ -35,6 +36,7 @@ from regmirror.upstream.content import (
 from regmirror.upstream.credentials import CredentialSource
 from regmirror.upstream.failures import error_for_status, mapped
 from regmirror.upstream.pages import PAGES_MAX, next_page
+from regmirror.upstream.records import SharedRecord
 from regmirror.upstream.transport import Exchange
 
 ACCEPT: Final = ", ".join(ACCEPTED)
@@ -55,7 +57,10 @@ class ManifestHead:
 
 
 class UpstreamClient:
-    """One upstream. Built without a running loop; connects at the first request."""
+    """One upstream. Built without a running loop; connects at the first request.
+
+    ``health`` knows whether it is worth asking.
+    """
 
     def __init__(
         self,
@@ -66,8 +71,13 @@ class UpstreamClient:
         clock: Callable[[], float] = time.monotonic,
         offline: bool = False,
         source: CredentialSource | None = None,
+        now: Callable[[], float] = time.time,
+        directory: Path | None = None,
     ) -> None:
-        """Raises ConfigError for certificates that cannot be used and addresses that are none."""
+        """``directory`` is where processes share what they know of upstreams; None: they do not.
+
+        Raises ConfigError for certificates that cannot be used and addresses that are none.
+        """
         self.name = name
         self._emit, self._timeout = emit, config.read_timeout
         self._base = upstream_url(name, config)
@@ -75,7 +85,18 @@ class UpstreamClient:
             home = URL(self._base, encoded=True).origin()
         except ValueError as error:
             raise ConfigError(f'upstreams."{name}".url', config.url, str(error)) from None
-        self._caller = Caller(name, config, home, emit=emit, clock=clock, offline=offline, source=source)
+        self._caller = Caller(
+            name,
+            config,
+            home,
+            emit=emit,
+            clock=clock,
+            offline=offline,
+            source=source,
+            record=SharedRecord.of(directory, name, config),
+            now=now,
+        )
+        self.health = self._caller.health
 
     def __repr__(self) -> str:
         return f"UpstreamClient({self.name!r}, {self._base!r})"
@@ -83,6 +104,10 @@ class UpstreamClient:
     async def close(self) -> None:
         """Break every connection; requests in flight fail."""
         await self._caller.close()
+
+    def set_offline(self, offline: bool) -> None:
+        """Whether requests that begin from now on are refused; those in flight go on (B37)."""
+        self._caller.set_offline(offline)
 
     # --- manifests ---
 
@@ -259,8 +284,11 @@ class UpstreamClient:
     def _error(self, exchange: Exchange, what: str) -> UpstreamError:
         if not exchange.is_home and exchange.status in (401, 403, 410):
             message = f"redirects to {exchange.host}, which refuses ({exchange.status}) {what}"
-            return UpstreamFailed(self.name, message, reason="storage")
-        return error_for_status(self.name, exchange.host, exchange.status, exchange.headers, what)
+            error: UpstreamError = UpstreamFailed(self.name, message, reason="storage")
+        else:
+            error = error_for_status(self.name, exchange.host, exchange.status, exchange.headers, what)
+        error.is_elsewhere = not exchange.is_home
+        return error
 
     async def _read_short(self, exchange: Exchange, limit: int, kind: Kind) -> bytes:
         """A body that is kept in memory: bounded in bytes and in time."""
@@ -278,7 +306,9 @@ class UpstreamClient:
 class Upstreams(Mapping[str, UpstreamClient]):
     """The clients of every upstream that may be asked, by canonical name.
 
-    With ``offline`` each request fails before it connects anywhere (B37).
+    With ``offline`` each request fails before it connects anywhere (B37). What is known of their
+    health is shared with the processes that use the same ``directory``. ``renew`` follows a new
+    configuration; clients that are replaced stay open for what was started with them.
     """
 
     def __init__(
@@ -288,11 +318,45 @@ class Upstreams(Mapping[str, UpstreamClient]):
         emit: Emit,
         clock: Callable[[], float] = time.monotonic,
         offline: bool = False,
+        now: Callable[[], float] = time.time,
+        directory: Path | None = None,
     ) -> None:
-        self._clients = {
-            name: UpstreamClient(name, config, emit=emit, clock=clock, offline=offline)
-            for name, config in upstreams.items()
-        }
+        self._emit, self._clock, self._now, self._directory = emit, clock, now, directory
+        self._clients = {name: self._make(name, config, offline) for name, config in upstreams.items()}
+        self._replaced: set[UpstreamClient] = set()
+
+    def _make(self, name: str, config: Upstream, offline: bool) -> UpstreamClient:
+        return UpstreamClient(
+            name,
+            config,
+            emit=self._emit,
+            clock=self._clock,
+            offline=offline,
+            now=self._now,
+            directory=self._directory,
+        )
+
+    def renew(
+        self, upstreams: Mapping[str, Upstream], changed: Set[str], *, offline: bool
+    ) -> set[UpstreamClient]:
+        """Have clients for exactly ``upstreams``, new ones where the configuration ``changed``.
+
+        Returns those replaced or removed, which are to be dismissed when nothing uses them any
+        more. Raises ConfigError as UpstreamClient does, and then nothing has changed.
+        """
+        kept = {name: self._clients[name] for name in self._clients.keys() & upstreams.keys() - changed}
+        made = {name: self._make(name, upstreams[name], offline) for name in upstreams.keys() - kept.keys()}
+        replaced = set(self._clients.values()) - set(kept.values())
+        self._clients = {name: made.get(name) or kept[name] for name in upstreams}
+        self._replaced |= replaced
+        for client in {*self._clients.values(), *self._replaced}:
+            client.set_offline(offline)
+        return replaced
+
+    async def dismiss(self, clients: Iterable[UpstreamClient]) -> None:
+        """Close replaced clients."""
+        await _close_all(clients)
+        self._replaced -= set(clients)
 
     def __getitem__(self, name: str) -> UpstreamClient:
         return self._clients[name]
@@ -304,8 +368,12 @@ class Upstreams(Mapping[str, UpstreamClient]):
         return len(self._clients)
 
     async def close(self) -> None:
-        """Close every client, also if closing one of them fails."""
-        await asyncio.gather(*(client.close() for client in self._clients.values()), return_exceptions=True)
+        """Close every client, replaced ones too, also if closing one of them fails."""
+        await _close_all({*self._clients.values(), *self._replaced})
+
+
+async def _close_all(clients: Iterable[UpstreamClient]) -> None:
+    await asyncio.gather(*(client.close() for client in clients), return_exceptions=True)
 
 
 class _Unsupported(Exception):

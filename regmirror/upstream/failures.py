@@ -17,6 +17,7 @@ from typing import Final
 
 import aiohttp
 
+from regmirror.circuit import WAIT_MAX
 from regmirror.errors import (
     UpstreamDenied,
     UpstreamError,
@@ -28,10 +29,16 @@ from regmirror.errors import (
 )
 
 RETRY_AFTER_DEFAULT: Final = 60.0  # seconds
-RETRY_AFTER_MAX: Final = 3600.0
+RETRY_AFTER_MAX: Final = WAIT_MAX
+#: Answers of 500 and above that are about the request and say nothing of how the upstream is.
+_MERE_REFUSALS: Final = (501, 505)
+#: What is wrong here and not there.
+_OWN: Final = ("offline", "closed")
+#: Reasons of UpstreamFailed that mean no usable answer came from the upstream or its token endpoint.
+_BROKEN: Final = ("token", "protocol", "truncated")
 
 _REMEDIES: Final = {
-    "dns": "has a name that cannot be resolved; check the url and the name server",
+    "dns": "has a name that does not exist; check the url",
     "refused": "refuses connections; check the url and that it runs",
     "certificate": "shows a certificate that is not trusted; set ca_file to its authority's "
     "certificate, or insecure = true",
@@ -41,6 +48,23 @@ _REMEDIES: Final = {
     "proxy": "cannot be reached through the proxy; check http_proxy and the proxy variables",
     "network": "cannot be reached; check the route and the firewall",
 }
+_NO_NAME_SERVER: Final = (
+    "cannot be looked up, since no name server has an answer; check this machine's name servers"
+)
+
+
+def is_failure(error: UpstreamError) -> bool:
+    """Whether ``error``, raised in place of an answer, says that the upstream itself is broken."""
+    if error.is_elsewhere or error.reason in _OWN:
+        return False
+    if isinstance(error, UpstreamTimeout | UpstreamUnreachable):
+        return True
+    return isinstance(error, UpstreamFailed) and error.reason in _BROKEN
+
+
+def is_failing_status(status: int) -> bool:
+    """Whether an answer of the upstream itself says that it is broken."""
+    return status >= 500 and status not in _MERE_REFUSALS
 
 
 @contextmanager
@@ -74,7 +98,8 @@ def explain(upstream: str, host: str, error: BaseException) -> UpstreamError:
     if isinstance(error, aiohttp.ClientResponseError):
         return UpstreamFailed(upstream, f"{host} does not answer in HTTP", reason="protocol")
     reason = _reason(error)
-    return UpstreamUnreachable(upstream, f"{host} {_REMEDIES[reason]}", reason=reason)
+    remedy = _NO_NAME_SERVER if _is_unanswered(error) else _REMEDIES[reason]
+    return UpstreamUnreachable(upstream, f"{host} {remedy}", reason=reason)
 
 
 def _timeout(upstream: str, host: str, error: TimeoutError) -> UpstreamError:
@@ -96,6 +121,12 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, aiohttp.ClientConnectorError):
         return _socket_reason(error.os_error)
     return "reset"
+
+
+def _is_unanswered(error: BaseException) -> bool:
+    """Whether the name servers failed, so that nothing is known of the name itself."""
+    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorDNSError) else error
+    return isinstance(cause, OSError) and cause.errno == socket.EAI_AGAIN
 
 
 def _socket_reason(error: OSError) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Final
 
 import aiohttp
@@ -18,6 +18,7 @@ from yarl import URL
 from regmirror import __version__
 from regmirror.config import Upstream
 from regmirror.errors import UpstreamError, UpstreamFailed, UpstreamUnreachable
+from regmirror.upstream.addresses import Addresses
 from regmirror.upstream.failures import mapped
 from regmirror.upstream.proxies import Proxies
 from regmirror.upstream.slots import Slots
@@ -37,8 +38,14 @@ class Exchange:
     the body has been read to its end.
     """
 
-    def __init__(self, upstream: str, response: aiohttp.ClientResponse, release: Callable[[], None]) -> None:
-        self._upstream, self._response, self._release = upstream, response, release
+    def __init__(
+        self,
+        upstream: str,
+        response: aiohttp.ClientResponse,
+        release: Callable[[], None],
+        hear: Callable[[], None],
+    ) -> None:
+        self._upstream, self._response, self._release, self._hear = upstream, response, release, hear
         self.is_home = True  # the upstream itself answered, not a host it redirected to
         self.excerpt = ""  # the start of an error's body, once it has been read
 
@@ -61,7 +68,10 @@ class Exchange:
     async def read(self) -> bytes:
         """Whatever has arrived, at least one byte; nothing at the end."""
         with mapped(self._upstream, self.host):
-            return await self._response.content.readany()
+            chunk = await self._response.content.readany()
+        if self.is_home:
+            self._hear()
+        return chunk
 
     async def read_all(self, limit: int) -> bytes:
         """The whole body; UpstreamFailed as soon as it is longer than ``limit`` bytes."""
@@ -102,15 +112,17 @@ class Transport:
     """The connections to one upstream, its token endpoint and its storage.
 
     ``max_connections`` bounds the exchanges in flight. They wait for a slot here and never in
-    aiohttp's pool, where waiting would count against the connect timeout.
+    aiohttp's pool, where waiting would count against the connect timeout. ``hear`` is told when
+    something comes from the upstream itself.
     """
 
-    def __init__(self, name: str, config: Upstream, home: URL) -> None:
+    def __init__(self, name: str, config: Upstream, home: URL, hear: Callable[[], None]) -> None:
         self.name, self.home = name, home
-        self._config = config
+        self._config, self._hear = config, hear
         self._certificates = Certificates.load(name, config)
         self._proxies = Proxies.from_environment(config.http_proxy)
         self._slots = Slots(config.max_connections)
+        self._addresses: Addresses | None = None
         self._session: aiohttp.ClientSession | None = None
         self._is_closed = False
 
@@ -122,18 +134,39 @@ class Transport:
         *,
         form: Mapping[str, str] | None = None,
         is_bulk: bool = False,
+        is_probe: bool = False,
+        admit: Callable[[], None] = lambda: None,
     ) -> Exchange:
         """Send one request and wait for its answer's headers; the caller closes the exchange.
 
-        ``is_bulk`` marks the long transfers, which may not take the last slots.
+        ``is_bulk`` marks the long transfers, which may not take the last slots. ``admit`` raises
+        what keeps this request from being sent, when its turn has come. A probe waits for no
+        turn: what hangs holds the slots.
         """
-        release = await self._slots.acquire(is_bulk=is_bulk)
+        release = _nothing if is_probe else await self._wait_for_turn(admit, is_bulk=is_bulk)
         with ExitStack() as undo:
             undo.callback(release)
             with mapped(self.name, url.host or ""):
                 response = await self._request(method, url, headers, form)
             undo.pop_all()
-        return Exchange(self.name, response, release)
+        return Exchange(self.name, response, release, self._hear)
+
+    def dismiss_waiting(self) -> None:
+        """Have everybody who waits for a slot ask again whether that is still allowed."""
+        self._slots.dismiss()
+
+    async def _wait_for_turn(self, admit: Callable[[], None], *, is_bulk: bool) -> Callable[[], None]:
+        while True:
+            admit()
+            with suppress(Slots.Dismissed):
+                release = await self._slots.acquire(is_bulk=is_bulk)
+                break
+        try:
+            admit()
+        except UpstreamError:
+            release()
+            raise
+        return release
 
     async def _request(
         self, method: str, url: URL, headers: Mapping[str, str], form: Mapping[str, str] | None
@@ -161,8 +194,9 @@ class Transport:
             raise UpstreamUnreachable(self.name, "is being shut down", reason="closed")
         if self._session is None:
             config = self._config
+            self._addresses = Addresses()
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0),
+                connector=aiohttp.TCPConnector(limit=0, resolver=self._addresses),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 # trust_env would also read passwords from ~/.netrc and send them anywhere.
                 trust_env=False,
@@ -185,3 +219,9 @@ class Transport:
         self._is_closed = True
         if self._session is not None:
             await self._session.close()
+        if self._addresses is not None:
+            await self._addresses.close()
+
+
+def _nothing() -> None:
+    """There is nothing to give back."""

@@ -7,8 +7,9 @@ clients complain about the answer instead of saying what is wrong.
 
 from __future__ import annotations
 
+import asyncio
 from http import HTTPStatus
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from aiohttp import web
 from aiohttp.web_request import BaseRequest
@@ -16,9 +17,27 @@ from aiohttp.web_request import BaseRequest
 from regmirror.errors import RegistryError
 from regmirror.v2.responses import Internal, error_response
 
+DRAIN_LOOK: Final = 0.02  # seconds between looks whether the last connection has closed
+
 
 class Runner(web.AppRunner):
     """Runs an application behind such a server."""
+
+    async def drain(self, timeout: float) -> None:
+        """Take no more connections, and wait until the answers in progress have left.
+
+        After ``timeout`` seconds what is left is for ``cleanup`` to break. aiohttp's own waiting
+        takes up to twice its time, and forgets what is still in the buffers of a slow client.
+        """
+        for site in self.sites:
+            await site.stop()
+        loop = asyncio.get_running_loop()
+        end = loop.time() + timeout
+        while self.server is not None and loop.time() < end:
+            await asyncio.sleep(DRAIN_LOOK)
+            self.server.pre_shutdown()  # also closes those that have become idle since
+            if not self.server.connections:
+                return
 
     async def _make_server(self) -> web.Server:
         server = await super()._make_server()
@@ -31,6 +50,13 @@ class _Server(web.Server):
 
 
 class _Connection(web.RequestHandler):
+    def close(self) -> None:
+        """Close after the answer in progress, which aiohttp does, or else at once."""
+        is_idle = self._waiter is not None and not self._waiter.done()
+        super().close()
+        if is_idle:
+            self.force_close()
+
     def handle_error(
         self,
         request: BaseRequest,

@@ -1,8 +1,8 @@
 """A blob's bytes on their way to a client: whole, one range, or several.
 
-Over plain HTTP they leave by ``sendfile`` (see ``sender.py``); over TLS, or from a store
-without file descriptors, in pieces of 256 KiB, yielding to the event loop after each: a client
-that keeps up must not starve the others.
+Over plain HTTP they leave by ``sendfile`` (see ``sender.py``); over TLS, from a store without
+file descriptors, or where a blob that cannot be kept passes through memory, in pieces of 256 KiB,
+yielding to the event loop after each: a client that keeps up must not starve the others.
 """
 
 from __future__ import annotations
@@ -102,16 +102,17 @@ class BlobStream:
             limit = min(stop, await self._blob.wait_beyond(start))
             if limit <= start:
                 raise Unavailable(f"the blob ends at {start}, which is less than was announced")
-            if self._by_sendfile:
-                await self._sendfile(writer, start, limit - start)
+            source = self._blob.descriptor if self._by_sendfile else None
+            if source is not None:
+                await self._sendfile(writer, source, start, limit - start)
             else:
                 await self._write(response, start, limit)
             start = limit
 
-    async def _sendfile(self, writer: AbstractStreamWriter, start: int, count: int) -> None:
+    async def _sendfile(self, writer: AbstractStreamWriter, source: int, start: int, count: int) -> None:
         await writer.drain()
-        transport, source = self._request.transport, self._blob.descriptor
-        if transport is None or source is None:
+        transport = self._request.transport
+        if transport is None:
             raise ConnectionResetError("the client has left")
         target = transport.get_extra_info("socket").fileno()
         await self._sender.send(target, source, start, count)
@@ -126,6 +127,8 @@ class BlobStream:
     async def _wait_for_size(self) -> int:
         size = 0
         while (limit := await self._blob.wait_beyond(size)) > size:
+            if self._blob.descriptor is None:  # nobody may keep the bytes until they are counted
+                raise Unavailable("the blob's size is not known yet, and HTTP/1.0 needs it", retry_after=10)
             size = limit
         return size
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 from sqlalchemy.exc import SQLAlchemyError
 
+from regmirror.blobs.staging import Staging
 from regmirror.metadata.store import MetadataStore
 from regmirror.metrics import Metrics
 from regmirror.v2.responses import SERVER
@@ -25,14 +27,18 @@ class Ops:
         return _text("ok\n")
 
     async def readyz(self, request: web.Request) -> web.Response:
-        """200, or 503 with the reason why store or database cannot be used."""
-        if not os.access(self._storage, os.R_OK | os.X_OK):
+        """200, or 503 with the reason why store or database cannot be used.
+
+        A second line says why nothing can be stored, if that is so: pulls go on without it.
+        """
+        if not os.access(self._storage / "blobs", os.R_OK | os.X_OK):
             return _text(f"the store at {self._storage} cannot be read\n", 503)
         try:
             await self._metadata.ping()
         except SQLAlchemyError as error:
             return _text(f"the database cannot be read: {getattr(error, 'orig', error)}\n", 503)
-        return _text("ready\n")
+        obstacle = await asyncio.to_thread(Staging(self._storage / "staging").find_obstacle)
+        return _text(f"ready\nnothing can be stored: {obstacle}\n" if obstacle else "ready\n")
 
     async def metrics(self, request: web.Request) -> web.Response:
         """Prometheus text format."""

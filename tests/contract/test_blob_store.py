@@ -155,6 +155,41 @@ class TestLocalBlobStore(BlobStoreContract):
         assert os.pread(blob.descriptor, 10, 5) == DATA[5:15]
         blob.close()
 
+    async def test_what_is_being_read_is_not_removed(self, store):
+        """B40: not even after the reader has closed it, while a copy of its descriptor is in use."""
+        digest = await self.adopt(store)
+        blob = await store.find(digest)
+        sending = os.dup(blob.descriptor)
+        blob.close()
+        assert store.lock_for_removal(digest) is None
+        assert await store.delete(digest) is None
+        os.close(sending)
+        assert await store.delete(digest) == len(DATA)
+
+    async def test_a_removal_spares_what_has_been_stored_anew(self, store):
+        """B40, B42: between lock and removal."""
+        removable = store.lock_for_removal(await self.adopt(store))
+        assert removable.size == len(DATA)
+        digest = await self.adopt(store)
+        removable.unlink()
+        removable.close()
+        removable.close()
+        assert await store.delete(digest) == len(DATA)
+
+    async def test_a_removal_that_is_not_carried_out_leaves_all_as_it_was(self, store):
+        digest = await self.adopt(store)
+        first = store.lock_for_removal(digest)
+        assert store.lock_for_removal(digest) is None
+        blob = await store.find(digest)
+        assert await read(blob) == DATA
+        blob.close()
+        first.close()
+        removable = store.lock_for_removal(digest)
+        removable.unlink()
+        removable.close()
+        assert await store.find(digest) is None
+        assert store.lock_for_removal(digest) is None
+
     async def test_files_whose_name_is_no_digest_are_not_listed(self, store):
         digest = await self.adopt(store)
         (store.path(digest).parent / "README").write_text("not a blob")

@@ -26,6 +26,8 @@ PROGRAMS = (
     "docker-registry",
     "dockerd",
     "podman",
+    "prometheus",
+    "promtool",
     "runc",
     "skopeo",
     "unshare",

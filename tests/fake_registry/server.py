@@ -58,6 +58,10 @@ class FakeServer(Journal, ABC):
     def answer(self, seen: Seen) -> Reply:
         """The answer of a server that works."""
 
+    def listen(self) -> socket.socket:
+        """The listening socket: on the port that it had, if it has had one."""
+        return socket.create_server(("127.0.0.1", self.port), backlog=1024)
+
     # --- faults ---
 
     def fault(
@@ -130,7 +134,7 @@ class FakeServer(Journal, ABC):
         # Handlers end with their client, so that a client that leaves shows in the journal at once.
         self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None)
         await self._runner.setup()
-        listening = socket.create_server(("127.0.0.1", self.port), backlog=1024)
+        listening = self.listen()
         if self._send_buffer:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self._send_buffer)
         self.port = listening.getsockname()[1]
@@ -146,6 +150,12 @@ class FakeServer(Journal, ABC):
         self.drop_connections()
         await self._runner.cleanup()
         self._listener = self._runner = None
+
+    @property
+    def open_connections(self) -> int:
+        """How many connections are open, idle ones included."""
+        server = self._runner.server if self._runner else None
+        return len(server.connections) if server else 0
 
     def drop_connections(self) -> None:
         """Break every open connection, idle or in the middle of an answer."""

@@ -19,6 +19,7 @@ from tests.fake_registry import (
     Truncate,
     random_bytes,
 )
+from tests.integration.pulling import pull_image
 
 TAG = "/v2/team/app/manifests/1"
 MAX_AGE = 300  # seconds: the default of freshness.tag_max_age
@@ -61,7 +62,7 @@ def only_an_error(answer, status, code=None):
 @pytest.mark.parametrize("failure", FAILURES)
 async def test_a_cached_tag_outlives_its_upstreams_failure(mirror, upstream, image, failure):
     """B33: 200 from the store, said so by headers, counted as stale, and over when the upstream is back."""
-    await mirror.get(TAG)
+    await pull_image(mirror, image)
     mirror.clock.advance(MAX_AGE + 1)
     fault = upstream.fault(FAILURES[failure], kind="manifest", times=None)
 
@@ -75,6 +76,7 @@ async def test_a_cached_tag_outlives_its_upstreams_failure(mirror, upstream, ima
         assert mirror.events.of(RequestServed)[-1].result == "stale"
 
     fault.remove()
+    mirror.clock.advance(31)  # a 429 is obeyed
     recovered = await mirror.get(TAG)
     assert recovered.headers["Cache-Status"] == "regmirror; fwd=stale; fwd-status=200"
     assert "Warning" not in recovered.headers
@@ -82,7 +84,7 @@ async def test_a_cached_tag_outlives_its_upstreams_failure(mirror, upstream, ima
 
 async def test_a_cached_tag_outlives_its_upstream(mirror, upstream, image):
     """B33: with nobody at home, too."""
-    await mirror.get(TAG)
+    await pull_image(mirror, image)
     mirror.clock.advance(MAX_AGE + 1)
     await upstream.stop()
 
@@ -101,7 +103,7 @@ async def test_nobody_waits_for_a_slow_upstream_while_a_stale_answer_is_at_hand(
 ):
     """B33: the question goes on in the background, and its answer is there for the next pull."""
     mirror = await start_mirror(patience=0.05)
-    await mirror.get(TAG)
+    await pull_image(mirror, image)
     mirror.clock.advance(MAX_AGE + 1)
     gate = upstream.hold("manifest")
 
@@ -111,7 +113,7 @@ async def test_nobody_waits_for_a_slow_upstream_while_a_stale_answer_is_at_hand(
     assert "slow" in answers[0].headers["Warning"]
     assert upstream.count("manifest", "HEAD") == 1, "both waited for one question"
     gate.release()
-    await mirror.events.until(lambda: len(mirror.events.of(UpstreamAnswered)) == 2)
+    await mirror.events.until(lambda: len(mirror.events.of(UpstreamAnswered)) == 4)
     assert (await mirror.get(TAG)).headers["Cache-Status"] in (
         "regmirror; hit",
         "regmirror; fwd=stale; fwd-status=200",
@@ -121,7 +123,7 @@ async def test_nobody_waits_for_a_slow_upstream_while_a_stale_answer_is_at_hand(
 
 async def test_a_stale_answer_has_its_limit(mirror, upstream, image):
     """B33: stale-if-error has an end, after which the upstream's failure is said."""
-    await mirror.get(TAG)
+    await pull_image(mirror, image)
     await upstream.stop()
     mirror.clock.advance(MAX_AGE + STALE_IF_ERROR - 10)
     assert (await mirror.get(TAG)).status == 200
@@ -170,7 +172,7 @@ async def test_what_an_upstream_does_not_give_is_unknown(mirror, upstream, image
 )
 async def test_what_an_upstream_cannot_do_is_said(mirror, upstream, image, fault, status, code):
     """B34, B86: before any header of content, so that clients fall back at once."""
-    upstream.fault(fault, times=None)
+    failing = upstream.fault(fault, times=None)
 
     for path in (
         TAG,
@@ -179,6 +181,9 @@ async def test_what_an_upstream_cannot_do_is_said(mirror, upstream, image, fault
         "/v2/a/tags/list",
     ):
         answer = await mirror.get(path)
+        failing.remove()
+        await mirror.get("/v2/team/app/manifests/well")  # so that they are no three in a row
+        failing = upstream.fault(fault, times=None)
 
         error = only_an_error(answer, status, code)
         assert error["detail"]["upstream"] == "registry.test"
@@ -194,9 +199,11 @@ async def test_a_black_hole_is_answered(start_mirror, accepts):
         limits = {"connect_timeout": "100ms", "read_timeout": "100ms"}
         mirror = await start_mirror({"registry.test": hole.url}, upstreams={"registry.test": limits})
 
-        for path in ("manifests/1", f"manifests/{NOTHING}", f"blobs/{NOTHING}", "tags/list"):
+        for path in ("manifests/1", f"manifests/{NOTHING}", f"blobs/{NOTHING}"):
             error = only_an_error(await mirror.get(f"/v2/team/app/{path}"), 504, "UNAVAILABLE")
             assert error["detail"]["reason"] == ("read" if accepts else "connect")
+        error = only_an_error(await mirror.get("/v2/team/app/tags/list"), 503, "UNAVAILABLE")
+        assert error["detail"]["reason"] == "circuit-open"
 
 
 async def test_a_hung_upstream_delays_nobody_else(start_mirror, upstream, image):
@@ -306,8 +313,8 @@ async def test_a_defect_of_ours_is_an_error_of_the_api(mirror, upstream, image, 
         raise ZeroDivisionError("on purpose")
 
     with monkeypatch.context() as broken:
-        broken.setattr("regmirror.mirror.Mirror._may_believe", fail)
-        broken.setattr("regmirror.mirror.Mirror._stale", fail)
+        broken.setattr("regmirror.resolver.Resolver._may_believe", fail)
+        broken.setattr("regmirror.resolver.Resolver._find_fallback", fail)
         error = only_an_error(await mirror.get(TAG), 500, "UNKNOWN")
 
     assert "on purpose" not in json.dumps(error)

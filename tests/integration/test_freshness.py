@@ -6,6 +6,7 @@ import pytest
 
 from regmirror.events import DownloadEnded
 from tests.fake_registry import SetHeaders, Status, StripHeaders
+from tests.integration.pulling import pull_image
 
 TAG = "/v2/team/app/manifests/1"
 MAX_AGE = 300  # seconds: the default of freshness.tag_max_age
@@ -234,7 +235,7 @@ async def test_a_denial_is_not_remembered_for_long(mirror, upstream, image, stat
 
 async def test_a_denied_tag_is_still_there_when_the_upstream_fails(mirror, upstream, image):
     """B36: only the upstream's 404 makes a tag forgotten."""
-    await mirror.get(TAG)
+    await pull_image(mirror, image)
     mirror.clock.advance(MAX_AGE + 1)
     upstream.fault(Status(403), kind="manifest", times=None)
     assert (await mirror.get(TAG)).status == 404

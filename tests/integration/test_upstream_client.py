@@ -290,18 +290,19 @@ async def test_a_netrc_file_is_not_looked_at(client, upstream, image, tmp_path, 
         (503, UpstreamFailed),
     ],
 )
-async def test_every_status_is_told_apart(client, upstream, image, layer, status, error):
+async def test_every_status_is_told_apart(upstream, image, layer, status, error):
     """B34."""
     upstream.fault(Status(status), times=None)
     for ask in (
-        client.head_manifest(ALPINE, LATEST),
-        client.get_manifest(ALPINE, LATEST),
-        client.head_blob(ALPINE, layer),
-        client.fetch(layer),
-        client.list_tags(ALPINE),
+        lambda client: client.head_manifest(ALPINE, LATEST),
+        lambda client: client.get_manifest(ALPINE, LATEST),
+        lambda client: client.head_blob(ALPINE, layer),
+        lambda client: client.fetch(layer),
+        lambda client: client.list_tags(ALPINE),
     ):
-        with pytest.raises(error) as caught:
-            await ask
+        async with asking(upstream.url) as client:  # one that remembers nothing
+            with pytest.raises(error) as caught:
+                await ask(client)
         assert type(caught.value) is error
         assert caught.value.upstream == NAME
 

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import ssl
+import threading
 
 import pytest
 import trustme
@@ -11,7 +12,7 @@ from regmirror.errors import UpstreamFailed, UpstreamTimeout, UpstreamUnreachabl
 from regmirror.events import UpstreamAnswered
 from regmirror.names import Digest
 from tests.fake_registry import DropBeforeAnswer, FakeRegistry, FakeStorage, Redirect, random_bytes
-from tests.integration.asking import ALPINE, LATEST, NAME, asking, never, saying, speaking
+from tests.integration.asking import ALPINE, LATEST, NAME, Asking, asking, never, saying, speaking
 
 LAYER = random_bytes(300_000, seed=1)
 
@@ -75,10 +76,10 @@ async def test_refused(upstream):
 async def test_a_name_that_cannot_be_resolved(monkeypatch):
     """B38."""
 
-    async def fail(*_, **__):
+    def fail(*_, **__):
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
-    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", fail)
+    monkeypatch.setattr("socket.getaddrinfo", fail)
     async with asking("https://registry.invalid") as client:
         assert await reason_of(client, UpstreamUnreachable) == "dns"
 
@@ -149,11 +150,18 @@ async def test_a_handshake_that_never_ends_is_given_up():
 
 
 async def test_a_name_server_that_never_answers_is_given_up(monkeypatch):
-    """B35: connecting includes the name."""
-    forever = asyncio.get_running_loop().create_future()
-    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", lambda *_, **__: forever)
-    async with asking("https://registry.invalid", connect_timeout="50ms") as client:
-        assert await reason_of(client, UpstreamTimeout) == "connect"
+    """B35: connecting includes the name, and nobody else waits for that name server."""
+    answered = threading.Event()
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: answered.wait(10) and [])
+    clients = [Asking.at("https://registry.invalid", connect_timeout="50ms") for _ in range(20)]
+    try:
+        reasons = await asyncio.gather(*(reason_of(client, UpstreamTimeout) for client in clients))
+        assert reasons == ["connect"] * 20
+        async with asyncio.timeout(1):
+            assert await asyncio.to_thread(lambda: "free") == "free"
+    finally:
+        answered.set()
+        await asyncio.gather(*(client.close() for client in clients))
 
 
 async def test_a_body_that_stops_is_given_up(upstream):

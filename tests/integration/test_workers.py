@@ -182,12 +182,3 @@ async def test_what_is_in_flight_ends_before_the_program_does(upstream, storage,
             pause.release()
             assert begin + await response.read() == BLOB
         assert await asyncio.to_thread(program.process.wait, 10) == 0
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-async def test_sighup_ends_nothing(upstream, storage, path, workers):
-    """B79 comes later: until then the signal says that it changes nothing."""
-    async with run_program(storage, {NAME: upstream}, workers=workers) as program:
-        program.process.send_signal(signal.SIGHUP)
-        await until(lambda: program.log.count("SIGHUP ignored") == workers, "the signal has been noted")
-        assert (await program.get(path)).body == BLOB

@@ -13,7 +13,7 @@ from pathlib import Path
 from regmirror.blobs.local import LocalBlobStore
 from regmirror.blobs.staging import Staging
 from regmirror.errors import UpstreamFailed
-from regmirror.inflight import Source
+from regmirror.fetching import Source
 from regmirror.names import Digest, Repository
 from regmirror.transfer import Workshop
 from tests.fake_registry import random_bytes

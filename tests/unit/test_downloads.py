@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -164,18 +163,19 @@ async def test_an_empty_body_is_verified_before_anything_is_said(downloads, benc
     follower.close()
 
 
-async def test_a_disk_that_fails_is_told_to_readers_as_unavailable(downloads, bench, monkeypatch):
-    """B44: with the reason, and no traceback in the loop."""
+async def test_a_process_without_descriptors_says_so(downloads, bench, monkeypatch):
+    """B44: that is no fault of the disk, and the upstream could not be asked either."""
 
-    def refuse(descriptor, data, offset):
-        raise OSError(28, "No space left on device")
+    def refuse(digest):
+        raise OSError(24, "Too many open files")
 
     script = Script([Says()])
-    monkeypatch.setattr(os, "pwrite", refuse)
-    with pytest.raises(Unavailable, match="No space left on device"):
-        await read_all((await downloads.join(DIGEST, script.source))[0])
+    monkeypatch.setattr(bench.staging, "open", refuse)
+    with pytest.raises(Unavailable, match="Too many open files"):
+        await downloads.join(DIGEST, script.source)
     (ended,) = await bench.events.wait_for(DownloadEnded)
-    assert "No space left on device" in ended.error
+    assert "Too many open files" in ended.error
+    assert script.asked == []
 
 
 async def test_the_file_is_closed_when_the_last_reader_has_left(downloads, bench):

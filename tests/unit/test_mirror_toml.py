@@ -70,7 +70,18 @@ def keys_and_comments() -> dict[str, dict[str, str]]:
 
 def values_of(model: type[BaseModel]) -> set[str]:
     """The keys of a table that are no tables themselves."""
-    tables = {"server", "storage", "metadata", "freshness", "gc", "scrub", "access", "hosted", "tls", "groups"}
+    tables = {
+        "server",
+        "storage",
+        "metadata",
+        "freshness",
+        "gc",
+        "scrub",
+        "access",
+        "hosted",
+        "tls",
+        "groups",
+    }
     return set(model.model_fields) - tables - {"rules", "webhooks", "upstreams"}
 
 

@@ -132,6 +132,65 @@ def test_another_file_at_the_final_place_is_not_an_adoption(tmp_path, opened):
     assert not reader.is_adopted_as(final)
 
 
+def test_a_file_without_a_note_is_not_left_behind(staging, opened, monkeypatch):
+    """B44: a disk may run out of files between the two; what another one has written stays."""
+    real = os.open
+
+    def refuse(path, *more):
+        if str(path).endswith(".note"):
+            raise OSError(28, "No space left on device")
+        return real(path, *more)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(OSError, match="No space"):
+        staging.open(DIGEST)
+    assert names(staging) == []
+    monkeypatch.undo()
+    os.pwrite(opened().descriptor, b"12345", 0)
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(OSError, match="No space"):
+        staging.open(DIGEST)
+    assert len(names(staging)) == 2
+
+
+def test_a_note_that_cannot_be_written_changes_nothing(opened, monkeypatch):
+    """B44: the writer goes on, the followers see the note before."""
+    writer, reader = opened(), opened()
+    writer.write_note(Note(size=5))
+
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", refuse)
+    writer.write_note(Note(flowing=True, size=5))
+    assert reader.read_note() == Note(size=5)
+
+
+def test_an_adopted_file_stays_locked_while_a_copy_of_the_descriptor_is_open(tmp_path, opened):
+    """B40: who has followed its download is a reader of the stored blob."""
+    writer, remover = opened(), opened()
+    writer.try_lock()
+    reader = os.dup(writer.descriptor)
+    writer.path.rename(tmp_path / "final")
+    writer.share()
+    writer.close()
+    assert not remover.try_lock()
+    os.close(reader)
+    assert remover.try_lock()
+
+
+def test_an_obstacle_is_found_by_trying(staging, monkeypatch):
+    """B44: and nothing is left of the trial."""
+    assert staging.find_obstacle() == ""
+
+    def refuse(*_):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(os, "pwrite", refuse)
+    assert staging.find_obstacle() == "read-only file system"
+    assert names(staging) == []
+
+
 def test_sweeping_removes_what_nobody_has_touched_for_long(staging):
     """B7: left-over staging is resumed or swept."""
     old, new = Digest.of(b"old"), Digest.of(b"new")

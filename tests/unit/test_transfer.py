@@ -8,11 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from regmirror.errors import RegistryError, UpstreamFailed, UpstreamLied, UpstreamNotFound
-from regmirror.events import VerificationFailed
+from regmirror.errors import RegistryError, Unavailable, UpstreamFailed, UpstreamLied, UpstreamNotFound
+from regmirror.events import NotStored, VerificationFailed
+from regmirror.fetching import PAUSES
 from regmirror.inflight import Download
 from regmirror.names import Digest
-from regmirror.transfer import PAUSES, Transfer
+from regmirror.transfer import Transfer
 from tests.mirror_fixture import until
 from tests.unit.scripted import DATA, DIGEST, Bench, Says, Script, broken, no_range
 
@@ -242,18 +243,36 @@ async def test_an_empty_blob_is_stored(bench, start):
     assert bench.stored(empty) == b""
 
 
-async def test_a_store_that_cannot_adopt_keeps_what_has_arrived(bench, start, monkeypatch):
-    """B44: the failure is told, nothing is recorded."""
-
-    async def refuse(staged, digest):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(bench.store, "adopt", refuse)
-    _, task = start(bench, Script([Says()]))
-    with pytest.raises(OSError, match="No space"):
-        await task
+async def test_what_cannot_be_adopted_is_had_all_the_same(bench, start, monkeypatch):
+    """B44: all bytes are here and right; nothing is recorded, and nothing partial stays."""
+    monkeypatch.setattr(bench.store, "adopt", full)
+    download, task = start(bench, Script([Says()]))
+    await task
+    assert os.pread(download.descriptor, SIZE + 1, 0) == DATA
+    assert download.visible == SIZE
     assert bench.recorded == []
     assert bench.stored() is None
+    assert bench.staged() == []
+    assert [event.reason for event in bench.events.of(NotStored)] == ["disk"]
+
+
+async def full(*_):
+    raise OSError(28, "No space left on device")
+
+
+async def test_a_disk_that_fails_with_no_reader_ends_the_transfer(bench, start, monkeypatch):
+    """B44: what nobody waits for is not fetched to be thrown away."""
+    script = Script([Says()])
+    monkeypatch.setattr(os, "pwrite", fail_to_write)
+    _, task = start(bench, script)
+    with pytest.raises(Unavailable, match="No space left on device"):
+        await task
+    assert script.asked == [0]
+    assert bench.staged() == []
+
+
+def fail_to_write(*_):
+    raise OSError(28, "No space left on device")
 
 
 # --- two processes ---
@@ -322,23 +341,21 @@ class _after:  # noqa: N801  # reads as a function
         return await self.manager.__aexit__(*error)
 
 
-async def test_an_adoption_that_failed_is_taken_over_by_the_follower(bench, other, start, monkeypatch):
-    """B44: all bytes are there, so that nobody needs the upstream again."""
+async def test_an_adoption_that_failed_costs_the_follower_no_request(bench, other, start, monkeypatch):
+    """B44: the file has no name any more, but all its bytes are there and right."""
     says = Says(gate=asyncio.Event())
-
-    async def refuse(staged, digest):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(bench.store, "adopt", refuse)
+    monkeypatch.setattr(bench.store, "adopt", full)
     _, written = start(bench, Script([says]))
     script = Script([Says()])
     follower, followed = start(other, script)
     await until(lambda: follower.written == SIZE, "the follower follows")
     says.gate.set()
-    results = await asyncio.gather(written, followed, return_exceptions=True)
-    assert [type(result) for result in results] == [OSError, type(None)]
+    await asyncio.gather(written, followed)
     assert script.asked == []
-    assert other.stored() == DATA
+    assert follower.visible == SIZE
+    assert os.pread(follower.descriptor, SIZE + 1, 0) == DATA
+    assert other.stored() is None
+    assert other.staged() == []
 
 
 async def test_the_follower_takes_over_where_a_dead_writer_stopped(bench, other, start):

@@ -267,6 +267,16 @@ def test_failures_are_told_apart(error, reason, status):
     assert "secret-url" not in str(explained)
 
 
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(socket.EAI_NONAME, "does not exist"), (socket.EAI_AGAIN, "no name server has an answer")],
+)
+def test_an_unknown_name_is_told_from_name_servers_that_do_not_answer(number, text):
+    """B38: the remedies differ."""
+    for error in (socket.gaierror(number, "x"), aiohttp.ClientConnectorDNSError(KEY, OSError(number, "x"))):
+        assert text in str(explain("docker.io", "registry-1.docker.io", error))
+
+
 def test_a_foreign_exception_leaves_no_trace_of_its_text():
     """Style 13: it stops at the border; a signed URL may be in its text."""
     with pytest.raises(UpstreamFailed) as caught, mapped("docker.io", "host"):

@@ -78,6 +78,11 @@ class Process:
                 start_new_session=True,
             )
 
+    @property
+    def pid(self) -> int:
+        """Return the id of the process."""
+        return self._child.pid
+
     def output(self) -> str:
         """Return everything the process has printed."""
         return self.log.read_text(errors="replace")

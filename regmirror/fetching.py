@@ -1,0 +1,145 @@
+"""From an upstream into whatever takes a blob's bytes: resumed by ``Range``, its length checked."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from regmirror.errors import UpstreamError, UpstreamLied, UpstreamResting
+from regmirror.names import Repository
+
+PAUSES: Final = (0.1, 0.5, 2.0)  # seconds before each retry that follows one without progress
+
+RESTS_MAX: Final = 2  # waits in all for an upstream that is not asked because it keeps failing
+
+Sleep = Callable[[float], Awaitable[None]]
+
+
+class Body(Protocol):
+    """What an upstream sends of a blob: from ``start``, of a whole of ``size`` if it told."""
+
+    start: int
+    size: int | None
+
+    async def read(self) -> bytes:
+        """What has arrived; empty at the end."""
+        ...
+
+
+Open = Callable[[int], AbstractAsyncContextManager[Body]]
+
+
+FindSize = Callable[[], Awaitable[int | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a blob is fetched from: ``open`` asks for its bytes from an offset on.
+
+    ``find_size`` knows what manifests say, for an upstream that does not tell the size.
+    """
+
+    repository: Repository
+    open: Open
+    find_size: FindSize
+
+
+class Sink(Protocol):
+    """What takes the bytes, in order: a growing file, or one reader."""
+
+    @property
+    def offset(self) -> int:
+        """Where the next byte belongs."""
+        ...
+
+    @property
+    def size(self) -> int | None:
+        """The whole blob's size, as far as it has been told."""
+        ...
+
+    async def begin(self, size: int | None) -> None:
+        """The upstream has answered with content, of ``size`` if that is known."""
+        ...
+
+    async def append(self, piece: bytes) -> None: ...
+
+    def is_right(self) -> bool:
+        """Whether all bytes so far are the whole blob."""
+        ...
+
+    def note_resumed(self) -> None:
+        """The upstream is about to be asked for the rest."""
+        ...
+
+
+async def fetch(source: Source, sink: Sink, sleep: Sleep) -> None:
+    """Ask until everything is here; a try that brought bytes forgives those before it."""
+    failures, rests, whole = 0, 0, False
+    while True:
+        before = sink.offset
+        try:
+            async with source.open(0 if whole else before) as body:
+                first = await _begin(source, sink, body)
+                await _pump(source, sink, body, first)
+            return
+        except UpstreamError as error:
+            if sink.offset == 0 or isinstance(error, UpstreamLied) or error.status < 500:
+                raise
+            if error.reason == "range":  # nothing comes from there on: all is here, or ask for all
+                if sink.is_right():
+                    return
+                whole = True
+            if isinstance(error, UpstreamResting) and rests < RESTS_MAX:
+                rests += 1  # it was not asked: until then it may be well again
+                pause = error.retry_after or 0.0
+            else:
+                failures = 0 if sink.offset > before else failures + 1
+                if failures >= len(PAUSES):
+                    raise
+                pause = PAUSES[failures]
+        sink.note_resumed()
+        await sleep(pause)
+
+
+async def _begin(source: Source, sink: Sink, body: Body) -> asyncio.Future[bytes]:
+    """Make the sink ready, and read the first piece meanwhile: what has arrived is lost otherwise,
+    should the connection break before it is read.
+    """
+    told = sink.size
+    if told is not None and body.size not in (None, told):
+        # Clients were promised ``told`` bytes, the last of which is the one to hold back.
+        message = f"changed a size from {told} to {body.size}"
+        raise UpstreamLied(source.repository.upstream, message, reason="length")
+    size = told if body.size is None else body.size
+    first = asyncio.ensure_future(body.read())
+    try:
+        await sink.begin(await source.find_size() if size is None else size)
+    except BaseException:
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        raise
+    return first
+
+
+async def _pump(source: Source, sink: Sink, body: Body, first: Awaitable[bytes]) -> None:
+    """From the upstream to the sink, piece after piece.
+
+    What arrives while the sink is busy waits in the connection's bounded buffer: the first bytes
+    are taken at once, later pieces grow with the load, and nothing else is held.
+    """
+    skip, position = sink.offset - body.start, body.start
+    piece = await first
+    while piece:
+        position += len(piece)
+        limit = sink.size
+        if limit is not None and position > limit:
+            message = f"sent more than {limit} bytes"
+            raise UpstreamLied(source.repository.upstream, message, reason="length")
+        if skip:
+            skip, piece = max(0, skip - len(piece)), piece[skip:]
+        if piece:
+            await sink.append(piece)
+        piece = await body.read()

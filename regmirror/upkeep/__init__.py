@@ -1,0 +1,1 @@
+"""Never full, never rotten: collection, eviction, purge and scrub, and when they are done."""

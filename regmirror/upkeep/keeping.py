@@ -1,0 +1,162 @@
+"""What upkeep is made of, for a server's worker and for the commands alike."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from regmirror.blobs.local import LocalBlobStore
+from regmirror.blobs.staging import Staging
+from regmirror.config import Config
+from regmirror.events import Emit
+from regmirror.metadata.curation import Curation
+from regmirror.metadata.inventory import Inventory
+from regmirror.metadata.pins import Pins
+from regmirror.metadata.store import MetadataStore
+from regmirror.names import Digest
+from regmirror.upkeep.gc import Collector
+from regmirror.upkeep.purge import Purger
+from regmirror.upkeep.remover import Removable, Remover
+from regmirror.upkeep.room import Keepers, Limits, Room
+from regmirror.upkeep.sweep import Swept, sweep
+
+Flush = Callable[[], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """Everything upkeep works with; ``is_dry`` where it only pretends."""
+
+    root: Path
+    metadata: MetadataStore
+    store: LocalBlobStore
+    staging: Staging
+    curation: Curation
+    inventory: Inventory
+    pins: Pins
+    remover: Remover
+    now: Callable[[], float]
+    is_dry: bool = False
+
+    def collector(self, config: Config) -> Collector:
+        return Collector(
+            self.curation,
+            self.pins,
+            self.remover,
+            grace=config.gc.grace,
+            keep_untagged=config.gc.keep_untagged,
+            now=self.now,
+        )
+
+    def purger(self, config: Config) -> Purger:
+        return Purger(self.metadata, self.curation, self.remover, self.collector(config))
+
+    def room(self, config: Config, flush: Flush) -> Room:
+        keepers = Keepers(self.metadata, self.curation, self.pins, self.remover, flush)
+        return Room(self.root, limits_of(config), keepers)
+
+    async def sweep(self) -> Swept:
+        return await sweep(self.inventory, self.store, None if self.is_dry else self.staging, self.now())
+
+
+def open_keeping(
+    root: Path, metadata: MetadataStore, emit: Emit, now: Callable[[], float] = time.time
+) -> Keeping:
+    """Upkeep of the store below ``root`` with the database of ``metadata``."""
+    store, curation = LocalBlobStore(root), Curation(metadata.database, now)
+    return Keeping(
+        root,
+        metadata,
+        store,
+        Staging(root / "staging"),
+        curation,
+        Inventory(metadata.database, now),
+        Pins(metadata.database, now),
+        Remover(curation, store, emit),
+        now,
+    )
+
+
+def pretending(keeping: Keeping) -> Keeping:
+    """The same, but for files, which stay; to be used with a copy of the database."""
+    remover = Remover(keeping.curation, _Pretended(keeping.store), lambda event: None)
+    return replace(keeping, remover=remover, is_dry=True)
+
+
+def limits_of(config: Config) -> Limits:
+    return Limits(int(config.storage.max_size), int(config.storage.min_free))
+
+
+@contextmanager
+def try_alone(root: Path, what: str = "collection") -> Iterator[bool]:
+    """Whether no other process is at ``what`` here; until the end, none will be."""
+    descriptor = os.open(root / f"{what}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(descriptor)
+
+
+class Notice:
+    """Tells the servers on a store that something was taken away behind their backs.
+
+    It is a file that is touched; they look at it several times a second and forget what they
+    remember.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._path = root / "notice"
+        self._seen = self._stamp()
+
+    def give(self) -> None:
+        self._path.touch()
+        os.utime(self._path)
+
+    def is_new(self) -> bool:
+        """Whether it was given since the last look."""
+        before, self._seen = self._seen, self._stamp()
+        return before != self._seen
+
+    def _stamp(self) -> int:
+        try:
+            return self._path.stat().st_mtime_ns
+        except OSError:
+            return 0
+
+
+class _Pretended:
+    """A store from which nothing is removed; what is being read is told all the same."""
+
+    def __init__(self, store: LocalBlobStore) -> None:
+        self._store = store
+
+    def exists(self, digest: Digest) -> bool:
+        return self._store.exists(digest)
+
+    def lock_for_removal(self, digest: Digest) -> Removable | None:
+        found = self._store.lock_for_removal(digest)
+        if found is None:
+            return None
+        found.close()
+        return _Kept(found.size)
+
+
+@dataclass
+class _Kept:
+    size: int
+
+    def unlink(self) -> None:
+        """It stays."""
+
+    def close(self) -> None:
+        """It is not locked."""

@@ -1,0 +1,77 @@
+"""The image that the tests pull, and the pulling of it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import aiohttp
+
+from tests.fake_registry import FakeRegistry, Image, random_bytes
+from tests.mirror_fixture import Answer, Client
+
+SIZE = 2 << 20
+HALF = SIZE // 2
+LAYER = random_bytes(SIZE)
+OTHER = random_bytes(SIZE, seed=1)  # one of another digest: the same one would be the same download
+PATIENCE = 30.0  # seconds until a mirror must have noticed that its upstream is back
+
+
+def add_sample(registry: FakeRegistry, layer: bytes = LAYER) -> Image:
+    """The image ``team/app:1``, with one layer that is large enough to be interrupted."""
+    return registry.add_image("team/app", "1", [layer])
+
+
+def add_small(registry: FakeRegistry) -> Image:
+    """The image ``team/small:1``: one to be stored as a whole before anything goes wrong."""
+    return registry.add_image("team/small", "1", [b"small"])
+
+
+def paths(image: Image, upstream: str) -> tuple[str, str]:
+    """Where a mirror has the image of one of its upstreams: its tag, its layer."""
+    base = f"/v2/{upstream}/{image.repository}"
+    return f"{base}/manifests/1", f"{base}/blobs/{image.layer_digests[0]}"
+
+
+async def store(client: Client, image: Image, upstream: str) -> str:
+    """Pull all of an image, since only whole ones outlive their upstream (B39); return its tag's path."""
+    tag, layer = paths(image, upstream)
+    config = layer.replace(image.layer_digests[0], image.config_digest)
+    for path in (tag, config, layer):
+        assert (await client.get(path)).status == 200
+    return tag
+
+
+def is_stale(answer: Answer, image: Image) -> bool:
+    """Whether this is the image's manifest, said to be served because its upstream fails."""
+    marked = answer.headers.get("Cache-Status") == "regmirror; hit; detail=stale"
+    return answer.status == 200 and answer.body == image.manifest and marked and "Warning" in answer.headers
+
+
+async def read_rest(response: aiohttp.ClientResponse) -> bytes | None:
+    """The rest of an answer, or None if it ends short of its Content-Length."""
+    try:
+        return await response.read()
+    except aiohttp.ClientPayloadError:
+        return None
+
+
+async def pull_again(client: Client, path: str) -> Answer:
+    """Ask until it is answered, as a person does who has read that the upstream is back."""
+    async with asyncio.timeout(PATIENCE):
+        while (answer := await client.get(path)).status != 200:
+            assert answer.status in (502, 503, 504), answer
+            await asyncio.sleep(0.2)
+    return answer
+
+
+async def pulls(client: Client, image: Image, upstream: str) -> bool:
+    """Whether the whole image can be had from an upstream that works, byte for byte."""
+    tag, layer = paths(image, upstream)
+    answers = [await client.get(tag), await client.get(layer)]
+    return [(got.status, got.body) for got in answers] == [(200, image.manifest), (200, OTHER)]
+
+
+def reason(answer: Answer) -> Any:
+    """The fixed word of an error for what its upstream did."""
+    return answer.json()["errors"][0]["detail"].get("reason")

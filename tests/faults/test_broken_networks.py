@@ -1,0 +1,134 @@
+"""Packets that vanish, connections that are reset, a cable that is pulled, on the way to an upstream."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.faults.sample import (
+    HALF,
+    LAYER,
+    OTHER,
+    PATIENCE,
+    SIZE,
+    add_sample,
+    add_small,
+    is_stale,
+    paths,
+    pull_again,
+    pulls,
+    read_rest,
+    reason,
+    store,
+)
+from tests.mirror_fixture import NAME, run_program
+
+FAR = "far.example"
+ALWAYS_ASK = {"tag_max_age": "0"}
+QUICK = {FAR: {"connect_timeout": "1s", "read_timeout": "1s"}}
+
+
+@pytest.fixture
+def image(far):
+    return add_sample(far)
+
+
+@pytest.fixture
+def small(far):
+    return add_small(far)
+
+
+@pytest.fixture
+def healthy(upstream):
+    """An image of the upstream that nothing happens to."""
+    return add_sample(upstream, OTHER)
+
+
+@pytest.mark.parametrize("fault", ["reset_after", "silent_after"])
+async def test_a_blob_is_whole_although_no_connection_lasts(upstream, storage, host, far, image, fault):
+    """B19, B5: each goes on where the last one broke off, and the client sees one clean answer."""
+    async with run_program(storage, {NAME: upstream, FAR: far}, upstreams=QUICK) as program:
+        with getattr(host, fault)(far.port, SIZE // 2):
+            pulled = await program.get(paths(image, FAR)[1])
+    assert (pulled.status, pulled.body) == (200, LAYER)
+    ranges = [seen.headers.get("Range", "") for seen in far.find("blob", "GET")]
+    assert ranges[0] == ""
+    assert len(ranges) > 1
+    assert all(text.startswith("bytes=") for text in ranges[1:])
+
+
+async def test_a_black_hole_is_answered_in_time(upstream, storage, host, far, image, healthy):
+    """B34, B35, B38: by 504 and the word for it; pulls from another upstream do not wait for it."""
+    tag, layer = paths(image, FAR)
+    async with run_program(storage, {NAME: upstream, FAR: far}, upstreams=QUICK) as program:
+        with host.black_hole(far.port):
+            refused = asyncio.create_task(program.get(tag))
+            assert await pulls(program, healthy, NAME)
+            assert not refused.done()
+            assert (await refused).status == 504
+        assert reason(await refused) == "connect"
+        assert '"reason": "connect"' in program.log
+        assert far.requests == []
+        assert (await pull_again(program, tag)).body == image.manifest
+        assert (await pull_again(program, layer)).body == LAYER
+
+
+async def test_a_router_that_knows_no_way_is_told_apart(upstream, storage, host, far, image):
+    """B34, B38: 502 at once."""
+    tag = paths(image, FAR)[0]
+    async with run_program(storage, {NAME: upstream, FAR: far}, upstreams=QUICK) as program:
+        with host.unreachable(far.port):
+            refused = await program.get(tag)
+        assert (refused.status, reason(refused)) == (502, "network")
+        assert '"reason": "network"' in program.log
+        assert (await pull_again(program, tag)).body == image.manifest
+
+
+@pytest.mark.parametrize("fault", ["black_hole", "unreachable"])
+async def test_a_cached_tag_stays_served(upstream, storage, host, far, small, fault):
+    """B33: stale, and asked for anew when the upstream is back."""
+    settings = {"freshness": ALWAYS_ASK, "upstreams": QUICK}
+    async with run_program(storage, {NAME: upstream, FAR: far}, **settings) as program:
+        tag = await store(program, small, FAR)
+        with getattr(host, fault)(far.port):
+            assert all([is_stale(await program.get(tag), small) for _ in range(4)])
+        async with asyncio.timeout(PATIENCE):
+            while "Warning" in (fresh := await program.get(tag)).headers:  # noqa: ASYNC110  # asking is how one sees it
+                await asyncio.sleep(0.2)
+        assert fresh.headers["Cache-Status"] == "regmirror; fwd=stale; fwd-status=200"
+
+
+async def test_a_cable_that_is_pulled_for_a_moment_does_no_harm(
+    upstream, storage, host, far, image, small, healthy
+):
+    """B5: the connection outlives it, and one request is all that the upstream sees."""
+    layer = paths(image, FAR)[1]
+    pause = far.pause(after=HALF, reference=image.layer_digests[0], times=1)
+    async with run_program(storage, {NAME: upstream, FAR: far}, freshness=ALWAYS_ASK) as program:
+        tag = await store(program, small, FAR)
+        async with program.open(layer) as response:
+            begin = await response.content.readexactly(HALF)
+            with host.unplugged():
+                pause.release()
+                assert is_stale(await program.get(tag), small)
+                assert await pulls(program, healthy, NAME)
+            rest = await read_rest(response)
+    assert rest is not None
+    assert begin + rest == LAYER
+    assert far.count("blob", "GET", reference=image.layer_digests[0]) == 1
+
+
+async def test_a_cable_that_stays_away_ends_the_answer_short(upstream, storage, host, far, image):
+    """B5, B7: never a clean answer of wrong bytes; when it is back, the rest is fetched and no more."""
+    layer = paths(image, FAR)[1]
+    pause = far.pause(after=HALF, reference=image.layer_digests[0], times=1)
+    async with run_program(storage, {NAME: upstream, FAR: far}, upstreams=QUICK) as program:
+        async with program.open(layer) as response:
+            await response.content.readexactly(HALF)
+            with host.unplugged():
+                pause.release()
+                assert await read_rest(response) is None
+        assert list((storage / "blobs").glob("*/*")) == []
+        assert (await pull_again(program, layer)).body == LAYER
+    assert far.find("blob", "GET")[-1].headers["Range"] == f"bytes={HALF}-"

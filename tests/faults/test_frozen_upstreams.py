@@ -1,0 +1,78 @@
+"""An upstream process that hangs: its host still accepts connections for it, and nothing is answered."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from tests.e2e.parts.faults import frozen
+from tests.fake_registry import FakeRegistry
+from tests.faults.process_upstream import process_upstream
+from tests.faults.sample import (
+    HALF,
+    LAYER,
+    OTHER,
+    add_sample,
+    add_small,
+    is_stale,
+    paths,
+    pull_again,
+    pulls,
+    read_rest,
+    reason,
+    store,
+)
+from tests.mirror_fixture import NAME, run_program
+
+FROZEN = "frozen.example"
+ALWAYS_ASK = {"tag_max_age": "0"}
+
+
+@pytest.fixture
+def frozen_upstream(tmp_path):
+    with process_upstream(tmp_path) as process:
+        yield process
+
+
+async def test_a_download_ends_when_its_upstream_wakes_up(upstream, storage, frozen_upstream):
+    """B35, B33: meanwhile its tags are stale, and another upstream's pulls are as ever."""
+    image, small, healthy = add_sample(FakeRegistry()), add_small(FakeRegistry()), add_sample(upstream, OTHER)
+    tag, layer = paths(image, FROZEN)
+    registries = {NAME: upstream, FROZEN: frozen_upstream.url}
+    async with run_program(storage, registries, freshness=ALWAYS_ASK) as program:
+        small_tag = await store(program, small, FROZEN)
+        async with program.open(layer) as response:
+            begin = await response.content.readexactly(HALF)
+            with frozen(frozen_upstream.pid):
+                os.kill(frozen_upstream.pid, signal.SIGUSR1)  # it goes on as soon as it wakes up
+                assert is_stale(await program.get(small_tag), small)
+                assert await pulls(program, healthy, NAME)
+                assert not response.content.at_eof()
+            rest = await read_rest(response)
+        assert rest is not None
+        assert begin + rest == LAYER
+        assert (await pull_again(program, tag)).body == image.manifest
+    assert len(frozen_upstream.gets(image.layer_digests[0])) == 1
+
+
+async def test_an_upstream_that_stays_frozen_is_given_up(upstream, storage, frozen_upstream):
+    """B35, B5: the client's answer ends short, a cold tag is refused in time, and the next pull resumes."""
+    image, healthy = add_sample(FakeRegistry()), add_sample(upstream, OTHER)
+    tag, layer = paths(image, FROZEN)
+    registries = {NAME: upstream, FROZEN: frozen_upstream.url}
+    upstreams = {FROZEN: {"connect_timeout": "1s", "read_timeout": "1s"}}
+    async with run_program(storage, registries, upstreams=upstreams) as program:
+        async with program.open(layer) as response:
+            await response.content.readexactly(HALF)
+            with frozen(frozen_upstream.pid):
+                assert await read_rest(response) is None
+                refused = await program.get(tag)
+                assert await pulls(program, healthy, NAME)
+        assert refused.status in (503, 504)
+        assert refused.json()["errors"][0]["detail"]["upstream"] == FROZEN
+        assert (await pull_again(program, layer)).body == LAYER
+        assert (await pull_again(program, tag)).body == image.manifest
+    assert frozen_upstream.gets(image.layer_digests[0])[-1].endswith(f" bytes={HALF}-")
+    assert reason(refused)

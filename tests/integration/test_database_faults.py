@@ -1,0 +1,324 @@
+"""Pulls go on when the database fails (B44), and what it knew comes back (B46)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+from contextlib import closing
+
+import pytest
+from sqlalchemy.exc import DatabaseError
+
+from regmirror.events import NotStored
+from regmirror.knowledge import SUSPICION
+from tests.fake_registry import random_bytes
+from tests.mirror_fixture import NAME, run_mirror, run_program, until
+
+APP = "/v2/team/app"
+TAG = f"{APP}/manifests/1"
+LAYER = random_bytes(100_000)
+NO_LIMITS = {"min_free": "0"}
+
+
+@pytest.fixture
+async def image(upstream):
+    return upstream.add_image("team/app", "1", [LAYER])
+
+
+@pytest.fixture
+async def mirror(start_mirror):
+    return await start_mirror(storage=NO_LIMITS)
+
+
+@pytest.fixture
+async def path(image):
+    return f"{APP}/blobs/{image.layer_digests[0]}"
+
+
+def database(mirror):
+    return mirror.root / "regmirror.db"
+
+
+def rows(mirror, query):
+    with closing(sqlite3.connect(database(mirror))) as connection:
+        return connection.execute(query).fetchall()
+
+
+def knowledge(mirror):
+    return mirror.running._lasting.knowledge
+
+
+async def pull(mirror, path):
+    """The manifest, its config and the layer; fails unless they are right."""
+    manifest = await mirror.get(TAG)
+    assert manifest.status == 200
+    config = manifest.json()["config"]["digest"]
+    assert (await mirror.get(f"{APP}/blobs/{config}")).status == 200
+    blob = await mirror.get(path)
+    assert blob.body == LAYER
+    await mirror.running._lasting.downloads.settle()
+    return manifest, blob
+
+
+async def settle(mirror):
+    """Until everything that was told to the database has been written or given up."""
+    await until(lambda: not knowledge(mirror)._writes.is_late, "no write is late", timeout=30)
+
+
+def details(mirror):
+    return {event.detail for event in mirror.events.of(NotStored) if event.reason == "database"}
+
+
+# --- locked, full, read-only ---
+
+
+async def test_another_process_holds_the_write_lock(mirror, upstream, image, path):
+    """B44: cold and warm pulls go on; what they taught is written when the lock is free."""
+    with closing(sqlite3.connect(database(mirror), isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        await pull(mirror, path)
+        manifest, blob = await pull(mirror, path)
+        assert manifest.body == image.manifest
+        assert {got.headers["Cache-Status"] for got in (manifest, blob)} == {"regmirror; hit"}
+        other.execute("ROLLBACK")
+    await settle(mirror)
+    assert rows(mirror, "SELECT name FROM tags") == [("1",)]
+    assert rows(mirror, "SELECT count(*) FROM blobs") == [(2,)]
+    assert details(mirror) == set()
+    assert upstream.count("blob", "GET") == 2
+
+
+async def test_many_pulls_wait_for_the_lock_no_longer_than_one(mirror, upstream):
+    """B44: the writes of all of them together are late, so that none is waited for."""
+    for number in range(30):
+        upstream.add_image("team/app", f"t{number}", [b"%d" % number])
+    with closing(sqlite3.connect(database(mirror), isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        await mirror.get(f"{APP}/manifests/t0")
+        assert knowledge(mirror)._writes.is_late
+        knowledge(mirror)._writes._patience = 1_000  # nobody is to wait by now
+        answers = [await mirror.get(f"{APP}/manifests/t{number}") for number in range(1, 30)]
+        assert {got.status for got in answers} == {200}
+        other.execute("ROLLBACK")
+    await settle(mirror)
+    assert rows(mirror, "SELECT count(*) FROM tags") == [(30,)]
+
+
+async def test_a_database_that_cannot_grow(mirror, image, path):
+    """B44: what cannot be written is counted, and is written again once it can."""
+    store = mirror.running._lasting.metadata
+    async with store.database.write() as connection:
+        pages = (await connection.exec_driver_sql("PRAGMA page_count")).scalar()
+        await connection.exec_driver_sql(f"PRAGMA max_page_count={pages}")
+    big = [b"%d" % number for number in range(3)]
+    for number in range(40):
+        answer = await mirror.get(f"{APP}/manifests/1")
+        assert answer.body == image.manifest
+        if not number:
+            await pull(mirror, path)
+        for data in big:
+            await knowledge(mirror).save_tag(*_odd_tag(number, data))
+    assert details(mirror) == {"database or disk is full"}
+    assert (await mirror.get(path)).headers["Cache-Status"] == "regmirror; hit"
+    async with store.database.write() as connection:
+        await connection.exec_driver_sql("PRAGMA max_page_count=100000")
+    mirror.clock.advance(3_600)
+    assert (await mirror.get(TAG)).body == image.manifest
+    assert rows(mirror, "SELECT count(*) FROM tags WHERE name = '1'") == [(1,)]
+
+
+def _odd_tag(number, data):
+    from regmirror.freshness import TagRecord
+    from regmirror.names import Digest, Repository, Tag
+
+    record = TagRecord(Digest.of(data), "x/y", 1, 1.0)
+    return Repository(NAME, f"{'n' * 200}/{number}"), Tag(f"{'t' * 100}{data.decode()}"), record
+
+
+async def test_a_database_that_does_not_answer(mirror, upstream, image, path, monkeypatch):
+    """B44: it is waited for once, and everybody else goes on without it."""
+    await pull(mirror, path)
+    await settle(mirror)
+    gate = asyncio.Event()
+    store = mirror.running._lasting.metadata
+    real = store.find_tag
+
+    async def hang(*arguments):
+        await gate.wait()
+        return await real(*arguments)
+
+    monkeypatch.setattr("regmirror.knowledge.READ_PATIENCE", 0.05)
+    monkeypatch.setattr(store, "find_tag", hang)
+    mirror.clock.advance(3_600)
+    assert (await mirror.get(TAG)).body == image.manifest
+    assert details(mirror) == {"the database does not answer"}
+    monkeypatch.setattr("regmirror.knowledge.READ_PATIENCE", 1_000)  # nobody is to wait by now
+    mirror.clock.advance(3_600)
+    assert (await mirror.get(TAG)).body == image.manifest
+    gate.set()
+    await until(lambda: not knowledge(mirror)._late_reads, "it has answered")
+    monkeypatch.undo()
+    assert await knowledge(mirror).list_tags(*_app()) == ["1"]
+
+
+def _app():
+    from regmirror.names import Repository
+
+    return (Repository(NAME, "team/app"),)
+
+
+# --- lost and damaged, while running ---
+
+
+def garbage(path):
+    path.write_bytes(os.urandom(path.stat().st_size))
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def delete(path):
+    path.unlink()
+
+
+def replace(path):
+    """By one that is good and knows nothing."""
+    other = path.with_name("other")
+    with closing(sqlite3.connect(path)) as connection, closing(sqlite3.connect(other)) as copy:
+        connection.backup(copy)
+        for table in ("tags", "repository_manifests", "manifest_references", "manifests", "blobs"):
+            copy.execute(f"DELETE FROM {table}")
+        copy.commit()
+    for name in ("-wal", "-shm"):
+        path.with_name(path.name + name).unlink(missing_ok=True)
+    other.replace(path)
+
+
+@pytest.mark.parametrize("fault", [garbage, empty, delete, replace])
+async def test_a_database_that_goes_wrong_is_replaced(mirror, upstream, image, path, fault, storage):
+    """B44, B46: pulls go on, the new one knows blobs, tags and manifests, also after a restart."""
+    await pull(mirror, path)
+    await settle(mirror)
+    fault(database(mirror))
+    manifest, _ = await pull(mirror, path)
+    assert manifest.body == image.manifest
+    mirror.clock.advance(3_600)  # past the tag's age, so that the database is asked
+    await pull(mirror, path)
+    await knowledge(mirror).check_database()
+    await until(lambda: _is_known(mirror), "the new one knows the tag")
+    await settle(mirror)
+    assert rows(mirror, "PRAGMA integrity_check") == [("ok",)]
+    kept = [
+        file.name for file in (mirror.root / "quarantine").glob("regmirror.db.*") if file.suffix != ".db-shm"
+    ]
+    assert bool([name for name in kept if "-" not in name]) is (fault in (garbage, empty))
+    await pull(mirror, path)
+    assert upstream.count("blob", "GET") == 2
+    if fault is not replace:  # files without rows are found by the sweep
+        assert rows(mirror, "SELECT count(*) FROM blobs") == [(2,)]
+    await upstream.stop()
+    async with run_mirror(storage, {NAME: upstream}, storage=NO_LIMITS) as restarted:
+        assert (await restarted.get(TAG)).body == image.manifest
+
+
+def _is_known(mirror):
+    try:
+        return rows(mirror, "SELECT t.name FROM tags t JOIN manifests m ON m.digest = t.digest") == [("1",)]
+    except sqlite3.Error:
+        return False
+
+
+async def test_of_several_processes_one_repairs(start_mirror, upstream, image, path, capfd):
+    """B13, B46: the others go over to the new database."""
+    mirrors = [await start_mirror(storage=NO_LIMITS) for _ in range(3)]
+    for mirror in mirrors:
+        await pull(mirror, path)
+    garbage(database(mirrors[0]))
+    for mirror in mirrors:
+        mirror.clock.advance(3_600)
+    answers = await asyncio.gather(*(mirror.get(TAG) for mirror in mirrors * 3))
+    assert {got.body for got in answers} == {image.manifest}
+    for _ in range(2):
+        await asyncio.gather(*(knowledge(mirror).check_database() for mirror in mirrors))
+    await until(lambda: _is_known(mirrors[0]), "the new one is there")
+    for mirror in mirrors:
+        mirror.clock.advance(3_600)
+        assert (await mirror.get(TAG)).status == 200
+        assert (await mirror.get("/readyz")).status == 200
+    assert len(list((mirrors[0].root / "quarantine").glob("regmirror.db.*[0-9]"))) == 1
+    assert capfd.readouterr().err.count("a new one knows the 2 stored blobs") == 1
+
+
+async def test_a_damaged_database_is_not_examined_for_each_error(mirror, monkeypatch):
+    """B44: a check reads all of it."""
+    examined = []
+
+    async def check(*, is_suspect=False):
+        examined.append(is_suspect)
+        return False
+
+    async def fail():
+        raise DatabaseError("SELECT", {}, Exception("database disk image is malformed"))
+
+    monkeypatch.setattr(knowledge(mirror)._watch, "check", check)
+    monkeypatch.setattr(knowledge(mirror).store, "list_repositories", fail)
+    for _ in range(5):
+        assert await knowledge(mirror).list_repositories() == []
+    await until(lambda: examined == [True], "it is examined")
+    mirror.clock.advance(SUSPICION)
+    await knowledge(mirror).list_repositories()
+    await until(lambda: examined == [True, True], "it is examined again")
+
+
+async def test_ready_tells_that_the_database_cannot_be_read(mirror, image, path):
+    """B44: nothing that is stored could be found by its tag."""
+    await pull(mirror, path)
+    garbage(database(mirror))
+    knowledge(mirror)._watch = None
+    await mirror.running._lasting.metadata.database.reconnect()
+    got = await mirror.get("/readyz")
+    assert got.status == 503
+    assert b"the database cannot be read" in got.body
+
+
+# --- at the start ---
+
+
+async def test_a_lost_database_is_made_anew_at_the_start(upstream, image, path, storage):
+    """B46: says so in one line, and what is stored is not fetched again."""
+    async with run_mirror(storage, {NAME: upstream}, storage=NO_LIMITS) as mirror:
+        await pull(mirror, path)
+    for file in storage.glob("regmirror.db*"):
+        file.unlink()
+    async with run_program(storage, {NAME: upstream}, storage=NO_LIMITS) as program:
+        assert len(program.said("the database")) == 1
+        assert "was lost; a new one knows the 2 stored blobs" in program.log
+        assert (await program.get(TAG)).body == image.manifest
+        assert (await program.get(path)).headers["Cache-Status"] == "regmirror; hit"
+    assert upstream.count("blob", "GET") == 2
+
+
+async def test_a_damaged_database_does_not_keep_it_from_starting(upstream, image, path, storage):
+    """B46: it is kept in quarantine."""
+    async with run_mirror(storage, {NAME: upstream}, storage=NO_LIMITS) as mirror:
+        await pull(mirror, path)
+    (storage / "regmirror.db").write_bytes(b"no database " * 1_000)
+    async with run_program(storage, {NAME: upstream}, storage=NO_LIMITS) as program:
+        assert len(program.said("the database")) == 1
+        assert "was damaged (file is not a database)" in program.log
+        assert (await program.get(path)).body == LAYER
+    (kept,) = (storage / "quarantine").iterdir()
+    assert kept.read_bytes() == b"no database " * 1_000
+
+
+async def test_rows_whose_files_are_lost_heal_by_fetching(mirror, upstream, image, path):
+    """B46: a row without its file is a miss."""
+    await pull(mirror, path)
+    mirror.blob_path(image.layer_digests[0]).unlink()
+    _, blob = await pull(mirror, path)
+    assert blob.headers["Cache-Status"] == "regmirror; fwd=miss; stored"
+    assert upstream.count("blob", "GET") == 3
+    assert mirror.blob_path(image.layer_digests[0]).read_bytes() == LAYER
+    assert rows(mirror, "SELECT count(*) FROM blobs") == [(2,)]

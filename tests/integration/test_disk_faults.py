@@ -1,0 +1,415 @@
+"""Pulls go on when the disk fails (B44): right bytes, nothing kept, stored again once it works."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from regmirror.blobs.base import NoRoom
+from regmirror.blobs.local import LocalBlobStore
+from regmirror.events import DownloadEnded, NotStored, RequestServed
+from regmirror.names import Digest
+from tests.e2e.parts.faults import MIB, full_disk, small_ext4, small_tmpfs
+from tests.fake_registry import Chunked, Corrupt, Reset, Status, random_bytes
+from tests.mirror_fixture import NAME, open_files, run_mirror, run_program, until
+
+SIZE = 4_000_000
+BLOB = random_bytes(SIZE)
+APP = "/v2/team/app"
+NO_LIMITS = {"min_free": "0"}
+
+real_disk = pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("mount"), reason="mounts need root")
+lengths = pytest.mark.parametrize("chunked", [False, True], ids=["known length", "unknown length"])
+
+
+@pytest.fixture
+async def mirror(start_mirror):
+    return await start_mirror(storage=NO_LIMITS)
+
+
+@pytest.fixture
+async def path(mirror, upstream):
+    """A cold blob whose repository is known to have it."""
+    image = upstream.add_image("team/app", "1", [BLOB])
+    await mirror.get(f"{APP}/manifests/1")
+    return f"{APP}/blobs/{image.layer_digests[0]}"
+
+
+@pytest.fixture
+def break_writes(monkeypatch):
+    """A function: so many bytes of content may be written, then the disk fails by this number."""
+    real = os.pwrite
+
+    def begin(allowed, number=28):
+        left = [allowed]
+
+        def pwrite(descriptor, data, offset):
+            if bytes(data[:1]) == b"{" and len(data) < 4_096:  # a note
+                return real(descriptor, data, offset)
+            if not left[0]:
+                raise OSError(number, os.strerror(number))
+            count = real(descriptor, data[: left[0]], offset)
+            left[0] -= count
+            return count
+
+        monkeypatch.setattr(os, "pwrite", pwrite)
+
+    return begin
+
+
+def blob_gets(upstream):
+    return [seen.headers.get("Range") for seen in upstream.find("blob", "GET")]
+
+
+def reasons(mirror):
+    return [event.reason for event in mirror.events.of(NotStored)]
+
+
+async def assert_stored_by_the_next_pull(mirror, upstream, path):
+    before = len(blob_gets(upstream))
+    got = await mirror.get(path)
+    assert got.body == BLOB
+    assert got.headers["Cache-Status"] == "regmirror; fwd=miss; stored"
+    await until(lambda: mirror.staged() == [], "it is adopted")
+    assert (await mirror.get(path)).headers["Cache-Status"] == "regmirror; hit"
+    assert len(blob_gets(upstream)) == before + 1
+
+
+# --- faults of one call ---
+
+
+@lengths
+@pytest.mark.parametrize("number", [28, 122, 30, 13, 5], ids=["ENOSPC", "EDQUOT", "EROFS", "EACCES", "EIO"])
+async def test_staging_that_cannot_be_opened(mirror, upstream, path, monkeypatch, number, chunked):
+    """B44: one request to the upstream, and the client is told that nothing was stored."""
+    if chunked:
+        upstream.fault(Chunked(), kind="blob", times=None)
+    real = os.open
+
+    def fail(name, flags, *mode, **more):
+        if flags & os.O_CREAT and "staging" in str(name):
+            raise OSError(number, os.strerror(number))
+        return real(name, flags, *mode, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", fail)
+        got = await mirror.get(path)
+    assert got.status == 200
+    assert got.body == BLOB
+    assert got.headers["Cache-Status"] == "regmirror; fwd=miss"
+    assert blob_gets(upstream) == [None]
+    assert reasons(mirror) == ["disk"]
+    assert mirror.stored() == set()
+    assert mirror.staged() == []
+    await assert_stored_by_the_next_pull(mirror, upstream, path)
+
+
+@lengths
+@pytest.mark.parametrize("written", [0, 1, 1_500_000, SIZE - 1])
+async def test_writing_fails_in_the_middle(
+    mirror, upstream, path, break_writes, monkeypatch, written, chunked
+):
+    """B44: by the same request, whatever has been written by then; the file goes."""
+    if chunked:
+        upstream.fault(Chunked(), kind="blob", times=None)
+    break_writes(written)
+    got = await mirror.get(path)
+    assert got.body == BLOB
+    assert blob_gets(upstream) == [None]
+    assert reasons(mirror) == ["disk"]
+    assert mirror.stored() == set()
+    assert mirror.staged() == []
+    monkeypatch.undo()
+    await assert_stored_by_the_next_pull(mirror, upstream, path)
+
+
+async def test_bytes_flow_while_the_upstream_still_sends(mirror, upstream, path, break_writes):
+    """B12, B44: a client that passes by the disk waits for no more than the last byte."""
+    break_writes(100_000)
+    pause = upstream.pause(after=SIZE)
+    async with mirror.open(path) as response:
+        assert await response.content.readexactly(SIZE - 1) == BLOB[:-1]
+        assert not pause.is_open
+        pause.release()
+        assert await response.read() == BLOB[-1:]
+
+
+@pytest.mark.parametrize("written", [0, 1_500_000])
+async def test_wrong_bytes_are_never_a_whole_answer(mirror, upstream, path, break_writes, written):
+    """B2, B44."""
+    break_writes(written)
+    upstream.fault(Corrupt(SIZE - 10), kind="blob", method="GET")
+    with pytest.raises(aiohttp.ClientPayloadError):
+        await mirror.get(path)
+    assert mirror.staged() == []
+    assert (await mirror.get(path)).body == BLOB
+
+
+async def test_an_upstream_that_breaks_off_is_resumed(mirror, upstream, path, break_writes):
+    """B19, B44: by Range, and what comes is still verified."""
+    break_writes(500_000)
+    upstream.fault(Reset(2_000_000), kind="blob", method="GET")
+    assert (await mirror.get(path)).body == BLOB
+    first, second = blob_gets(upstream)
+    assert first is None
+    assert second.startswith("bytes=")
+
+
+async def test_many_clients_cost_one_request_each_at_most(mirror, upstream, path, break_writes):
+    """B44: 20 of them read what was written and go on from there."""
+    break_writes(1_000_000)
+    pause = upstream.pause(after=500_000, times=1)
+    pulls = [asyncio.create_task(mirror.get(path)) for _ in range(20)]
+    await mirror.began(1 + 20)
+    pause.release()
+    assert {got.body == BLOB for got in await asyncio.gather(*pulls)} == {True}
+    assert len(blob_gets(upstream)) <= 20
+    assert {asked for asked in blob_gets(upstream) if asked} == {"bytes=1000000-"}
+    assert len(reasons(mirror)) == 20
+    assert mirror.staged() == []
+    await until(lambda: not [name for name in open_files() if "/staging/" in name], "no file is open")
+    results = [event.result for event in mirror.events.of(RequestServed) if event.kind == "blob"]
+    assert "error" not in results
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+async def test_what_cannot_be_adopted_is_still_served(mirror, upstream, path, monkeypatch, call):
+    """B44: nothing partial stays, not even a whole file that may be gone after a crash."""
+
+    def fail(*_):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", fail) if call == "fsync" else patched.setattr(
+            "pathlib.Path.replace", fail
+        )
+        assert (await mirror.get(path)).body == BLOB
+        await mirror.events.wait_for(NotStored)
+        await until(lambda: mirror.staged() == [], "the file is gone")
+    assert mirror.stored() == set()
+    assert reasons(mirror) == ["disk"]
+    assert mirror.events.of(DownloadEnded)[-1].error == "cannot be stored: Input/output error"
+    await assert_stored_by_the_next_pull(mirror, upstream, path)
+
+
+async def test_a_directory_that_cannot_be_synced_keeps_nothing(mirror, upstream, path, monkeypatch):
+    """B44: the rename may be undone by a crash, so it is undone at once."""
+    real = os.fsync
+
+    def fail_there(descriptor):
+        if Path(f"/proc/self/fd/{descriptor}").readlink().name == "sha256":
+            raise OSError(5, "Input/output error")
+        return real(descriptor)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", fail_there)
+        assert (await mirror.get(path)).body == BLOB
+        await mirror.events.wait_for(NotStored)
+    await until(lambda: mirror.staged() == [], "the note is gone")
+    assert mirror.stored() == set()
+
+
+async def test_ranges_pass_by_the_disk(mirror, upstream, path, break_writes):
+    """B21, B44: one, several, and the end."""
+    break_writes(0)
+    got = await mirror.get(path, {"Range": "bytes=1000-1999"})
+    assert (got.status, got.body) == (206, BLOB[1000:2000])
+    got = await mirror.get(path, {"Range": "bytes=-100"})
+    assert (got.status, got.body) == (206, BLOB[-100:])
+    got = await mirror.get(path, {"Range": "bytes=10-19,3000000-3000009,0-4"})
+    assert got.status == 206
+    for part in (BLOB[10:20], BLOB[3_000_000:3_000_010], BLOB[:5]):
+        assert part in got.body
+    assert mirror.staged() == []
+
+
+async def test_http_1_0_without_a_size_fails_before_the_headers(mirror, upstream, path, break_writes):
+    """B44, B57: there is nothing to count the bytes with."""
+    upstream.fault(Chunked(), kind="blob", times=None)
+    upstream.fault(Chunked(), kind="manifest", times=None)
+    blob = upstream.add_blob("team/other", random_bytes(600_000, 7))
+    break_writes(0)
+    answer = await mirror.talk(f"GET /v2/team/other/blobs/{blob} HTTP/1.0\r\n\r\n".encode())
+    assert answer.split(b"\r\n")[0].endswith(b"503 Service Unavailable")
+    assert b"HTTP/1.0 needs it" in answer
+
+
+async def test_what_the_upstream_refuses_is_refused_before_the_headers(mirror, upstream, path, break_writes):
+    """B34, B44, B86: a disk that fails hides nothing of that."""
+    break_writes(0)
+    upstream.fault(Status(404), kind="blob", method="GET")
+    got = await mirror.get(path)
+    assert (got.status, got.code) == (404, "BLOB_UNKNOWN")
+
+
+async def test_clients_that_leave_end_what_passes_to_them(mirror, upstream, path, break_writes, caplog):
+    """B17: no task, no file, no connection to the upstream is left."""
+    break_writes(100_000)
+    await mirror.get(path)
+    tasks = len(asyncio.all_tasks())
+    pause = upstream.pause(after=2_000_000, times=None)
+    for _ in range(5):
+        async with mirror.open(path) as response:
+            await response.content.readexactly(200_000)
+            response.close()
+    await until(lambda: len(asyncio.all_tasks()) <= tasks, "their tasks are gone")
+    await until(lambda: not [name for name in open_files() if "/staging/" in name], "their files are closed")
+    pause.release()
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+async def test_a_stored_file_that_cannot_be_opened_is_replaced(mirror, upstream, path, monkeypatch):
+    """B6, B44."""
+    await mirror.get(path)
+    await mirror.running._lasting.downloads.settle()
+    old = mirror.blob_path(path.rpartition("/")[2]).open("rb")
+    real, broken = os.open, [2]
+
+    def fail(name, flags, *mode, **more):
+        if "/blobs/sha256/" in str(name) and broken[0]:
+            broken[0] -= 1
+            raise OSError(5, "Input/output error")
+        return real(name, flags, *mode, **more)
+
+    monkeypatch.setattr(os, "open", fail)
+    assert (await mirror.get(path)).body == BLOB
+    await mirror.running._lasting.downloads.settle()
+    got = await mirror.get(path)
+    assert got.headers["Cache-Status"] == "regmirror; hit"
+    assert not os.path.samestat(os.fstat(old.fileno()), mirror.blob_path(path.rpartition("/")[2]).stat())
+    old.close()
+    assert len(blob_gets(upstream)) == 2
+
+
+async def test_without_room_a_pull_passes(mirror, upstream, path):
+    """B40, B44: told as quota, and by the one request."""
+    workshop = mirror.running._lasting.downloads.workshop
+
+    async def reserve(digest, size):
+        raise NoRoom("quota", "storage.max_size is reached")
+
+    before = workshop.reserve
+    object.__setattr__(workshop, "reserve", reserve)
+    got = await mirror.get(path)
+    assert got.body == BLOB
+    assert got.headers["Cache-Status"] == "regmirror; fwd=miss"
+    assert blob_gets(upstream) == [None]
+    assert reasons(mirror) == ["quota"]
+    assert mirror.staged() == []
+    object.__setattr__(workshop, "reserve", before)
+    await assert_stored_by_the_next_pull(mirror, upstream, path)
+
+
+# --- what is being read ---
+
+
+@pytest.mark.parametrize("last", [0, 1], ids=["writer", "follower"])
+async def test_what_is_being_read_cannot_be_removed(start_mirror, upstream, last):
+    """B40: whoever reads it, cold or warm, in the process that fetched it or in one that followed."""
+    mirrors = [await start_mirror(storage=NO_LIMITS) for _ in range(2)]
+    size = 60 * MIB  # more than all buffers on the way to a client
+    digest = upstream.add_big_blob("team/app", size)
+    store, path = LocalBlobStore(mirrors[0].root), f"{APP}/blobs/{digest}"
+
+    def may_remove():
+        removable = store.lock_for_removal(Digest(digest))
+        if removable is not None:
+            removable.close()
+        return removable is not None
+
+    for _ in ("cold", "warm"):
+        responses = [await mirror.http.get(mirror.url + path) for mirror in mirrors]
+        await until(lambda: mirrors[0].stored() == {digest} and not mirrors[0].staged(), "it is stored")
+        for mirror in mirrors:
+            await mirror.running._lasting.downloads.settle()
+        for response in (responses[1 - last], responses[last]):
+            assert not may_remove()
+            assert len(await response.read()) == size
+        await until(may_remove, "nobody reads it any more")
+
+
+# --- whether it is ready ---
+
+
+async def test_ready_says_that_nothing_can_be_stored(mirror, monkeypatch, break_writes):
+    """B44: pulls go on, so that it stays 200."""
+    assert (await mirror.get("/readyz")).body == b"ready\n"
+    break_writes(0)
+    got = await mirror.get("/readyz")
+    assert (got.status, got.body) == (200, b"ready\nnothing can be stored: no space left on device\n")
+    monkeypatch.undo()
+    shutil.rmtree(mirror.root / "blobs")
+    got = await mirror.get("/readyz")
+    assert got.status == 503
+    assert b"cannot be read" in got.body
+
+
+# --- real disks ---
+
+
+@pytest.mark.e2e
+@real_disk
+async def test_a_disk_that_is_too_small(upstream, tmp_path):
+    """B44: a blob larger than the disk, then one that fits, then the disk full altogether."""
+    image = upstream.add_image("team/app", "1", [random_bytes(6 * MIB, 1), random_bytes(300_000, 2)])
+    large, small = (f"{APP}/blobs/{digest}" for digest in image.layer_digests)
+    with small_tmpfs(tmp_path / "disk", 3 * MIB) as disk:
+        async with run_mirror(disk / "data", {NAME: upstream}, storage=NO_LIMITS) as mirror:
+            await mirror.get(f"{APP}/manifests/1")
+            pulls = await asyncio.gather(*(mirror.get(large) for _ in range(5)))
+            assert {got.body for got in pulls} == {random_bytes(6 * MIB, 1)}
+            assert mirror.staged() == []
+            assert mirror.stored() == set()
+            with full_disk(disk):
+                got = await mirror.get(small)
+                assert got.body == random_bytes(300_000, 2)
+                assert mirror.staged() == []
+                assert mirror.stored() == set()
+                assert (await mirror.get("/readyz")).status == 200
+                assert b"no space left" in (await mirror.get("/readyz")).body
+                assert (await mirror.get(f"{APP}/manifests/1")).body == image.manifest
+            assert (await mirror.get(small)).body == random_bytes(300_000, 2)
+            await until(lambda: mirror.stored() == {image.layer_digests[1]}, "the small one is stored")
+            assert (await mirror.get(small)).headers["Cache-Status"] == "regmirror; hit"
+
+
+@pytest.mark.e2e
+@real_disk
+async def test_several_workers_on_a_disk_that_is_too_small(upstream, tmp_path):
+    """B13, B44: whoever writes or follows, every client gets the right bytes."""
+    data = random_bytes(6 * MIB, 1)
+    digest = upstream.add_blob("team/app", data)
+    with small_tmpfs(tmp_path / "disk", 3 * MIB) as disk:
+        async with run_program(disk / "data", {NAME: upstream}, workers=2, storage=NO_LIMITS) as program:
+            pulls = await asyncio.gather(*(program.get(f"{APP}/blobs/{digest}") for _ in range(12)))
+            assert {got.body == data for got in pulls} == {True}
+            assert upstream.count("blob", "GET", reference=digest) <= 12 + 2
+            await until(lambda: not list((disk / "data/staging").iterdir()), "nothing is staged")
+            assert list((disk / "data/blobs").glob("*/*")) == []
+
+
+@pytest.mark.e2e
+@real_disk
+async def test_a_disk_that_goes_read_only(upstream, tmp_path):
+    """B44: what is stored is served, what is not passes; afterwards it is stored."""
+    image = upstream.add_image("team/app", "1", [random_bytes(300_000, 1), random_bytes(300_000, 2)])
+    first, second = (f"{APP}/blobs/{digest}" for digest in image.layer_digests)
+    with small_ext4(tmp_path / "disk") as disk:
+        async with run_mirror(disk.path / "data", {NAME: upstream}, storage=NO_LIMITS) as mirror:
+            await mirror.get(f"{APP}/manifests/1")
+            await mirror.get(first)
+            await until(lambda: mirror.staged() == [], "it is adopted")
+            disk.fail()
+            assert not disk.is_writable()
+            assert (await mirror.get(first)).headers["Cache-Status"] == "regmirror; hit"
+            got = await mirror.get(second)
+            assert got.body == random_bytes(300_000, 2)
+            assert got.headers["Cache-Status"] == "regmirror; fwd=miss"
+            assert (await mirror.get(f"{APP}/manifests/1")).body == image.manifest
+            ready = await mirror.get("/readyz")
+            assert (ready.status, b"read-only file system" in ready.body) == (200, True)

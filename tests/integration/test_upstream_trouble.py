@@ -1,0 +1,620 @@
+"""An upstream that keeps failing, hangs, or limits: what it is spared, and what clients get."""
+
+import asyncio
+from contextlib import suppress
+
+import pytest
+
+from regmirror.asking import Asking
+from regmirror.config import Upstream
+from regmirror.errors import UpstreamError, UpstreamResting, UpstreamTimeout
+from regmirror.events import CircuitChanged, UpstreamAnswered
+from regmirror.names import Repository
+from regmirror.upstream.client import Upstreams
+from tests.fake_registry import FakeRegistry, FakeStorage, Hold, RateLimit, Status, StripHeaders, random_bytes
+from tests.integration.asking import ALPINE, LATEST, NAME, asking
+from tests.integration.pulling import pull_image
+from tests.mirror_fixture import run_program, until
+
+TAG = "/v2/team/app/manifests/1"
+NEW = "/v2/team/app/manifests/new"
+NOTHING = "sha256:" + "0" * 64
+MAX_AGE = 300
+PROBE_INTERVAL = 5
+STALE = "regmirror; hit; detail=stale"
+
+
+@pytest.fixture
+def image(upstream):
+    return upstream.add_image("team/app", "1", [random_bytes(20_000)])
+
+
+async def open_circuit(mirror, path="/v2/team/app/manifests/away"):
+    """Three failures, one after the other, of something that is not cached."""
+    for _ in range(3):
+        assert (await mirror.get(path)).status in (502, 504)
+    assert circuit(mirror) == [True]
+
+
+def circuit(mirror):
+    """How the circuit changed, in order."""
+    return [event.is_open for event in mirror.events.of(CircuitChanged)]
+
+
+async def closed(mirror):
+    await mirror.events.until(lambda: circuit(mirror)[-1:] == [False], what="the circuit is closed")
+
+
+# --- the circuit ---
+
+
+async def test_an_upstream_that_keeps_failing_is_left_alone(mirror, upstream, image):
+    """B33, B34: over its whole life, from the first failure to its recovery by itself."""
+    await pull_image(mirror, image)
+    mirror.clock.advance(MAX_AGE + 1)
+    failing = upstream.fault(Status(503), times=None)
+    for _ in range(3):
+        assert (await mirror.get(TAG)).headers["Cache-Status"] == STALE
+    await mirror.events.wait_for(CircuitChanged)
+    upstream.clear()
+
+    for method in ("GET", "HEAD", "GET"):
+        answer = await mirror.request(method, TAG)
+        assert (answer.status, answer.headers["Cache-Status"]) == (200, STALE)
+        assert "keeps failing (status-503)" in answer.headers["Warning"]
+    for path in (NEW, f"/v2/team/app/manifests/{NOTHING}", f"/v2/team/app/blobs/{NOTHING}"):
+        refused = await mirror.get(path)
+        assert (refused.status, refused.code) == (503, "UNAVAILABLE")
+        assert 1 <= int(refused.headers["Retry-After"]) <= PROBE_INTERVAL
+        assert (await mirror.head(path)).status == 503
+    assert upstream.count() == 0, "whatever is asked"
+    metrics = (await mirror.get("/metrics")).body.decode()
+    assert 'regmirror_upstream_up{upstream="registry.test"} 0.0' in metrics
+
+    for number in (1, 2):
+        mirror.clock.advance(PROBE_INTERVAL)
+        await upstream.seen(count=number)
+    assert [seen.method for seen in upstream.requests] == ["HEAD", "HEAD"], "probes are no pulls"
+    assert (await mirror.get(NEW)).status == 503
+    failing.remove()
+    mirror.clock.advance(PROBE_INTERVAL)
+    await closed(mirror)
+
+    assert circuit(mirror) == [True, False]
+    assert (await mirror.get(TAG)).headers["Cache-Status"] == "regmirror; fwd=stale; fwd-status=200"
+    assert (await mirror.get(NEW)).status == 404
+
+
+async def test_it_recovers_from_being_down_with_nobody_asking(mirror, upstream, image):
+    """B33: no connection, too."""
+    await upstream.stop()
+    await open_circuit(mirror)
+    await upstream.start()
+    upstream.clear()
+    mirror.clock.advance(PROBE_INTERVAL)
+    await closed(mirror)
+    assert (await mirror.get(TAG)).body == image.manifest
+
+
+async def test_what_fails_at_one_moment_has_failed_once(mirror, upstream, image):
+    """B33: a restart of the upstream breaks many requests and is no outage."""
+    hold = Hold()
+    upstream.fault(hold, Status(500), kind="manifest", times=20)
+    asks = [asyncio.create_task(mirror.get(f"/v2/team/app/manifests/{n}x")) for n in range(20)]
+    await hold.reached(20)
+    hold.release()
+    assert {answer.status for answer in await asyncio.gather(*asks)} == {502}
+    assert circuit(mirror) == []
+    assert (await mirror.get(TAG)).body == image.manifest
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 405, 429, 501])
+async def test_what_an_upstream_refuses_is_no_failure(mirror, upstream, image, status):
+    """B33: it has answered."""
+    upstream.fault(Status(status, {"Retry-After": "0"}), times=None)
+    for number in range(5):
+        await mirror.head(f"/v2/team/app/manifests/{number}")
+    assert circuit(mirror) == []
+
+
+async def test_wrong_bytes_are_no_failure(mirror, upstream, image):
+    """B33: what is wrong is one image, and it is said of that."""
+    wrong = upstream.add_manifest("team/app", b"{}", tag="wrong")
+    for _ in range(4):
+        assert (await mirror.get("/v2/team/app/manifests/wrong")).status == 502
+        assert (await mirror.get(f"/v2/team/app/manifests/{wrong}")).status == 502
+    assert circuit(mirror) == []
+
+
+async def test_a_storage_that_fails_is_not_the_upstream(mirror, upstream, image):
+    """B33: manifests go on."""
+    async with FakeStorage(upstream) as storage:
+        storage.fault(Status(503), times=None)
+        for _ in range(4):
+            assert (await mirror.get(f"/v2/team/app/blobs/{image.config_digest}")).status == 502
+    upstream.blob_location = lambda seen: f"http://127.0.0.1:9/{seen.reference}"  # nobody is there
+    for _ in range(4):
+        assert (await mirror.get(f"/v2/team/app/blobs/{image.config_digest}")).status == 502
+    assert circuit(mirror) == []
+    assert (await mirror.get(TAG)).body == image.manifest
+
+
+async def test_a_token_server_that_fails_is_the_upstream(start_mirror):
+    """B33: its 401 is an answer, and yet nothing can be had."""
+    async with FakeRegistry(auth="bearer") as upstream:
+        image = upstream.add_image("team/app", "1")
+        mirror = await start_mirror({"registry.test": upstream})
+        failing = upstream.fault(Status(500), kind="token", times=None)
+        await open_circuit(mirror, TAG)
+        upstream.clear()
+        assert (await mirror.get(TAG)).status == 503
+        assert upstream.count() == 0
+        mirror.clock.advance(PROBE_INTERVAL)
+        await upstream.seen("token")
+        failing.remove()
+        mirror.clock.advance(PROBE_INTERVAL)
+        await closed(mirror)
+        assert (await mirror.get(TAG)).body == image.manifest
+
+
+async def test_one_broken_image_does_not_keep_the_others_away(mirror, upstream, image):
+    """B33: a probe asks for what was wanted last, so that the circuit closes."""
+    upstream.fault(Status(500), reference="broken", times=None)
+    await open_circuit(mirror, "/v2/team/app/manifests/broken")
+    assert (await mirror.get(TAG)).status == 503
+    upstream.clear()
+
+    mirror.clock.advance(PROBE_INTERVAL)
+    await closed(mirror)
+
+    assert [(seen.method, seen.reference) for seen in upstream.requests] == [("HEAD", "1")]
+    assert (await mirror.get(TAG)).body == image.manifest
+
+
+async def test_a_probe_obeys_a_limit(mirror, upstream, image):
+    """B30: no manifest is asked for by a probe either."""
+    upstream.fault(Status(429, {"Retry-After": "3600"}), kind="manifest", times=1)
+    assert (await mirror.get(TAG)).status == 429
+    upstream.fault(Status(500), kind="blob", times=None)
+    await open_circuit(mirror, f"/v2/team/app/blobs/{image.config_digest}")
+    assert (await mirror.get(TAG)).status == 503, "what is wanted last"
+    upstream.clear()
+    mirror.clock.advance(PROBE_INTERVAL)
+    await closed(mirror)
+    assert [seen.path for seen in upstream.requests] == ["/v2/"]
+    assert (await mirror.get(TAG)).status == 429
+
+
+async def test_who_waits_for_a_connection_is_refused_too(upstream):
+    """B34: a queue before a dead upstream is left at once."""
+    async with asking(upstream.url, max_connections=1) as client:
+        with suppress(UpstreamError):
+            await client.list_tags(ALPINE)
+        upstream.clear()
+        gate = upstream.hold()
+        first = asyncio.ensure_future(client.get_manifest(ALPINE, LATEST))
+        await gate.reached()
+        waiting = [asyncio.ensure_future(client.list_tags(ALPINE)) for _ in range(3)]
+        await asyncio.sleep(0)
+        for _ in range(3):
+            client.health.note_failure(0.0, "slow")
+        found = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [type(error) for error in found] == [UpstreamResting] * 3
+        assert upstream.count() == 1
+        first.cancel()
+
+
+# --- a hung upstream ---
+
+
+async def test_a_hung_upstream_opens_the_circuit_after_three_slow_answers(start_mirror, upstream):
+    """B33, B35: long before any of its answers has timed out; what hung is answered in the end."""
+    mirror = await start_mirror(patience=0.05)
+    images = [upstream.add_image("team/app", str(n), [bytes([n])]) for n in range(4)]
+    for number, image in enumerate(images):
+        await pull_image(mirror, image, tag=str(number))
+    mirror.clock.advance(MAX_AGE + 1)
+    upstream.clear()
+    gate = upstream.hold()
+
+    warnings = [
+        (await mirror.get(f"/v2/team/app/manifests/{n}")).headers["Warning"] for n in (0, 1, 2, 3, 0, 3)
+    ]
+
+    assert ["slow to answer" in text for text in warnings] == [True] * 3 + [False] * 3
+    assert circuit(mirror) == [True]
+    assert upstream.count() == 3
+    assert (await mirror.get(NEW)).status == 503
+    gate.release()
+    await closed(mirror)
+    assert upstream.count("manifest", "GET") == 0
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["manifests/new", f"manifests/{NOTHING}", f"blobs/{NOTHING}", "tags/list"],
+)
+async def test_clients_fall_back_from_a_hung_upstream(start_mirror, upstream, image, path):
+    """B34, B86: 504 in a moment, HEAD and GET, and the one question goes on."""
+    mirror = await start_mirror(uncached_patience=0.05)
+    gate = upstream.hold()
+    answers = [await mirror.get(f"/v2/team/app/{path}") for _ in range(2)]
+    assert [answer.status for answer in answers] == [504, 504]
+    assert answers[0].json()["errors"][0]["detail"] == {"upstream": "registry.test", "reason": "slow"}
+    assert upstream.count() == 1
+    gate.release()
+
+
+async def test_the_answer_that_nobody_waited_for_is_there_for_the_next(start_mirror, upstream, image):
+    """B34: manifest and blob."""
+    mirror = await start_mirror(uncached_patience=0.05)
+    blob = f"/v2/team/app/blobs/{image.layer_digests[0]}"
+    gate = upstream.hold()
+    assert (await mirror.get(TAG)).status == 504
+    assert (await mirror.get(blob)).status == 504
+    gate.release()
+    await mirror.events.until(lambda: len(mirror.events.of(UpstreamAnswered)) == 2)
+    await until(lambda: mirror.stored() == {image.layer_digests[0]}, "the blob is stored")
+
+    assert (await mirror.get(TAG)).body == image.manifest
+    assert (await mirror.get(blob)).body == image.layers[0]
+    assert (upstream.count("manifest"), upstream.count("blob", "GET")) == (1, 1)
+
+
+async def test_a_slow_upstream_that_answers_others_is_waited_for(start_mirror, upstream, image):
+    """B34: it is alive, and its own times bound the wait."""
+    mirror = await start_mirror(uncached_patience=0.2)
+    await mirror.get("/v2/team/app/manifests/first")
+    gate = upstream.hold(reference="1")
+    slow = asyncio.create_task(mirror.get(TAG))
+    await gate.reached()
+    for number in range(6):
+        assert (await mirror.get(f"/v2/team/app/manifests/other{number}")).status == 404
+        await asyncio.wait([slow], timeout=0.05)
+    assert not slow.done()
+    gate.release()
+    assert (await slow).body == image.manifest
+    assert circuit(mirror) == []
+
+
+@pytest.fixture
+async def upstreams(upstream):
+    """The clients of one upstream, as the mirror asks them."""
+    made = Upstreams({NAME: Upstream(url=upstream.url)}, emit=lambda event: None)
+    yield made
+    await made.close()
+
+
+@pytest.mark.parametrize("has_stale", [True, False])
+async def test_who_joins_what_hangs_does_not_wait_again(upstreams, has_stale):
+    """B35: patience of an hour that has passed already."""
+    asks = Asking(None, upstreams, offline=False, patience=3600, uncached_patience=3600)
+    forever = asyncio.get_running_loop().create_future()
+    async with asyncio.timeout(10):
+        with pytest.raises(UpstreamTimeout) as caught:
+            await asks.patiently(
+                Repository(NAME, "a/b"), lambda: asyncio.shield(forever), age=3601, has_stale=has_stale
+            )
+    assert caught.value.reason == "slow"
+    assert not forever.done()
+
+
+async def test_work_in_the_air_is_not_waited_for_while_the_circuit_is_open(upstreams):
+    """B33: a flight that began before it opened is of no use to who comes now."""
+    asks = Asking(None, upstreams, offline=False, patience=3600, uncached_patience=3600)
+    for _ in range(3):
+        upstreams[NAME].health.note_failure(0.0, "slow")
+    forever = asyncio.get_running_loop().create_future()
+    async with asyncio.timeout(10):
+        with pytest.raises(UpstreamResting):
+            await asks.patiently(Repository(NAME, "a/b"), lambda: asyncio.shield(forever))
+
+
+# --- limits ---
+
+
+async def test_a_limit_is_obeyed(mirror, upstream, image):
+    """B30: six immediate repeats, as containerd makes them, do not reach the upstream."""
+    upstream.rate_limit = RateLimit(limit=100, remaining=0, retry_after=60)
+    upstream.add_image("team/app", "2", [b"second"])
+
+    answers = [await mirror.get(TAG) for _ in range(7)]
+    answers += [await mirror.get(f"/v2/team/app/{path}") for path in ("manifests/2", "tags/list")]
+    answers.append(await mirror.get(f"/v2/team/app/manifests/{image.digest}"))
+
+    assert {(answer.status, answer.code) for answer in answers} == {(429, "TOOMANYREQUESTS")}
+    assert {answer.headers["Retry-After"] for answer in answers} <= {"59", "60"}
+    assert upstream.count() == 1
+    blob = await mirror.get(f"/v2/team/app/blobs/{image.layer_digests[0]}")
+    assert blob.body == image.layers[0], "blobs are not what is counted"
+    upstream.rate_limit.remaining = 10
+    mirror.clock.advance(59)
+    assert (await mirror.get(TAG)).status == 429
+    mirror.clock.advance(2)
+    assert (await mirror.get(TAG)).body == image.manifest
+    assert circuit(mirror) == []
+
+
+async def test_a_limit_on_blobs_is_one_on_everything(mirror, upstream, image):
+    """B30."""
+    upstream.fault(Status(429, {"Retry-After": "30"}), kind="blob", times=1)
+    path = f"/v2/team/app/blobs/{image.config_digest}"
+    answers = [await mirror.get(path), await mirror.get(path), await mirror.head(path), await mirror.get(TAG)]
+    assert [answer.status for answer in answers] == [429] * 4
+    assert upstream.count() == 1
+    mirror.clock.advance(31)
+    assert (await mirror.get(path)).body == image.config
+
+
+async def test_a_limit_of_the_token_server_is_obeyed(start_mirror):
+    """B30: by everything that would need another token."""
+    async with FakeRegistry(auth="bearer") as upstream:
+        image = upstream.add_image("team/app", "1")
+        mirror = await start_mirror({"registry.test": upstream})
+        upstream.fault(Status(429, {"Retry-After": "40"}), kind="token", times=1)
+        paths = (TAG, TAG, NEW, f"/v2/team/app/blobs/{image.config_digest}", "/v2/team/app/tags/list")
+        for path in paths:
+            answer = await mirror.get(path)
+            assert (answer.status, answer.headers["Retry-After"] in ("39", "40")) == (429, True), path
+        assert upstream.count("token") == 1
+        assert upstream.count("manifest") == 1
+        mirror.clock.advance(41)
+        assert (await mirror.get(TAG)).body == image.manifest
+
+
+async def test_a_cached_tag_is_served_while_the_limit_lasts(mirror, upstream, image):
+    """B30, B33: with a warning, without asking."""
+    await pull_image(mirror, image)
+    mirror.clock.advance(MAX_AGE + 1)
+    upstream.fault(Status(429, {"Retry-After": "60"}), kind="manifest", times=1)
+    upstream.clear()
+    for _ in range(7):
+        answer = await mirror.get(TAG)
+        assert (answer.body, answer.headers["Cache-Status"]) == (image.manifest, STALE)
+        assert "limits the rate" in answer.headers["Warning"]
+    assert upstream.count() == 1
+
+
+async def test_all_workers_obey_a_limit(upstream, storage):
+    """B30: two processes on one port, and every connection another."""
+    upstream.rate_limit = RateLimit(limit=100, remaining=0, retry_after=60)
+    upstream.add_image("team/app", "1")
+    async with run_program(storage, {"registry.test": upstream}, workers=2) as program:
+        request = f"GET {TAG} HTTP/1.1\r\nHost: m\r\nConnection: close\r\n\r\n".encode()
+        answers = [await program.talk(request) for _ in range(30)]
+    assert {answer.split()[1] for answer in answers} == {b"429"}
+    assert upstream.count() == 1
+
+
+async def test_a_limit_is_obeyed_after_a_restart(start_mirror, upstream, image):
+    """B30: it is the upstream that counts the time, not this process."""
+    first = await start_mirror()
+    upstream.rate_limit = RateLimit(limit=100, remaining=0, retry_after=60)
+    assert (await first.get(TAG)).status == 429
+    second = await start_mirror(clock=first.clock)
+    assert (await second.get(TAG)).status == 429
+    assert upstream.count() == 1
+    upstream.rate_limit = None
+    first.clock.advance(61)
+    assert (await second.get(TAG)).body == image.manifest
+
+
+async def test_other_credentials_are_other_limits(start_mirror, upstream, image):
+    """B30: the limit is the account's; a new password is the same account."""
+
+    def account(name, password):
+        return {"upstreams": {"registry.test": {"username": name, "password": password}}}
+
+    mirror = await start_mirror(**account("ann", "a"))
+    clock = mirror.clock
+    upstream.rate_limit = RateLimit(limit=100, remaining=0, retry_after=60)
+    assert (await mirror.get(TAG)).status == 429
+    upstream.rate_limit = None
+    mirror = await start_mirror(**account("ann", "b"), clock=clock)
+    assert (await mirror.get(TAG)).status == 429
+    mirror = await start_mirror(**account("bob", "b"), clock=clock)
+    assert (await mirror.get(TAG)).body == image.manifest
+
+
+async def test_the_reserve_is_left_for_what_is_not_cached(start_mirror, upstream, image):
+    """B31: cached tags are not asked for, and say why; one look a minute."""
+    upstream.rate_limit = RateLimit(limit=100, remaining=10)
+    mirror = await start_mirror(
+        upstreams={"registry.test": {"rate_limit_reserve": 10}}, freshness={"tag_max_age": "10s"}
+    )
+    await mirror.get(TAG)
+    mirror.clock.advance(11)
+    upstream.clear()
+
+    for method in ("GET", "HEAD"):
+        answer = await mirror.request(method, TAG)
+        assert answer.headers["Cache-Status"] == STALE
+        assert "only 9 of 100 requests are left" in answer.headers["Warning"]
+    assert upstream.count() == 0
+    upstream.add_image("team/app", "new")
+    assert (await mirror.get(NEW)).status == 200, "what is not cached is asked for"
+    mirror.clock.advance(61)
+    answer = await mirror.get(TAG)
+    assert answer.headers["Cache-Status"] == "regmirror; fwd=stale; fwd-status=200"
+    mirror.clock.advance(11)
+    assert (await mirror.get(TAG)).headers["Cache-Status"] == STALE
+    assert upstream.count() == 2
+    metrics = (await mirror.get("/metrics")).body.decode()
+    assert 'regmirror_upstream_ratelimit_remaining{upstream="registry.test"} 8.0' in metrics
+
+
+# --- several processes ---
+
+
+async def test_processes_share_what_they_know(start_mirror, upstream, image):
+    """B33: what one learnt the other need not, and together they make one probe an interval."""
+    first = await start_mirror()
+    second = await start_mirror(clock=first.clock)
+    failing = upstream.fault(Status(500), times=None)
+    await open_circuit(first)
+    upstream.clear()
+    for _ in range(3):
+        assert (await second.get(NEW)).status == 503
+    assert upstream.count() == 0
+    assert circuit(second) == [True]
+
+    for number in (1, 2, 3):
+        first.clock.advance(PROBE_INTERVAL)
+        await upstream.seen(count=number)
+    failing.remove()
+    first.clock.advance(PROBE_INTERVAL)
+    await closed(first)
+    await closed(second)
+
+    assert upstream.count() == 4
+    assert circuit(first) == circuit(second) == [True, False]
+
+
+async def test_an_open_circuit_outlives_a_restart(start_mirror, upstream, image):
+    """B33: the new process makes the probe, and knows nothing better to ask for than the API."""
+    first = await start_mirror()
+    failing = upstream.fault(Status(500), times=None)
+    await open_circuit(first)
+    await first.reload(freshness={"offline": True})
+    second = await start_mirror(clock=first.clock)
+    assert (await second.get("/v2/team/app/tags/list")).status == 503
+    failing.remove()
+    first.clock.advance(PROBE_INTERVAL)
+    await closed(second)
+    assert (await second.get(TAG)).body == image.manifest
+
+
+async def test_offline_nothing_is_probed(mirror, upstream, image):
+    """B37: not even what was being probed before."""
+    upstream.fault(Status(500), times=None)
+    await open_circuit(mirror)
+    await mirror.reload(freshness={"offline": True})
+    upstream.clear()
+    mirror.clock.advance(PROBE_INTERVAL)
+    await until(lambda: "Probing._run" not in running(), "nobody looks after the circuit any more")
+
+    assert (await mirror.get(TAG)).status == 404
+    assert upstream.count() == 0
+    upstream.clear_faults()
+    await mirror.reload()
+    await closed(mirror)
+
+
+def running():
+    """What tasks there are."""
+    return {task.get_coro().__qualname__ for task in asyncio.all_tasks()}
+
+
+# --- tags that are gone, and tags that have moved ---
+
+
+async def test_a_tag_that_the_upstream_deleted_can_be_kept(start_mirror, upstream, image):
+    """B36: on_missing = "keep" serves it as stale for as long as it is gone, however old it is."""
+    mirror = await start_mirror(freshness={"on_missing": "keep"})
+    await mirror.get(TAG)
+    upstream.remove_tag("team/app", "1")
+    for age in (MAX_AGE + 1, 365 * 86400):
+        mirror.clock.advance(age)
+        for method, body in (("GET", image.manifest), ("HEAD", b""), ("GET", image.manifest)):
+            answer = await mirror.request(method, TAG)
+            assert (answer.status, answer.body) == (200, body)
+            assert answer.headers["Cache-Status"] == STALE
+            assert "has no team/app:1" in answer.headers["Warning"]
+    assert upstream.count("manifest", "GET") == 3, "and it is remembered for a moment that it is gone"
+    moved = upstream.add_image("team/app", "1", [b"again"])
+    mirror.clock.advance(11)
+    assert (await mirror.get(TAG)).body == moved.manifest
+
+
+async def test_a_tag_that_is_refused_is_not_kept(start_mirror, upstream, image):
+    """B36: losing access is no deletion."""
+    mirror = await start_mirror(freshness={"on_missing": "keep"})
+    await mirror.get(TAG)
+    mirror.clock.advance(MAX_AGE + 1)
+    upstream.fault(Status(403), times=None)
+    assert [(await mirror.get(TAG)).status for _ in range(2)] == [404, 404]
+
+
+@pytest.mark.parametrize("age", [0, MAX_AGE + 1])
+@pytest.mark.parametrize("restarts", [False, True])
+async def test_a_tag_that_moved_is_served_as_it_was_while_the_new_one_cannot_be_had(
+    start_mirror, upstream, image, age, restarts
+):
+    """B33: a HEAD that saw it move takes nothing away, within the max age and after it."""
+    mirror = await start_mirror()
+    await pull_image(mirror, image)
+    moved = upstream.add_image("team/app", "1", [b"moved"])
+    mirror.clock.advance(MAX_AGE + 1)
+    assert (await mirror.head(TAG)).headers["Docker-Content-Digest"] == moved.digest
+    failing = upstream.fault(Status(500), times=None)
+    mirror.clock.advance(age)
+    if restarts:
+        mirror = await start_mirror(clock=mirror.clock)
+
+    for _ in range(5):  # while it fails, and when its circuit is open
+        answer = await mirror.get(TAG)
+        assert (answer.body, answer.headers["Cache-Status"]) == (image.manifest, STALE)
+    head = await mirror.head(TAG)
+    assert head.headers["Docker-Content-Digest"] == image.digest, "HEAD promises what GET keeps"
+    failing.remove()
+    mirror.clock.advance(PROBE_INTERVAL)
+    await closed(mirror)
+    assert (await mirror.get(TAG)).body == moved.manifest
+
+
+async def test_offline_a_tag_that_moved_is_what_it_was(start_mirror, upstream, image):
+    """B37: the manifest that is there."""
+    mirror = await start_mirror()
+    await pull_image(mirror, image)
+    upstream.add_image("team/app", "1", [b"moved"])
+    mirror.clock.advance(MAX_AGE + 1)
+    await mirror.head(TAG)
+    await mirror.reload(freshness={"offline": True})
+    assert (await mirror.get(TAG)).body == image.manifest
+    assert (await mirror.head(TAG)).headers["Docker-Content-Digest"] == image.digest
+
+
+async def test_offline_a_tag_without_its_manifest_is_not_forgotten(start_mirror, upstream, image):
+    """B37: that nobody may be asked says nothing about the tag."""
+    mirror = await start_mirror()
+    await mirror.head(TAG)
+    await mirror.reload(freshness={"offline": True})
+    assert (await mirror.get(TAG)).status == 404
+    upstream.clear()
+    await mirror.reload()
+    assert (await mirror.head(TAG)).headers["Cache-Status"] == "regmirror; hit"
+    assert upstream.count() == 0
+
+
+# --- lists ---
+
+
+async def test_lists_are_known_while_the_circuit_is_open(mirror, upstream, image):
+    """B33: tags and referrers, without asking."""
+    upstream.add_referrer("team/app", image.digest)
+    paths = ("/v2/team/app/tags/list", f"/v2/team/app/referrers/{image.digest}")
+    before = [(await mirror.get(path)).json() for path in paths]
+    upstream.fault(Status(500), times=None)
+    await open_circuit(mirror)
+    mirror.clock.advance(1)
+    upstream.clear()
+    mirror.clock.wall_ahead -= 1  # no probe is due
+    mirror.clock.monotonic_ahead += MAX_AGE + 1
+
+    for path, known in zip(paths, before, strict=True):
+        answer = await mirror.get(path)
+        assert (answer.status, answer.json()) == (200, known)
+    assert upstream.count() == 0
+    assert (await mirror.get("/v2/team/unknown/tags/list")).status == 503
+
+
+async def test_a_registry_without_head_is_probed_as_well(mirror, upstream, image):
+    """B33: 405 is an answer."""
+    upstream.fault(Status(405), method="HEAD", times=None)
+    upstream.fault(StripHeaders(["Docker-Content-Digest"]), times=None)
+    failing = upstream.fault(Status(500), method="GET", times=None)
+    await open_circuit(mirror)
+    failing.remove()
+    mirror.clock.advance(PROBE_INTERVAL)
+    await closed(mirror)
+    assert (await mirror.get(TAG)).body == image.manifest

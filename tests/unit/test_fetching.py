@@ -1,0 +1,81 @@
+"""How a blob is fetched on while its upstream comes and goes."""
+
+import pytest
+
+from regmirror.errors import UpstreamFailed, UpstreamResting
+from regmirror.fetching import PAUSES, RESTS_MAX, fetch
+from tests.unit.scripted import DATA, Says, Script, broken
+
+RESTING = UpstreamResting("registry.test", "is not asked", reason="circuit-open", retry_after=5.0)
+HALF = len(DATA) // 2
+
+
+class Bytes:
+    """A sink in memory."""
+
+    def __init__(self):
+        self.data, self.size = b"", None
+
+    @property
+    def offset(self):
+        return len(self.data)
+
+    async def begin(self, size):
+        self.size = size
+
+    async def append(self, piece):
+        self.data += piece
+
+    def is_right(self):
+        return self.data == DATA
+
+    def note_resumed(self):
+        pass
+
+
+@pytest.fixture
+def pauses():
+    return []
+
+
+@pytest.fixture
+def sleep(pauses):
+    async def note(seconds):
+        pauses.append(seconds)
+
+    return note
+
+
+async def test_an_upstream_that_rests_is_waited_for(sleep, pauses):
+    """B19, B33: what broke off is resumed when the circuit may be closed again."""
+    refused = Says(error=broken, refuses=True)
+    script = Script(
+        [Says(stop=HALF, error=broken), refused, refused, Says(error=RESTING, refuses=True), Says()]
+    )
+    sink = Bytes()
+    await fetch(script.source, sink, sleep)
+    assert sink.data == DATA
+    assert pauses == [*PAUSES, 5.0]
+    assert script.asked == [0, *[HALF] * 4]
+
+
+async def test_an_upstream_that_rests_on_is_given_up(sleep, pauses):
+    """B20: within a bound."""
+    script = Script([Says(stop=HALF, error=broken), Says(error=RESTING, refuses=True)])
+    with pytest.raises(UpstreamResting):
+        await fetch(script.source, Bytes(), sleep)
+    assert pauses.count(5.0) == RESTS_MAX
+
+
+async def test_a_blob_that_has_not_begun_waits_for_nobody(sleep, pauses):
+    """B34: its client is to fall back."""
+    with pytest.raises(UpstreamResting):
+        await fetch(Script([Says(error=RESTING, refuses=True)]).source, Bytes(), sleep)
+    assert pauses == []
+
+
+async def test_other_failures_are_as_before(sleep, pauses):
+    script = Script([Says(stop=HALF, error=broken), Says(error=broken, refuses=True)])
+    with pytest.raises(UpstreamFailed):
+        await fetch(script.source, Bytes(), sleep)
+    assert pauses == list(PAUSES)
