@@ -270,8 +270,8 @@ class Transfer:
             staged.discard()
             return
         staged.share()
-        staged.forget_note()
         await self._workshop.record(self._digest, self._download.written)
+        staged.forget_note()  # only now, so that the blob is counted at every moment
 
     async def _fetch(self) -> None:
         """Into the file, or once that has failed to one reader."""

@@ -18,6 +18,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -29,6 +30,7 @@ from regmirror.names import Digest
 
 _NOTE = ".note"  # what follows a staged file's name in that of its note
 _NOTE_MAX = 4096  # bytes; written by one pwrite, so that a reader sees the old or the new
+_ADOPTING = 3600.0  # seconds a note without its file is believed to be of an adoption
 _PROBE = 64 * 1024  # bytes written to see whether there is room
 
 
@@ -200,11 +202,17 @@ class Staging:
 
     def reservations(self) -> dict[Digest, Reservation]:
         """What every blob here takes: one that is being written all of what it will have, a
-        left-over what it has.
+        left-over what it has. One that has been adopted counts until its note is gone, which is
+        when the database counts it.
         """
         found = {}
+        recent = time.time() - _ADOPTING
         for path in self.directory.glob("sha*-*"):
             if path.suffix == _NOTE:
+                with suppress(FileNotFoundError, DigestInvalid):
+                    if not path.with_suffix("").exists() and path.stat().st_mtime > recent:
+                        size = _parse_note(path.read_bytes()).size or 0
+                        found[Digest(path.stem.replace("-", ":", 1))] = Reservation(size, 0)
                 continue
             with suppress(FileNotFoundError, DigestInvalid), path.open("rb") as staged:
                 written = os.fstat(staged.fileno()).st_size

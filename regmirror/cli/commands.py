@@ -144,6 +144,85 @@ def inspect(
     inspection.run(chosen, loaded, repository, reference)
 
 
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only list what would go, and why.")]
+Pattern = Annotated[str, typer.Argument(metavar="PATTERN", help="As in 'alpine:3.*' or 'ghcr.io/org/**'.")]
+
+
+@app.command()
+def gc(
+    context: typer.Context, dry_run: DryRun = False, config: ConfigFile = None, json: Json = False
+) -> None:
+    """Remove what nothing references."""
+    from regmirror.cli import upkeep
+
+    upkeep.collect(given(context, config, json), is_dry=dry_run)
+
+
+@app.command()
+def evict(
+    context: typer.Context,
+    to: Annotated[str | None, typer.Option(metavar="SIZE", help="Bytes that may stay, as in 50GB.")] = None,
+    dry_run: DryRun = False,
+    config: ConfigFile = None,
+    json: Json = False,
+) -> None:
+    """Make room: remove the least recently pulled blobs."""
+    from pydantic import ByteSize, TypeAdapter, ValidationError
+
+    from regmirror.cli import upkeep
+    from regmirror.config import parse_size
+
+    with wrong_usage(context, "--to"):
+        try:
+            size = None if to is None else int(TypeAdapter(ByteSize).validate_python(parse_size(to)))
+        except ValidationError:
+            raise ValueError("write a size as 500MB, 50GB or 200MiB") from None
+    upkeep.evict(given(context, config, json), size, is_dry=dry_run)
+
+
+@app.command()
+def purge(
+    context: typer.Context,
+    what: Annotated[str, typer.Argument(metavar="IMAGE|REPOSITORY-GLOB|DIGEST", help="What to forget.")],
+    config: ConfigFile = None,
+    json: Json = False,
+) -> None:
+    """Forget an image, repositories or a digest now."""
+    from regmirror.cli import upkeep
+    from regmirror.globs import compile_glob
+
+    with wrong_usage(context, "IMAGE|REPOSITORY-GLOB|DIGEST"):
+        compile_glob(what)
+        upkeep.purge(given(context, config, json), what)
+
+
+@app.command()
+def pin(context: typer.Context, pattern: Pattern, config: ConfigFile = None, json: Json = False) -> None:
+    """Protect what matches from eviction."""
+    from regmirror.cli import upkeep
+    from regmirror.globs import compile_glob
+
+    with wrong_usage(context, "PATTERN"):
+        compile_glob(pattern)
+    upkeep.pin(given(context, config, json), pattern)
+
+
+@app.command()
+def unpin(context: typer.Context, pattern: Pattern, config: ConfigFile = None, json: Json = False) -> None:
+    """Protect no longer."""
+    from regmirror.cli import upkeep
+
+    upkeep.unpin(given(context, config, json), pattern)
+
+
+@app.command()
+def pins(context: typer.Context, config: ConfigFile = None, json: Json = False) -> None:
+    """List what is protected from eviction."""
+    from regmirror.cli import upkeep
+
+    upkeep.pins(given(context, config, json))
+
+
 def main() -> None:
     """Run the command line; errors become one line on standard error."""
     for stream in (sys.stdout, sys.stderr):

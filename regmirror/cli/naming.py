@@ -5,7 +5,15 @@ from __future__ import annotations
 from regmirror.config import Config
 from regmirror.errors import NameUnknown, RegistryError
 from regmirror.globs import matches
-from regmirror.names import Digest, Reference, Repository, is_host, parse_reference, split_image
+from regmirror.names import (
+    Digest,
+    Reference,
+    Repository,
+    is_host,
+    looks_like_host,
+    parse_reference,
+    split_image,
+)
 from regmirror.routing import DOCKER_HUB, UpstreamTable
 
 
@@ -55,6 +63,20 @@ class Naming:
         """Whether the shown or the full name matches, with or without the reference."""
         names = (self.show(repository), str(repository))
         return any(matches(glob, text) for name in names for text in (name, name + _tail(reference)))
+
+    def is_match_of(self, glob: str, repository: Repository) -> bool:
+        """Whether the shown or the full name of a repository matches."""
+        return any(matches(glob, text) for text in (self.show(repository), str(repository)))
+
+    def canonical(self, pattern: str) -> str:
+        """A pattern of images with its upstream written out, as names are in the store."""
+        head, slash, rest = pattern.partition("/")
+        host = self._table.hosts.get(head) if slash else None
+        if host is None and slash and (looks_like_host(head) or set(head) & set("*?[")):
+            return pattern
+        upstream, name = (host, rest) if host else (self._default, pattern)
+        is_short = upstream == DOCKER_HUB and "/" not in name
+        return f"{upstream}/{'library/' if is_short else ''}{name}"
 
     def _means(self, text: str, repository: Repository) -> bool:
         try:

@@ -17,6 +17,9 @@ from urllib.parse import quote
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+#: Whatever goes wrong with a database.
+DatabaseFailed = sa.exc.SQLAlchemyError
+
 BUSY_TIMEOUT: Final = 10.0  # seconds a transaction waits for those of other processes
 READ_TIMEOUT: Final = 1.0  # seconds a question waits, which it does only while the file is recovered
 _PRAGMAS = (

@@ -61,7 +61,7 @@ async def put_up_blobs(connection: AsyncConnection, rows: list[dict[str, Any]]) 
     """Manifests are about to go: review the blobs they name. For ``rows`` see above."""
     refs = t.manifest_references.c
     named = _selection("blob", sa.literal(EVERYWHERE), refs.digest).where(
-        refs.manifest == sa.bindparam("of_digest"), refs.role.in_(("config", "layer"))
+        refs.manifest == sa.bindparam("of_digest"), sa.or_(refs.role == "config", refs.role == "layer")
     )
     await connection.execute(_from(named), rows)
 
