@@ -211,15 +211,15 @@ class Curation:
                 gone += [(Digest(row.digest), row.size) for row in rows]
         return gone
 
-    async def unfinished(self) -> list[tuple[Digest, int, Reason]]:
-        """Blobs without a row whose files may still be there."""
+    @whole
+    async def unfinished(self) -> list[Digest]:
+        """Blobs without a row whose files may still be there; those that have one again stay."""
         row = t.removals.c
-        return [
-            (Digest(digest), size, reason)
-            for digest, size, reason in await self.database.all(
-                sa.select(row.digest, row.size, row.reason).limit(10 * CHUNK)
-            )
-        ]
+        is_stored = sa.exists().where(t.blobs.c.digest == row.digest)
+        async with self.database.write() as connection:
+            await connection.execute(sa.delete(t.removals).where(is_stored))
+            left = await connection.execute(sa.select(row.digest).limit(10 * CHUNK))
+            return [Digest(digest) for (digest,) in left.all()]
 
     @whole
     async def finish(self, digests: Iterable[Digest]) -> None:

@@ -61,6 +61,8 @@ class Keeping:
         return Room(self.root, limits_of(config), keepers)
 
     async def sweep(self) -> Swept:
+        """See ``sweep.py``. What an earlier removal left is finished first, not stored again."""
+        await self.remover.finish_earlier()
         return await sweep(self.inventory, self.store, None if self.is_dry else self.staging, self.now())
 
 

@@ -69,8 +69,8 @@ class Remover:
     async def finish_earlier(self) -> None:
         """Remove the files that a killed process left without a row."""
         while left := await self._curation.unfinished():
-            await asyncio.to_thread(self._unlink, [digest for digest, _, _ in left])
-            await self._curation.finish([digest for digest, _, _ in left])
+            await asyncio.to_thread(self._unlink, left)
+            await self._curation.finish(left)
 
     async def _remove_batch(
         self, batch: list[Digest], reason: Reason, pulled_until: float | None, removed: Removed
