@@ -13,9 +13,9 @@ import os
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -42,6 +42,7 @@ from regmirror.transfer import Workshop
 from regmirror.upkeep.keeping import Keeping, open_keeping
 from regmirror.upkeep.room import Room
 from regmirror.upkeep.schedule import Upkeep
+from regmirror.upkeep.scrub import Finding, Scrubbed, Scrubber
 from regmirror.upstream.client import UpstreamClient, Upstreams
 from regmirror.web.ops import Ops
 
@@ -153,6 +154,15 @@ class Running:
             self._ending[old] = asyncio.create_task(self._end(old, replaced, [*self._ending.values()]))
         return changes
 
+    async def scrub(self, rate: float, tell: Callable[[Finding], None]) -> Scrubbed:
+        """Verify every stored byte at ``rate`` bytes a second, and heal what is rotten."""
+        lasting = self._lasting
+        keeping = open_keeping(lasting.root, lasting.metadata, lasting.emit, lasting.times.now)
+        scrubber = Scrubber(
+            keeping.inventory, keeping.store, lasting.emit, self.heal, rate, lasting.times.now
+        )
+        return await scrubber.scrub(tell)
+
     async def heal(self, repository: Repository, digest: Digest) -> None:
         """See ``Service.heal``."""
         await self._service.heal(repository, digest)
@@ -183,6 +193,13 @@ class Running:
 
 
 RUNNING: Final = web.AppKey("running", Running)
+
+
+@asynccontextmanager
+async def open_running(config: Config) -> AsyncIterator[Running]:
+    """What a worker has, without serving: for commands that fetch."""
+    async with AsyncExitStack() as stack:
+        yield await _assemble(config, None, REAL_TIMES, stack)
 
 
 # The handlers exist before the parts they lead to, which need a running loop.

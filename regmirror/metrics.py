@@ -8,8 +8,10 @@ files that all of them share (``PROMETHEUS_MULTIPROC_DIR``, set before this is i
 from __future__ import annotations
 
 import os
+import struct
+import time
 from collections.abc import Callable, Iterable
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -21,7 +23,11 @@ UNKNOWN: Final = "unknown"  # the upstream of requests that name none of this mi
 REASONS: Final = ("unreferenced", "evicted", "purged", "corrupt")
 UNCACHED: Final = ("database", "disk", "quota")
 STATUSES: Final = ("200", "404", "429", "error")  # more appear as upstreams answer them
+READS: Final = 20
+READ_PAUSE: Final = 0.005  # seconds; it blocks the loop, for once in the life of a worker
 SECONDS: Final = (0.001, 0.005, 0.02, 0.1, 0.5, 1, 2, 5, 15, 60, 300)
+
+T = TypeVar("T")
 
 
 class Metrics:
@@ -83,7 +89,7 @@ class Metrics:
             return generate_latest(self._registry)
         registry = CollectorRegistry()
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # the library's is untyped
-        return generate_latest(registry)
+        return _read_patiently(lambda: generate_latest(registry))
 
     # --- definitions ---------------------------------------------------------------------
 
@@ -233,11 +239,22 @@ def _find_told() -> set[tuple[str, str]]:
     """Gauges and upstreams of which a worker has told something: one that replaces it must not unsay it."""
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
         return set()
-    collector = MultiProcessCollector(CollectorRegistry())  # type: ignore[no-untyped-call]
-    gauges = (metric for metric in collector.collect() if metric.type == "gauge")  # type: ignore[no-untyped-call]
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # the library's is untyped
+    gauges = _read_patiently(lambda: [metric for metric in registry.collect() if metric.type == "gauge"])
     return {
         (sample.name, sample.labels["upstream"])
         for metric in gauges
         for sample in metric.samples
         if "upstream" in sample.labels
     }
+
+
+def _read_patiently(read: Callable[[], T]) -> T:
+    """Read the files of all workers; one that starts just now leaves a new file empty for a moment."""
+    for _ in range(READS - 1):
+        try:
+            return read()
+        except struct.error:
+            time.sleep(READ_PAUSE)
+    return read()

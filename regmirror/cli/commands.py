@@ -148,6 +148,14 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Only list what would go
 Pattern = Annotated[str, typer.Argument(metavar="PATTERN", help="As in 'alpine:3.*' or 'ghcr.io/org/**'.")]
 
 
+def _size(text: str) -> int:
+    from pydantic import ByteSize, TypeAdapter
+
+    from regmirror.config import parse_size
+
+    return int(TypeAdapter(ByteSize).validate_python(parse_size(text)))
+
+
 @app.command()
 def gc(
     context: typer.Context, dry_run: DryRun = False, config: ConfigFile = None, json: Json = False
@@ -167,17 +175,28 @@ def evict(
     json: Json = False,
 ) -> None:
     """Make room: remove the least recently pulled blobs."""
-    from pydantic import ByteSize, TypeAdapter, ValidationError
-
     from regmirror.cli import upkeep
-    from regmirror.config import parse_size
 
     with wrong_usage(context, "--to"):
-        try:
-            size = None if to is None else int(TypeAdapter(ByteSize).validate_python(parse_size(to)))
-        except ValidationError:
-            raise ValueError("write a size as 500MB, 50GB or 200MiB") from None
+        size = None if to is None else _size(to)
     upkeep.evict(given(context, config, json), size, is_dry=dry_run)
+
+
+@app.command()
+def scrub(
+    context: typer.Context,
+    rate: Annotated[
+        str | None, typer.Option(metavar="SIZE/s", help="At most, as in 20MB/s; default: scrub.rate.")
+    ] = None,
+    config: ConfigFile = None,
+    json: Json = False,
+) -> None:
+    """Verify every stored byte; put aside and heal what is rotten."""
+    from regmirror.cli import scrubbing
+
+    with wrong_usage(context, "--rate"):
+        limit = None if rate is None else _size(rate.removesuffix("/s"))
+    scrubbing.run(given(context, config, json), limit)
 
 
 @app.command()

@@ -124,8 +124,9 @@ async def test_files_and_rows_that_have_parted_meet_again(upstream, tmp_path):
         assert is_consistent(mirror)
         await pull(mirror, image)
         # A blob is adopted when its last client has all of it.
-        await until(lambda: is_consistent(mirror), "everything is stored again")
-        assert mirror.stored() == {*image.blob_digests}
+        await until(lambda: mirror.stored() == {*image.blob_digests}, "everything is stored again")
+        await until(lambda: is_consistent(mirror), "and its rows are written")
+        assert len(rows(mirror, "SELECT digest FROM blobs")) == 3
 
 
 async def test_eviction_takes_the_least_recently_pulled_and_leaves_what_is_pinned(upstream, tmp_path):
@@ -230,3 +231,21 @@ async def test_what_is_purged_is_asked_for_again_at_once(upstream, tmp_path):
         await command(mirror, "purge", "team/*")
         assert mirror.stored() == set()
         assert is_consistent(mirror)
+
+
+async def test_a_flipped_byte_is_found_quarantined_and_healed(upstream, tmp_path):
+    """B47."""
+    image = upstream.add_image("team/app", "1", [SHARED])
+    layer = image.layer_digests[0]
+    async with run_mirror(tmp_path / "data", {NAME: upstream}) as mirror:
+        await pull(mirror, image)
+        await until(lambda: is_consistent(mirror) and len(mirror.stored()) == 2, "all rows are written")
+        path = mirror.blob_path(layer)
+        path.write_bytes(b"X" + SHARED[1:])
+        url = {"REGMIRROR_UPSTREAMS": json.dumps({NAME: {"url": upstream.url}})}
+        found = await command(mirror, "scrub", "--rate", "0", **url)
+        assert [(item["digest"], item["healed"]) for item in found["rotten"]] == [(layer, True)]
+        assert path.read_bytes() == SHARED
+        assert len(list((mirror.root / "quarantine").iterdir())) == 1
+        assert upstream.count(kind="blob", method="GET", reference=layer) == 2
+        assert (await command(mirror, "scrub", **url))["rotten"] == []
