@@ -155,17 +155,27 @@ class Running:
         return changes
 
     async def scrub(self, rate: float, tell: Callable[[Finding], None]) -> Scrubbed:
-        """Verify every stored byte at ``rate`` bytes a second, and heal what is rotten."""
+        """Verify every stored byte at ``rate`` bytes a second, and heal what is rotten.
+
+        By hand: wherever the scheduled scrub may be, in this process or in another one.
+        """
         lasting = self._lasting
         keeping = open_keeping(lasting.root, lasting.metadata, lasting.emit, lasting.times.now)
         scrubber = Scrubber(
-            keeping.inventory, keeping.store, lasting.emit, self.heal, rate, lasting.times.now
+            keeping.inventory,
+            keeping.store,
+            lasting.emit,
+            self.heal,
+            rate,
+            lasting.times.now,
+            is_noted=False,
         )
         return await scrubber.scrub(tell)
 
     async def heal(self, repository: Repository, digest: Digest) -> None:
-        """See ``Service.heal``."""
+        """See ``Service.heal``; returns when the blob is stored, if it can be."""
         await self._service.heal(repository, digest)
+        await self._lasting.downloads.settle(digest)
 
     async def _end(
         self, old: Service, replaced: set[UpstreamClient], before: list[asyncio.Task[None]]

@@ -68,10 +68,11 @@ class Downloads:
             download.readers -= 1
             self._release(download)
 
-    async def settle(self) -> None:
-        """Wait until every download that is in flight now has ended."""
-        if self._tasks:
-            await asyncio.wait(list(self._tasks))
+    async def settle(self, digest: Digest | None = None) -> None:
+        """Wait until every download that is in flight now, or that of ``digest``, has ended."""
+        tasks = [task for task in self._tasks if digest is None or task.get_name() == digest]
+        if tasks:
+            await asyncio.wait(tasks)
 
     async def close(self) -> None:
         """Stop every download; what has arrived stays for the next start to resume."""
@@ -83,7 +84,7 @@ class Downloads:
     def _start(self, digest: Digest, source: Source) -> Download:
         download = self._active[digest] = Download(digest, source)
         self.workshop.emit(DownloadStarted(source.repository.upstream))
-        self._begin(self._run(download))
+        self._begin(self._run(download)).set_name(digest)
         return download
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

@@ -10,6 +10,7 @@ from regmirror import logs
 from regmirror.app import open_running
 from regmirror.cli.context import Context
 from regmirror.cli.output import Table, bytes_text, print_json, print_parts, short_digest
+from regmirror.config import Config
 from regmirror.errors import RegmirrorError
 from regmirror.metadata.reports import open_reports
 from regmirror.upkeep.scrub import Finding, Scrubbed
@@ -23,7 +24,7 @@ def run(context: Context, rate: int | None) -> None:
     logs.configure()
 
     async def work() -> Scrubbed:
-        async with open_running(config) as running:
+        async with open_running(_without_chores(config)) as running:
             return await running.scrub(int(config.scrub.rate) if rate is None else rate, findings.append)
 
     done = asyncio.run(work())
@@ -34,6 +35,12 @@ def run(context: Context, rate: int | None) -> None:
         _print(done, findings)
     if done.healed < done.rotten:
         raise RegmirrorError(f"{done.rotten - done.healed} could not be fetched anew; a pull will try again")
+
+
+def _without_chores(config: Config) -> Config:
+    """What opens beside the scrub shall neither collect nor begin the scheduled scrub as well."""
+    gc, scrub = (item.model_copy(update={"interval": 0.0}) for item in (config.gc, config.scrub))
+    return config.model_copy(update={"gc": gc, "scrub": scrub})
 
 
 def _as_json(finding: Finding) -> dict[str, Any]:

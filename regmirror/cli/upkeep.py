@@ -85,13 +85,13 @@ def purge(context: Context, what: str) -> None:
     """Forget an image, repositories or a digest now."""
     config, journal = context.load(), Journal()
     naming = Naming(config)
-    found = False
+    found, is_free = False, True
 
     async def work(keeping: Keeping) -> None:
-        nonlocal found
+        nonlocal found, is_free
         purger = keeping.purger(config)
         if what.startswith(("sha256:", "sha512:")):
-            await purger.purge_digest(Digest(what), journal)
+            is_free = await purger.purge_digest(Digest(what), journal)
         elif set(what) & set("*?["):
             for repository in await keeping.metadata.list_repositories():
                 if naming.is_match_of(what, repository):
@@ -104,6 +104,8 @@ def purge(context: Context, what: str) -> None:
             await purger.purge_image(repository, reference, journal)
 
     _run(config, work, is_dry=False)
+    if not is_free:
+        raise RegmirrorError(f"{what} is being read at this moment, and stays; try again later")
     if not found and not journal.removals:
         raise RegmirrorError(f"nothing stored matches {what}; see regmirror ls")
     _print(context, journal, is_dry=False)

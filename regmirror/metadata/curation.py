@@ -20,14 +20,13 @@ from regmirror.eviction import Candidate
 from regmirror.metadata import schema as t
 from regmirror.metadata.database import Database, whole
 from regmirror.metadata.holding import due_blobs, due_manifests, held_manifests, is_named
-from regmirror.metadata.reviews import EVERYWHERE, put_up, put_up_blobs, put_up_children
+from regmirror.metadata.reviews import AT_ONCE, EVERYWHERE, put_up, put_up_blobs, put_up_children
 from regmirror.names import Digest, Repository, Tag
 
 Reason = Literal["unreferenced", "evicted", "purged", "corrupt"]
 Key = tuple[int, str]  # a repository's id and a digest
 T = TypeVar("T")
 CHUNK: Final = 500  # values in one statement
-AT_ONCE: Final = 0.0  # when what is purged is due
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,9 +184,14 @@ class Curation:
 
     @whole
     async def remove_blobs(
-        self, digests: Collection[Digest], reason: Reason, *, pulled_until: float | None = None
+        self,
+        digests: Collection[Digest],
+        reason: Reason,
+        *,
+        unless_named: bool = False,
+        pulled_until: float | None = None,
     ) -> list[tuple[Digest, int]]:
-        """Take the rows away, for ``unreferenced`` only of those that no manifest names by now.
+        """Take the rows away, with ``unless_named`` only of those that no manifest names by now.
 
         With ``pulled_until`` what has been pulled after that stays. Returns digest and size of
         those whose files are to be removed now; then call ``finish``.
@@ -196,7 +200,7 @@ class Curation:
         async with self.database.write() as connection:
             for chunk in _chunks([str(digest) for digest in digests]):
                 statement = sa.delete(t.blobs).where(t.blobs.c.digest.in_(chunk))
-                if reason == "unreferenced":
+                if unless_named:
                     statement = statement.where(~is_named(t.blobs.c.digest))
                 if pulled_until is not None:
                     statement = statement.where(t.blobs.c.pulled_at <= pulled_until)

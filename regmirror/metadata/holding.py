@@ -40,9 +40,9 @@ def due_manifests(due: float, limit: int) -> sa.Select[Any]:
 def is_held(repository_id: Any, digest: Any) -> sa.ColumnElement[bool]:
     """Whether a tag, an index or a subject of the repository holds the manifest there."""
     tag, refs, other = t.tags.c, t.manifest_references.alias().c, t.repository_manifests.alias().c
-    by_tag = sa.exists().where(
-        tag.repository_id == repository_id, sa.or_(tag.digest == digest, tag.previous == digest)
-    )
+    # Two conditions, so that each finds its index: with "or" all tags of the repository are read.
+    by_tag = sa.exists().where(tag.repository_id == repository_id, tag.digest == digest)
+    by_former_tag = sa.exists().where(tag.repository_id == repository_id, tag.previous == digest)
     by_index = sa.exists().where(
         refs.digest == digest,
         refs.role == "manifest",
@@ -56,7 +56,7 @@ def is_held(repository_id: Any, digest: Any) -> sa.ColumnElement[bool]:
         subject.digest == of_subject.digest,
         subject.repository_id == repository_id,
     )
-    return sa.or_(by_tag, by_index, by_subject)
+    return sa.or_(by_tag, by_former_tag, by_index, by_subject)
 
 
 def is_named(digest: Any) -> sa.ColumnElement[bool]:

@@ -18,6 +18,7 @@ from regmirror.metadata import schema as t
 
 Kind = Literal["manifest", "blob"]
 EVERYWHERE: Final = 0  # the repository of blobs, which belong to none
+AT_ONCE: Final = 0.0  # when what is purged is due
 
 
 async def put_up(
@@ -77,12 +78,16 @@ def _selection(kind: Kind, repository_id: Any, digest: Any) -> sa.Select[Any]:
 
 
 def _from(query: sa.Select[Any]) -> Any:
+    """What lost a holder of its own more recently keeps its own time, but for a purge."""
     columns = ["kind", "repository_id", "digest", "since", "due_at"]
-    return _or_newer(insert(t.reviews).from_select(columns, query))
+    statement = insert(t.reviews).from_select(columns, query)
+    new = statement.excluded.due_at
+    return _or_newer(statement, sa.or_(new <= AT_ONCE, new > t.reviews.c.due_at))
 
 
-def _or_newer(statement: Any) -> Any:
+def _or_newer(statement: Any, condition: Any = None) -> Any:
     return statement.on_conflict_do_update(
         ["kind", "repository_id", "digest"],
         set_={"since": statement.excluded.since, "due_at": statement.excluded.due_at},
+        where=condition,
     )

@@ -30,6 +30,7 @@ from sqlalchemy import (
     String,
     Table,
     UniqueConstraint,
+    text,
 )
 
 metadata = MetaData()
@@ -58,6 +59,7 @@ tags = Table(
     Column("previous", String),
     Index("ix_tags_digest", "digest"),
     Index("ix_tags_pulled_at", "pulled_at"),
+    Index("ix_tags_previous", "previous", sqlite_where=text("previous IS NOT NULL")),
 )
 
 manifests = Table(

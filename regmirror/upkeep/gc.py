@@ -78,7 +78,7 @@ class Collector:
                 note(removal)
         while (due := await self._curation.review_blobs(terms, BATCH)).count:
             tally.checked += due.count
-            removed = await self._remover.remove(due.unheld, reason)
+            removed = await self._remover.remove(due.unheld, reason, unless_named=True)
             if removed.busy:
                 await self._curation.put_off_blobs(removed.busy)
             for digest, size in removed.gone:

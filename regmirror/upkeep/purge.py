@@ -35,12 +35,16 @@ class Purger:
         await self._curation.purge_rights(repository)
         return await self._collector.purge(tell)
 
-    async def purge_digest(self, digest: Digest, tell: Tell) -> Tally:
-        """Forget content by its digest in every repository: a manifest, a blob, or both."""
+    async def purge_digest(self, digest: Digest, tell: Tell) -> bool:
+        """Forget content by its digest in every repository: a manifest, a blob, or both.
+
+        False if a blob stays because it is being read.
+        """
         for repository in await self._metadata.find_holders(digest):
             for removal in await self._curation.purge_manifests(repository, [digest]):
                 tell(removal)
         removed = await self._remover.remove([digest], "purged")
         for _, size in removed.gone:
             tell(Removal(digest, size, "purged"))
-        return await self._collector.purge(tell)
+        await self._collector.purge(tell)
+        return not removed.busy

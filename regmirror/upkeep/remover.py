@@ -8,9 +8,10 @@ collection removes the file.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, Protocol
 
 from regmirror.events import BlobRemoved, Emit
@@ -29,8 +30,8 @@ class Removable(Protocol):
     def close(self) -> None: ...
 
 
-#: Lock a blob; None if it is not there, or is being read.
-Lock = Callable[[Digest], Removable | None]
+#: Take away the rows of those that may go: digest and size of each.
+TakeRows = Callable[[list[Digest]], Awaitable[list[tuple[Digest, int]]]]
 
 
 class Store(Protocol):
@@ -57,13 +58,24 @@ class Remover:
         self._curation, self._store, self._emit = curation, store, emit
 
     async def remove(
-        self, digests: Collection[Digest], reason: Reason, *, pulled_until: float | None = None
+        self,
+        digests: Collection[Digest],
+        reason: Reason,
+        *,
+        unless_named: bool = False,
+        pulled_until: float | None = None,
     ) -> Removed:
         """Remove those of ``digests`` that may go; see ``Curation.remove_blobs``."""
         removed = Removed()
         wanted = list(digests)
+        take_rows = partial(
+            self._curation.remove_blobs, reason=reason, unless_named=unless_named, pulled_until=pulled_until
+        )
         for start in range(0, len(wanted), BATCH):
-            await self._remove_batch(wanted[start : start + BATCH], reason, pulled_until, removed)
+            gone = await self._remove_batch(wanted[start : start + BATCH], take_rows, removed)
+            for digest, size in gone:
+                self._emit(BlobRemoved(digest, size, reason))
+            removed.gone += gone
         return removed
 
     async def finish_earlier(self) -> None:
@@ -73,18 +85,16 @@ class Remover:
             await self._curation.finish(left)
 
     async def _remove_batch(
-        self, batch: list[Digest], reason: Reason, pulled_until: float | None, removed: Removed
-    ) -> None:
+        self, batch: list[Digest], take_rows: TakeRows, removed: Removed
+    ) -> list[tuple[Digest, int]]:
         with ExitStack() as locks:
             locked, busy = await asyncio.to_thread(self._lock, batch, locks)
             removed.busy += busy
             free = [digest for digest in batch if digest not in {*busy}]
-            gone = await self._curation.remove_blobs(free, reason, pulled_until=pulled_until)
+            gone = await take_rows(free)
             await asyncio.to_thread(_unlink, [locked[digest] for digest, _ in gone if digest in locked])
         await self._curation.finish([digest for digest, _ in gone])
-        for digest, size in gone:
-            self._emit(BlobRemoved(digest, size, reason))
-        removed.gone += gone
+        return gone
 
     def _lock(self, batch: list[Digest], locks: ExitStack) -> tuple[dict[Digest, Removable], list[Digest]]:
         locked, busy = {}, []

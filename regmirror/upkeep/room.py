@@ -87,10 +87,10 @@ class Room:
             raise self._no_room(size)
 
     async def keep(self) -> Tally:
-        """Evict if the store is over its limits now, whatever the reason."""
+        """Evict if the store is over its limits now, whatever the reason; as much as can go."""
         async with self._evicting:
             need = await self._need(None, 0)
-            return await self.evict(need) if need.required else Tally()
+            return await self.evict(Need(0, need.wanted)) if need.required else Tally()
 
     async def plan(self, need: Need, after: Candidate | None = None) -> tuple[Plan, Pinned]:
         """What would have to go, from ``after`` on in the order of last pulls."""

@@ -23,7 +23,6 @@ from regmirror.names import Digest, Hasher, Repository
 CHORE: Final = "scrub"
 PAGE: Final = 50  # blobs between two notes of how far it has come
 PIECE: Final = 1024 * 1024  # bytes read at once
-MANIFESTS: Final = "manifests:"  # before the cursor, when all blobs have been verified
 
 Heal = Callable[[Repository, Digest], Awaitable[None]]
 Sleep = Callable[[float], Awaitable[None]]
@@ -68,7 +67,11 @@ class Pacer:
 
 @dataclass(frozen=True)
 class Scrubber:
-    """``heal`` fetches a blob for a repository and stores it; raises if it cannot be had."""
+    """``heal`` fetches a blob for a repository and stores it; raises if it cannot be had.
+
+    ``is_noted``: a run goes on where the last one was broken off, and writes down how far it has
+    come. Else it verifies everything, and leaves alone what another run has written down.
+    """
 
     inventory: Inventory
     store: LocalBlobStore
@@ -78,22 +81,26 @@ class Scrubber:
     now: Callable[[], float] = time.time
     clock: Callable[[], float] = time.monotonic
     sleep: Sleep = asyncio.sleep
+    is_noted: bool = True
 
     async def scrub(self, tell: Callable[[Finding], None]) -> Scrubbed:
-        """Verify everything, from where the last scrub was broken off."""
+        """Verify everything, or what is left of a run that was broken off."""
         scrubbed, pacer = Scrubbed(), Pacer(self.rate, self.clock, self.sleep)
-        last = await self.inventory.find_chore(CHORE)
+        last = await self.inventory.find_chore(CHORE) if self.is_noted else Chore()
         cursor = last.cursor
         started_at = last.started_at if cursor else self.now()
-        if not cursor.startswith(MANIFESTS):
-            while page := await self.inventory.blobs_after(cursor, PAGE):
-                for row in page:
-                    await self._verify(row, pacer, scrubbed, tell)
-                cursor = page[-1].digest
-                await self.inventory.save_chore(CHORE, Chore(started_at, last.ended_at, cursor))
+        while page := await self.inventory.blobs_after(cursor, PAGE):
+            for row in page:
+                await self._verify(row, pacer, scrubbed, tell)
+            cursor = page[-1].digest
+            await self._note(Chore(started_at, last.ended_at, cursor))
         await self._verify_manifests(scrubbed, tell)
-        await self.inventory.save_chore(CHORE, Chore(started_at, self.now(), ""))
+        await self._note(Chore(started_at, self.now()))
         return scrubbed
+
+    async def _note(self, chore: Chore) -> None:
+        if self.is_noted:
+            await self.inventory.save_chore(CHORE, chore)
 
     async def _verify(
         self, row: BlobRow, pacer: Pacer, scrubbed: Scrubbed, tell: Callable[[Finding], None]
@@ -139,6 +146,8 @@ class Scrubber:
             try:
                 await self.heal(repository, digest)
             except (RegmirrorError, OSError, KeyError):  # the next source may have it
+                continue
+            if not self.store.exists(digest):  # it came, and could not be kept
                 continue
             self.emit(BlobHealed(repository.upstream, digest))
             return True

@@ -17,6 +17,7 @@ depends_on = None
 def upgrade() -> None:
     op.add_column("tags", sa.Column("previous", sa.String))
     op.create_index("ix_tags_pulled_at", "tags", ["pulled_at"])
+    op.create_index("ix_tags_previous", "tags", ["previous"], sqlite_where=sa.text("previous IS NOT NULL"))
     op.drop_index("ix_blobs_pulled_at", "blobs")
     op.create_index("ix_blobs_pulled_at", "blobs", ["pulled_at", "digest"])  # the order of eviction
     _create_totals()

@@ -1,0 +1,225 @@
+"""Scrub (B47): everything is verified, at a bounded rate, and what is said to be healed is stored."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+
+import pytest
+
+from regmirror.blobs.local import LocalBlobStore
+from regmirror.cli import scrubbing
+from regmirror.cli.context import Context
+from regmirror.errors import BlobUnknown
+from regmirror.events import BlobHealed, BlobRemoved, VerificationFailed
+from regmirror.metadata.inventory import Chore
+from regmirror.metadata.store import MetadataStore
+from regmirror.metadata.upgrade import database_path, upgrade
+from regmirror.names import Digest, Repository
+from regmirror.service import Service
+from regmirror.upkeep.keeping import open_keeping
+from regmirror.upkeep.scrub import CHORE, PIECE, Pacer, Scrubbed, Scrubber
+from tests.fake_registry import random_bytes
+
+APP = Repository("registry.test", "team/app")
+BLOBS = sorted((random_bytes(1_000, seed=number) for number in range(4)), key=Digest.of)
+
+
+class Timer:
+    """A monotonic clock that moves only by sleeping, or by ``work`` seconds of reading."""
+
+    def __init__(self):
+        self.time, self.slept = 0.0, []
+
+    def __call__(self):
+        return self.time
+
+    async def sleep(self, seconds):
+        self.slept.append(seconds)
+        self.time += seconds
+
+
+class Store:
+    """Stored blobs that ``APP`` has a right to, and a way to heal them."""
+
+    def __init__(self, keeping):
+        self.keeping, self.events, self.asked, self.timer = keeping, [], [], Timer()
+
+    async def add(self, data):
+        digest = Digest.of(data)
+        self.keeping.store.path(digest).write_bytes(data)
+        await self.keeping.metadata.save_blob(digest, len(data))
+        await self.keeping.metadata.confirm(APP, digest)
+        return digest
+
+    def spoil(self, digest):
+        path = self.keeping.store.path(digest)
+        path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
+
+    async def heal(self, repository, digest):
+        self.asked.append((repository, digest))
+        await self.add(next(data for data in BLOBS if Digest.of(data) == digest))
+
+    async def scrub(self, heal=None, rate=0, **options):
+        findings = []
+        scrubber = Scrubber(
+            self.keeping.inventory, self.keeping.store, self.events.append, heal or self.heal, rate,
+            lambda: 5_000.0, self.timer, self.timer.sleep, **options,
+        )  # fmt: skip
+        return await scrubber.scrub(findings.append), findings
+
+
+@asynccontextmanager
+async def open_store(root):
+    upgrade(database_path(root))
+    metadata = MetadataStore(database_path(root))
+    try:
+        keeping = open_keeping(root, metadata, lambda event: None)
+        keeping.store.prepare()
+        yield Store(keeping)
+    finally:
+        await metadata.close()
+
+
+@pytest.fixture
+async def store(tmp_path):
+    async with open_store(tmp_path) as store:
+        for data in BLOBS:
+            await store.add(data)
+        yield store
+
+
+async def test_a_flipped_byte_is_put_aside_and_fetched_anew(store):
+    """B47: the size is the same, the bytes are not."""
+    rotten = Digest.of(BLOBS[2])
+    store.spoil(rotten)
+    done, findings = await store.scrub()
+    assert (done.checked, done.bytes, done.rotten, done.healed) == (4, 4_000, 1, 1)
+    assert [(item.digest, item.is_healed) for item in findings] == [(rotten, True)]
+    assert store.asked == [(APP, rotten)]
+    assert store.keeping.store.path(rotten).read_bytes() == BLOBS[2]
+    assert [type(event) for event in store.events] == [VerificationFailed, BlobRemoved, BlobHealed]
+    assert (await store.scrub())[1] == []
+
+
+@pytest.mark.parametrize("spoil", ["short", "missing"])
+async def test_a_blob_that_is_short_or_missing(store, spoil):
+    """B47."""
+    path = store.keeping.store.path(Digest.of(BLOBS[0]))
+    path.unlink() if spoil == "missing" else path.write_bytes(BLOBS[0][:-1])
+    done, _ = await store.scrub()
+    assert (done.rotten, done.healed) == (1, 1)
+    assert path.read_bytes() == BLOBS[0]
+
+
+async def test_what_cannot_be_had_stays_away(store):
+    """B47: a wrong blob is not served for want of a right one."""
+    rotten = Digest.of(BLOBS[1])
+    store.spoil(rotten)
+
+    async def refuse(repository, digest):
+        raise BlobUnknown("it has gone")
+
+    done, (finding,) = await store.scrub(refuse)
+    assert (done.rotten, done.healed, finding.is_healed) == (1, 0, False)
+    assert not store.keeping.store.exists(rotten)
+
+
+async def test_what_came_but_was_not_kept_is_not_healed(store):
+    """B47: a blob for which there is no room is passed on to whoever fetches it, and not stored."""
+    store.spoil(Digest.of(BLOBS[1]))
+
+    async def pass_on(repository, digest):
+        """All bytes come, none stay."""
+
+    done, (finding,) = await store.scrub(pass_on)
+    assert (done.healed, finding.is_healed) == (0, False)
+    assert not [event for event in store.events if isinstance(event, BlobHealed)]
+
+
+async def test_a_run_goes_on_where_the_last_one_was_broken_off(store):
+    """B47: at its cursor, and ends with the time when everything was verified."""
+    await store.keeping.inventory.save_chore(CHORE, Chore(1_000.0, 500.0, Digest.of(BLOBS[1])))
+    done, _ = await store.scrub()
+    assert done.checked == 2
+    assert await store.keeping.inventory.find_chore(CHORE) == Chore(1_000.0, 5_000.0, "")
+
+
+async def test_a_run_by_hand_verifies_everything_and_leaves_the_cursor_alone(store):
+    """B47: whoever asks for a scrub wants all of it, also while a server is in the middle of one."""
+    rotten = Digest.of(BLOBS[0])
+    store.spoil(rotten)
+    broken_off = Chore(1_000.0, 500.0, Digest.of(BLOBS[1]))
+    await store.keeping.inventory.save_chore(CHORE, broken_off)
+    done, findings = await store.scrub(is_noted=False)
+    assert done.checked == 4
+    assert [item.digest for item in findings] == [rotten]
+    assert await store.keeping.inventory.find_chore(CHORE) == broken_off
+
+
+async def test_reading_is_held_to_the_rate(store):
+    """B47: 4000 bytes at 1000 bytes a second."""
+    await store.scrub(rate=1_000)
+    assert sum(store.timer.slept) == pytest.approx(4.0)
+
+
+async def test_a_big_blob_is_read_in_pieces_with_pauses_between_them(store):
+    """B47: the pause is after each piece and not after the blob."""
+    await store.add(random_bytes(3 * PIECE, seed=9))
+    await store.scrub(rate=PIECE)
+    assert max(store.timer.slept) <= 1.0 + 1e-9
+
+
+async def test_time_that_was_not_used_is_not_made_up_for():
+    """B47: after a slow spell reading goes on at the rate, not in a burst."""
+    timer = Timer()
+    pacer = Pacer(100, timer, timer.sleep)
+    await pacer.spend(100)
+    timer.time += 60
+    for _ in range(3):
+        await pacer.spend(100)
+    assert timer.slept == [pytest.approx(1.0)] * 4
+
+
+async def test_without_a_rate_nobody_waits(store):
+    """B47."""
+    await store.scrub(rate=0)
+    assert store.timer.slept == []
+
+
+async def test_what_is_healed_is_stored_before_that_is_said(mirror, upstream, monkeypatch):
+    """B47: the last byte of a blob may be read before its file has its final name."""
+    image = upstream.add_image("team/app", "1", [BLOBS[0]])
+    await mirror.get("/v2/team/app/manifests/1")
+    digest, is_read = Digest(image.layer_digests[0]), asyncio.Event()
+    adopt, heal = LocalBlobStore.adopt, Service.heal
+
+    async def adopt_late(self, staged, name):
+        await is_read.wait()
+        await adopt(self, staged, name)
+
+    async def heal_and_tell(self, repository, name):
+        await heal(self, repository, name)
+        is_read.set()
+
+    monkeypatch.setattr(LocalBlobStore, "adopt", adopt_late)
+    monkeypatch.setattr(Service, "heal", heal_and_tell)
+    await mirror.running.heal(APP, digest)
+    assert digest in mirror.stored()
+
+
+def test_a_scrub_by_hand_does_nothing_else(monkeypatch, tmp_path):
+    """B47: neither a collection nor the scheduled scrub begins in the command's own process."""
+    opened = []
+
+    @asynccontextmanager
+    async def remember(config):
+        opened.append(config)
+        yield SimpleNamespace(scrub=lambda rate, tell: asyncio.sleep(0, Scrubbed()))
+
+    upgrade(database_path(tmp_path))
+    monkeypatch.setenv("REGMIRROR_STORAGE__PATH", str(tmp_path))
+    monkeypatch.setattr(scrubbing, "open_running", remember)
+    scrubbing.run(Context(None, json=True), None)
+    assert [(item.gc.interval, item.scrub.interval) for item in opened] == [(0, 0)]
