@@ -59,6 +59,8 @@ class Downloads:
         joined = download is not None and download.parting is None
         if download is None or not joined:
             download = self._start(digest, source)
+        else:
+            download.offer(source)
         download.readers += 1  # keeps the file open while this one waits
         try:
             await download.wait_started()

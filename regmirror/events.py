@@ -137,11 +137,13 @@ class BlobRemoved:
 
 @dataclass(frozen=True, slots=True)
 class NotStored:
-    """Content was passed on without being kept (``disk``: it cannot be written, ``quota``: there is
-    no room for it), or metadata could not be read or written (``database``).
+    """Content was passed on without being kept, or metadata could not be read or written (``database``).
+
+    ``disk``: it cannot be written. ``quota``: there is no room for it. ``stalled``: another process
+    fetches it from an upstream that hangs.
     """
 
-    reason: Literal["database", "disk", "quota"]
+    reason: Literal["database", "disk", "quota", "stalled"]
     detail: str
 
 

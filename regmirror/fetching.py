@@ -1,4 +1,8 @@
-"""From an upstream into whatever takes a blob's bytes: resumed by ``Range``, its length checked."""
+"""From an upstream into whatever takes a blob's bytes: resumed by ``Range``, its length checked.
+
+Content is the same wherever it comes from: where an upstream fails or hangs and somebody wants the
+blob from another one, that one brings the rest.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from regmirror.errors import UpstreamError, UpstreamLied, UpstreamResting
 from regmirror.names import Repository
 
 PAUSES: Final = (0.1, 0.5, 2.0)  # seconds before each retry that follows one without progress
-
+STALL: Final = 0.5  # seconds without a byte after which another upstream is asked, if there is one
 RESTS_MAX: Final = 2  # waits in all for an upstream that is not asked because it keeps failing
 
 Sleep = Callable[[float], Awaitable[None]]
@@ -74,34 +78,78 @@ class Sink(Protocol):
         """The upstream is about to be asked for the rest."""
         ...
 
+    def take_other(self) -> Source | None:
+        """Another upstream of which somebody wants the blob, from now on the one that is asked."""
+        ...
+
+
+@dataclass
+class _Retries:
+    """How often one upstream is asked again."""
+
+    failures: int = 0
+    rests: int = 0
+
+    def pause_after(self, error: UpstreamError, *, has_progressed: bool) -> float:
+        """Seconds until the next try; raises the error if there is to be none."""
+        if isinstance(error, UpstreamResting) and self.rests < RESTS_MAX:
+            self.rests += 1  # it was not asked: until then it may be well again
+            return error.retry_after or 0.0
+        self.failures = 0 if has_progressed else self.failures + 1
+        if self.failures >= len(PAUSES):
+            raise error
+        return PAUSES[self.failures]
+
 
 async def fetch(source: Source, sink: Sink, sleep: Sleep) -> None:
     """Ask until everything is here; a try that brought bytes forgives those before it."""
-    failures, rests, whole = 0, 0, False
+    retries, whole = _Retries(), False
     while True:
         before = sink.offset
         try:
-            async with source.open(0 if whole else before) as body:
-                first = await _begin(source, sink, body)
-                await _pump(source, sink, body, first)
-            return
+            other = await _try(source, sink, 0 if whole else before)
+            if other is None:
+                return
         except UpstreamError as error:
-            if sink.offset == 0 or isinstance(error, UpstreamLied) or error.status < 500:
+            if isinstance(error, UpstreamLied) or error.status < 500:
                 raise
-            if error.reason == "range":  # nothing comes from there on: all is here, or ask for all
-                if sink.is_right():
+            other = sink.take_other()
+            if other is None and sink.offset == 0:
+                raise
+            if other is None and error.reason == "range":
+                if sink.is_right():  # nothing comes from there on: all is here, or ask for all
                     return
                 whole = True
-            if isinstance(error, UpstreamResting) and rests < RESTS_MAX:
-                rests += 1  # it was not asked: until then it may be well again
-                pause = error.retry_after or 0.0
-            else:
-                failures = 0 if sink.offset > before else failures + 1
-                if failures >= len(PAUSES):
-                    raise
-                pause = PAUSES[failures]
+            if other is None:
+                await sleep(retries.pause_after(error, has_progressed=sink.offset > before))
+        if other is not None:
+            source, retries, whole = other, _Retries(), False
         sink.note_resumed()
-        await sleep(pause)
+
+
+async def _try(source: Source, sink: Sink, offset: int) -> Source | None:
+    """Fetch from ``offset`` on, to the end; or give up while nothing comes, and return another
+    source to go on with.
+    """
+    attempt = asyncio.ensure_future(_fetch_from(source, sink, offset))
+    try:
+        while True:
+            seen = sink.offset
+            if (await asyncio.wait({attempt}, timeout=STALL))[0]:
+                await attempt
+                return None
+            if sink.offset == seen and (other := sink.take_other()) is not None:
+                return other
+    finally:
+        if not attempt.done():
+            attempt.cancel()
+            await asyncio.gather(attempt, return_exceptions=True)
+
+
+async def _fetch_from(source: Source, sink: Sink, offset: int) -> None:
+    async with source.open(offset) as body:
+        first = await _begin(source, sink, body)
+        await _pump(source, sink, body, first)
 
 
 async def _begin(source: Source, sink: Sink, body: Body) -> asyncio.Future[bytes]:

@@ -28,6 +28,8 @@ class Download:
         self.descriptor = -1
         self.readers = 0
         self.resumed = 0
+        self._others: list[Source] = []  # of other upstreams, should this one fail or hang
+        self._asked = {source.repository.upstream}
         self.unkept = ""  # why the blob is not stored although it could be had
         self.parting: Parting | None = None  # the file ends here; the rest passes through memory
         self.spare: Passage | None = None  # what the parted download still brings: for one reader
@@ -65,6 +67,19 @@ class Download:
     def fail(self, error: RegistryError) -> None:
         self.error = error
         self.change()
+
+    def offer(self, source: Source) -> None:
+        """Somebody wants the blob from ``source``, which may be of another upstream."""
+        if source.repository.upstream not in self._asked:
+            self._asked.add(source.repository.upstream)
+            self._others.append(source)
+
+    def take_other(self) -> Source | None:
+        """The next upstream's source, from now on the download's own."""
+        if not self._others:
+            return None
+        self.source, self.answered = self._others.pop(0), False
+        return self.source
 
     def part(self, parting: Parting, spare: Passage) -> None:
         """The file grows no more; ``spare`` brings the rest for the first who needs it."""

@@ -21,7 +21,7 @@ from regmirror.events import KINDS, RESULTS, Event
 
 UNKNOWN: Final = "unknown"  # the upstream of requests that name none of this mirror's
 REASONS: Final = ("unreferenced", "evicted", "purged", "corrupt")
-UNCACHED: Final = ("database", "disk", "quota")
+UNCACHED: Final = ("database", "disk", "quota", "stalled")
 STATUSES: Final = ("200", "404", "429", "error")  # more appear as upstreams answer them
 READS: Final = 20
 READ_PAUSE: Final = 0.005  # seconds; it blocks the loop, for once in the life of a worker

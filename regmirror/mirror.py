@@ -134,13 +134,16 @@ class Mirror:
         return Answer(follower, outcome), follower.proves(repository)
 
     async def _join(self, digest: Digest, source: Source) -> tuple[Follower, bool]:
-        """Follow the blob's download as soon as its upstream answers, if that is soon enough."""
+        """Follow the blob's download as soon as its upstream answers, if that is soon enough.
+
+        One that another upstream was asked for is no older than this: it may yet be asked of ours.
+        """
         flying = self._parts.downloads.find(digest)
-        asked = flying.source.repository if flying else source.repository
+        age = 0.0
+        if flying is not None and flying.source.repository.upstream == source.repository.upstream:
+            age = asyncio.get_running_loop().time() - flying.began
         return await self.asking.patiently(
-            asked,
-            lambda: self._parts.downloads.join(digest, source),
-            age=asyncio.get_running_loop().time() - flying.began if flying else 0.0,
+            source.repository, lambda: self._parts.downloads.join(digest, source), age=age
         )
 
     async def head_blob(self, repository: Repository, digest: Digest) -> Answer[int | None]:

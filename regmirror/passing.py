@@ -84,6 +84,10 @@ class Passage:
     def note_resumed(self) -> None:
         """Nobody counts."""
 
+    def take_other(self) -> Source | None:
+        """There is one reader, who wants it from where it comes."""
+        return None
+
     def finish(self) -> None:
         """Everything has arrived: release the last byte; UpstreamLied if the digest is wrong."""
         if self._hasher is not None and not self.is_right():

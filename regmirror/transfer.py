@@ -26,17 +26,20 @@ from regmirror.blobs.local import LocalBlob, LocalBlobStore
 from regmirror.blobs.staging import Note, StagedFile, Staging
 from regmirror.errors import RegistryError, Unavailable, UpstreamError, UpstreamLied
 from regmirror.events import Emit, NotStored, VerificationFailed
-from regmirror.fetching import Sleep, fetch
+from regmirror.fetching import Sleep, Source, fetch
 from regmirror.inflight import Download
-from regmirror.names import Digest, Hasher
+from regmirror.names import Digest
 from regmirror.passing import Parting, Passage
+from regmirror.writer import Writer
 
 POLL: Final = 0.01  # seconds between looks at a file that another process writes
-READ_BACK: Final = 4 * 1024 * 1024  # bytes a read when hashing what an earlier writer left
+FOREIGN_STALL: Final = 1.0  # seconds without a byte from an upstream that is not the follower's own
 
 #: A process that has no descriptor left cannot ask an upstream either; that is not the disk's fault.
 _NO_DESCRIPTORS: Final = (errno.EMFILE, errno.ENFILE)
 
+#: Why a blob is not kept, as metrics count it.
+Reason = Literal["disk", "quota", "stalled"]
 Reserve = Callable[[Digest, int | None], Awaitable[None]]
 
 
@@ -62,46 +65,6 @@ class Workshop:
     reserve: Reserve = _reserve_nothing
 
 
-class _Writer:
-    """The end of a growing file: what is written is hashed, in order."""
-
-    def __init__(self, workshop: Workshop, staged: StagedFile, hasher: Hasher) -> None:
-        self._bulk = workshop.bulk
-        self._descriptor = staged.descriptor
-        self.hasher = hasher
-        self.offset = 0
-
-    async def read_back(self, size: int) -> None:
-        """Hash the ``size`` bytes that are already there."""
-        loop = asyncio.get_running_loop()
-        while self.offset < size:
-            await loop.run_in_executor(self._bulk, self._hash_piece, min(READ_BACK, size - self.offset))
-
-    async def append(self, piece: bytes) -> None:
-        """Write and hash a piece in a thread, which is waited for even when this is cancelled."""
-        writing = asyncio.get_running_loop().run_in_executor(self._bulk, self._append, piece)
-        try:
-            await asyncio.shield(writing)
-        except asyncio.CancelledError:
-            await asyncio.wait([writing])
-            raise
-
-    def _append(self, piece: bytes) -> None:
-        view = memoryview(piece)
-        while view:
-            count = os.pwrite(self._descriptor, view, self.offset)
-            self.hasher.update(view[:count])
-            self.offset += count
-            view = view[count:]
-
-    def _hash_piece(self, count: int) -> None:
-        piece = os.pread(self._descriptor, count, self.offset)
-        if not piece:
-            raise OSError("the staged file shrank while it was read back")
-        self.hasher.update(piece)
-        self.offset += len(piece)
-
-
 class Transfer:
     """One download's work, run once by its task; the sink of what is fetched for it."""
 
@@ -111,9 +74,10 @@ class Transfer:
         self._digest = download.digest
         self._final = workshop.store.path(download.digest)
         self._staged: StagedFile | None = None  # while it is written
-        self._writer: _Writer | None = None
+        self._writer: Writer | None = None
         self._passage: Passage | None = None  # once nothing is written any more
         self._has_room = False
+        self._task = asyncio.current_task()
 
     async def run(self) -> None:
         """Until the blob is adopted, or has passed on; raises RegistryError or OSError otherwise."""
@@ -160,7 +124,7 @@ class Transfer:
             return True
         if not staged.is_current():
             if self._download.started:
-                await self._go_on_alone(staged)
+                await self._go_on_alone(staged, "disk", "the process that fetched it could not")
             return self._download.started
         if (stored := self._find_stored()) is not None:
             self._use_descriptor(os.dup(stored.descriptor))
@@ -188,8 +152,15 @@ class Transfer:
     # --- following another process -------------------------------------------------------
 
     async def _follow(self, staged: StagedFile) -> bool:
+        loop = asyncio.get_running_loop()
+        seen, since = staged.size, loop.time()
         while True:
             note, size = staged.read_note(), staged.size
+            if size != seen:
+                seen, since = size, loop.time()
+            if note.upstream not in ("", self._name) and loop.time() - since > FOREIGN_STALL:
+                await self._go_on_alone(staged, "stalled", f"{note.upstream} brings nothing of it")
+                return True
             if note.flowing:
                 if not self._download.started:
                     self._download.begin(note.size)
@@ -212,17 +183,17 @@ class Transfer:
             raise kind(note.upstream, note.message)
         raise Unavailable(note.message, retry_after=1)
 
-    async def _go_on_alone(self, staged: StagedFile) -> None:
-        """The writer could not keep the file: it has lost its name, and is still open here."""
+    async def _go_on_alone(self, staged: StagedFile, reason: Reason, why: str) -> None:
+        """Nothing more comes by the file, which is still open here: what is in it may be used."""
         self._staged = staged
-        self._writer = _Writer(self._workshop, staged, self._digest.hasher())
+        self._writer = Writer(staged.descriptor, self._digest.hasher(), self._workshop.bulk)
         await self._writer.read_back(staged.size)
         self._download.advance(self._writer.offset)
         if self.is_right():
-            self._tell_not_kept("disk", "the process that fetched it could not")
+            self._tell_not_kept(reason, why)
             self._download.verify()
             return
-        self._part("disk", "the process that fetched it could not")
+        self._part(reason, why)
         await self._fetch()
 
     # --- writing -------------------------------------------------------------------------
@@ -246,8 +217,8 @@ class Transfer:
             staged.truncate(0)
             left = 0
         if not self._download.started:  # else this one follows a dead writer: still flowing
-            staged.write_note(Note(size=whole))
-        self._writer = writer = _Writer(self._workshop, staged, self._digest.hasher())
+            staged.write_note(Note(size=whole, upstream=self._name))
+        self._writer = writer = Writer(staged.descriptor, self._digest.hasher(), self._workshop.bulk)
         await writer.read_back(left)
         if left:
             self._download.resumed += 1
@@ -302,8 +273,8 @@ class Transfer:
             await self._reserve()
         if self._passage is not None:
             await self._passage.begin(size)
-        elif self._staged is not None:
-            self._staged.write_note(Note(flowing=True, size=download.size))
+        else:
+            self._tell_followers(is_flowing=True)
         download.begin(size)
 
     async def append(self, piece: bytes) -> None:
@@ -329,13 +300,19 @@ class Transfer:
     def note_resumed(self) -> None:
         self._download.resumed += 1
 
+    def take_other(self) -> Source | None:
+        return None if self._passage is not None else self._download.take_other()
+
+    def _tell_followers(self, *, is_flowing: bool) -> None:
+        if self._staged is not None:
+            self._staged.write_note(Note(is_flowing, self._download.size, upstream=self._name))
+
     # --- what cannot be kept -------------------------------------------------------------
 
     async def _reserve(self) -> None:
         if self._has_room:
             return
-        if self._staged is not None:  # what others must leave room for
-            self._staged.write_note(Note(size=self._download.size))
+        self._tell_followers(is_flowing=False)  # and others, who must leave room for it
         try:
             await self._workshop.reserve(self._digest, self._download.size)
             self._has_room = True
@@ -350,7 +327,7 @@ class Transfer:
             raise error
         self._part("disk", error.strerror or str(error))
 
-    def _part(self, reason: Literal["disk", "quota"], why: str) -> None:
+    def _part(self, reason: Reason, why: str) -> None:
         """Keep nothing any more: readers get the rest as it comes. Raises Unavailable without any,
         and if what they have got cannot be gone on from.
         """
@@ -363,7 +340,7 @@ class Transfer:
             raise Unavailable(f"the blob {self._download.unkept}", retry_after=10)
         size, shop = self._download.size, self._workshop
         self._passage = Passage(parting, parting.start, size, threads=shop.bulk, emit=shop.emit)
-        self._passage.producer = asyncio.current_task()
+        self._passage.producer = self._task
         self._download.part(parting, self._passage)
 
     def _plan_parting(self) -> Parting | None:
@@ -374,7 +351,7 @@ class Transfer:
             return Parting(self._digest, source, start, held, writer.hasher.copy())
         return None if start else Parting(self._digest, source, 0, b"", self._digest.hasher())
 
-    def _tell_not_kept(self, reason: Literal["disk", "quota"], why: str) -> None:
+    def _tell_not_kept(self, reason: Reason, why: str) -> None:
         """Once for each pull that is being answered without being kept."""
         self._download.unkept = f"cannot be stored: {why}"
         for _ in range(max(1, self._download.readers)):

@@ -31,7 +31,7 @@ LAYERS: dict[str, list[str]] = {
         "upkeep",
     ],
     "listeners": ["metrics", "logs"],
-    "in flight": ["fetching", "passing", "inflight", "transfer", "downloads", "sender"],
+    "in flight": ["fetching", "passing", "inflight", "writer", "transfer", "downloads", "sender"],
     "outside world": ["upstream", "blobs", "metadata", "access"],
     "decisions": [
         "config",

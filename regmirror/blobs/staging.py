@@ -38,7 +38,7 @@ _PROBE = 64 * 1024  # bytes written to see whether there is room
 class Note:
     """What the writer tells the followers: ``failure`` is the name of an error class.
 
-    ``flowing`` means that the upstream has answered with content, of ``size`` if it told.
+    ``flowing`` means that ``upstream`` has answered with content, of ``size`` if it told.
     """
 
     flowing: bool = False

@@ -86,11 +86,15 @@ def _check_storage(text: str) -> None:
 
 
 def _check_database(path: Path, text: str) -> None:
+    from regmirror.metadata.repair import find_damage
     from regmirror.metadata.reports import StoreUnreadable, is_newer, read_revision
+    from regmirror.metadata.upgrade import database_path
 
     try:
         found = read_revision(path)
     except StoreUnreadable as error:
+        if find_damage(database_path(path)):
+            return  # a server puts it aside and makes a new one
         raise ConfigError("storage.path", text, str(error)) from None
     if is_newer(found):
         reason = f"its database was written by a newer version (schema {found}); install that version"

@@ -70,6 +70,8 @@ class Naming:
 
     def canonical(self, pattern: str) -> str:
         """A pattern of images with its upstream written out, as names are in the store."""
+        if pattern.startswith("**"):
+            return pattern
         head, slash, rest = pattern.partition("/")
         host = self._table.hosts.get(head) if slash else None
         if host is None and slash and (looks_like_host(head) or set(head) & set("*?[")):

@@ -29,7 +29,7 @@ from regmirror.cli.output import (
 )
 from regmirror.config import Config
 from regmirror.errors import RegmirrorError
-from regmirror.eviction import LOW, Need
+from regmirror.eviction import Need
 from regmirror.metadata.curation import Removal
 from regmirror.metadata.database import DatabaseFailed
 from regmirror.metadata.reports import open_reports
@@ -68,14 +68,13 @@ def collect(context: Context, *, is_dry: bool) -> None:
 def evict(context: Context, to: int | None, *, is_dry: bool) -> None:
     """Evict the least recently pulled blobs until the store has ``to`` bytes, or keeps its limits."""
     config, journal = context.load(), Journal()
-    limit = int(config.storage.max_size * LOW) if to is None else to
-    if to is None and not config.storage.max_size:
-        raise RegmirrorError("storage.max_size is not set: say how much may stay with --to")
+    if to is None and not config.storage.max_size and not config.storage.min_free:
+        raise RegmirrorError("the store has no limits: say how much may stay with --to")
 
     async def work(keeping: Keeping) -> None:
         room = keeping.room(config, _flush_nothing)
-        too_much = max(0, await room.used() - limit)
-        await room.evict(Need(0, too_much), journal)
+        need = await room.find_excess() if to is None else Need(0, max(0, await room.used() - to))
+        await room.evict(need, journal)
 
     _run(config, work, is_dry=is_dry)
     _print(context, journal, is_dry=is_dry)

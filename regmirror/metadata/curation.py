@@ -86,14 +86,12 @@ class Curation:
         async with self.database.write() as connection:
             due = (await connection.execute(due_manifests(terms.due, limit))).all()
             await _settle(connection, "manifest", [(row.repository_id, row.digest) for row in due])
-            unheld = [
-                row
-                for row in due
-                if row.size is not None and not row.is_held and (row.repository_id, row.digest) not in pinned
-            ]
+            unheld = [row for row in due if row.size is not None and not row.is_held]
+            kept = [row for row in unheld if (row.repository_id, row.digest) in pinned]
             later = [row for row in unheld if row.pulled_at > max(row.since, terms.pulled)]
             await _put_off(connection, "manifest", [(row, _keep_until(row, terms)) for row in later])
-            removed = [row for row in unheld if row not in later]
+            await _put_off(connection, "manifest", [(row, self._now() + 1.0) for row in kept])
+            removed = [row for row in unheld if row not in later and row not in kept]
             await _remove_manifests(connection, [_as_parameters(row) for row in removed])
         return Reviewed(len(due), tuple(_removal(row) for row in removed))
 
@@ -180,7 +178,8 @@ class Curation:
     async def put_off_blobs(self, digests: Collection[Digest]) -> None:
         """These are being read: look again when a grace time has passed."""
         async with self.database.write() as connection:
-            await put_up(connection, "blob", EVERYWHERE, map(str, digests), self._now())
+            later = self._now() + 1.0  # so that no collection meets them again, whatever the grace time
+            await put_up(connection, "blob", EVERYWHERE, map(str, digests), later)
 
     @whole
     async def remove_blobs(

@@ -44,10 +44,11 @@ def _total(what: str, column: Any) -> Any:
     return sa.select(column).where(t.totals.c.what == what).scalar_subquery()
 
 
+BLOB_BYTES = _total("blobs", t.totals.c.bytes)
 #: Neither blobs nor manifests are counted for it, however many there are.
 TOTALS = sa.select(
     _total("blobs", t.totals.c.count),
-    _total("blobs", t.totals.c.bytes),
+    BLOB_BYTES,
     _total("manifests", t.totals.c.count),
     sa.select(sa.func.count()).select_from(t.tags).scalar_subquery(),
     sa.select(sa.func.count()).select_from(t.repositories).scalar_subquery(),
@@ -170,6 +171,11 @@ class MetadataStore:
     async def totals(self) -> Totals:
         """Counts and bytes of everything stored."""
         return Totals.read(await self.database.first(TOTALS))
+
+    async def blob_bytes(self) -> int:
+        """Bytes of all stored blobs."""
+        row = await self.database.first(sa.select(BLOB_BYTES))
+        return int(row[0] or 0) if row else 0
 
     # --- transactions --------------------------------------------------------------------
 

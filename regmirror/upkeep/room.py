@@ -89,20 +89,26 @@ class Room:
     async def keep(self) -> Tally:
         """Evict if the store is over its limits now, whatever the reason; as much as can go."""
         async with self._evicting:
-            need = await self._need(None, 0)
-            return await self.evict(Need(0, need.wanted)) if need.required else Tally()
+            return await self.evict(await self.find_excess())
 
-    async def plan(self, need: Need, after: Candidate | None = None) -> tuple[Plan, Pinned]:
-        """What would have to go, from ``after`` on in the order of last pulls."""
+    async def find_excess(self) -> Need:
+        """What has to go for the limits to be kept; whatever can go helps."""
+        need = await self._need(None, 0)
+        return Need(0, need.wanted)
+
+    async def _plan(self, need: Need, after: Candidate | None) -> tuple[Plan, Pinned]:
+        """What has to go, from ``after`` on in the order of last pulls."""
         pinned = await self._keepers.pins.find_pinned()
         candidates: list[Candidate] = []
-        while True:
+        free = 0
+        while need.is_possible and free < need.wanted:
             page = await self._keepers.curation.least_recently_pulled(after, PAGE)
+            if not page:
+                break
             candidates += page
-            plan = plan_eviction(candidates, pinned.blobs, need)
-            if len(page) < PAGE or (plan.is_enough and plan.bytes >= need.wanted) or not need.is_possible:
-                return plan, pinned
+            free += sum(item.size for item in page if item.digest not in pinned.blobs)
             after = page[-1]
+        return plan_eviction(candidates, pinned.blobs, need), pinned
 
     async def evict(self, need: Need, tell: Tell = lambda removal: None) -> Tally:
         """Evict what ``need`` asks for, as far as possible; what is being read stays."""
@@ -110,7 +116,7 @@ class Room:
         await self._keepers.flush()
         while True:
             rest = Need(max(0, need.required - tally.bytes), max(0, need.wanted - tally.bytes))
-            plan, pinned = await self.plan(rest, after)
+            plan, pinned = await self._plan(rest, after)
             if not plan.evicted:
                 return tally
             after = plan.evicted[-1]
@@ -125,7 +131,7 @@ class Room:
 
     async def used(self) -> int:
         """Bytes of stored blobs."""
-        return (await self._keepers.metadata.totals()).blob_bytes
+        return await self._keepers.metadata.blob_bytes()
 
     async def _need(self, digest: Digest | None, size: int) -> Need:
         arriving = await asyncio.to_thread(self._staging.reservations)

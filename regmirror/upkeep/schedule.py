@@ -7,6 +7,7 @@ later. When a collection was done last stands in the database.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -137,6 +138,10 @@ class Upkeep:
 
 
 async def _every(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
+    """Again and again, also after a failure that nobody foresaw: that one is logged."""
     while True:
         await asyncio.sleep(seconds)
-        await work()
+        try:
+            await work()
+        except Exception:  # a defect of ours must not end the chore until the next restart
+            logging.getLogger(__name__).exception("upkeep failed")

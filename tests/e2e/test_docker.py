@@ -55,4 +55,5 @@ def test_a_manifest_list_pulled_by_digest_and_by_the_name_of_the_mirror(
     daemon.docker("pull", f"{mirror.host}/docker.io/library/dlist@{digest}")
     daemon.docker("rmi", f"{mirror.host}/docker.io/library/dlist@{digest}")
     with hub.untouched():
-        daemon.docker("pull", f"dlist@{digest}")
+        said = daemon.docker("pull", f"dlist@{digest}")
+    assert digest in said.stdout

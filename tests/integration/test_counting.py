@@ -48,7 +48,7 @@ FROM_THE_START = {
     "removed_total": [*product(REASONS)],
     "removed_bytes_total": [*product(REASONS)],
     "verification_failures_total": [*product(KINDS, [NAME, "unknown"])],
-    "uncached_total": [*product(["database", "disk", "quota"])],
+    "uncached_total": [*product(["database", "disk", "quota", "stalled"])],
 }
 
 

@@ -303,7 +303,9 @@ async def test_a_blob_that_cannot_be_had_fails_before_its_headers(mirror, upstre
     await mirror.get(TAG)
     upstream.fault(Status(500), kind="blob", times=None)
 
-    only_an_error(await mirror.get(f"/v2/team/app/blobs/{image.blob_digests[number]}"), 502)
+    answer = await mirror.get(f"/v2/team/app/blobs/{image.blob_digests[number]}")
+    only_an_error(answer, 502)
+    assert answer.status == 502
 
 
 async def test_a_defect_of_ours_is_an_error_of_the_api(mirror, upstream, image, monkeypatch, caplog):

@@ -32,6 +32,9 @@ class Bytes:
     def note_resumed(self):
         pass
 
+    def take_other(self):
+        return None
+
 
 @pytest.fixture
 def pauses():

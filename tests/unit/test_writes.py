@@ -112,7 +112,8 @@ async def test_a_caller_that_is_cancelled_stops_no_write(writes, done, lock):
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     lock.set()
-    await until(lambda: done == ["whole"], "it has ended")
+    await until(lambda: bool(done), "it has ended")
+    assert done == ["whole"]
 
 
 async def test_closing_drops_what_has_not_begun(told, done, lock):

@@ -1,0 +1,92 @@
+"""B35: the same blob at two upstreams, of which the first one asked hangs."""
+
+import asyncio
+
+import pytest
+
+from regmirror.events import NotStored
+from tests.fake_registry import FakeRegistry, Hold, random_bytes
+from tests.mirror_fixture import run_mirror, until
+
+BLOB = random_bytes(400_000, seed=5)
+HUNG, WELL = "hung.test", "well.test"
+
+
+@pytest.fixture
+async def hung():
+    async with FakeRegistry() as registry:
+        yield registry
+
+
+@pytest.fixture
+async def well():
+    async with FakeRegistry() as registry:
+        yield registry
+
+
+@pytest.fixture
+def path(hung, well):
+    digest = hung.add_blob("team/app", BLOB)
+    assert well.add_blob("team/app", BLOB) == digest
+    return f"/v2/team/app/blobs/{digest}"
+
+
+async def test_an_upstream_that_does_not_answer_delays_no_other(hung, well, path, tmp_path):
+    """The download that waits for it goes on with the other one, and the blob is stored."""
+    hold = Hold()
+    hung.fault(hold, kind="blob", times=None)
+    async with run_mirror(tmp_path / "data", {HUNG: hung, WELL: well}) as mirror:
+        first = asyncio.create_task(mirror.get(f"{path}?ns={HUNG}"))
+        await hold.reached()
+        answer = await mirror.get(f"{path}?ns={WELL}")
+        assert (answer.status, answer.body) == (200, BLOB)
+        assert well.count("blob", "GET") == 1
+        await until(lambda: len(mirror.stored()) == 1, "the blob is stored")
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+
+
+async def test_an_upstream_that_hangs_in_the_middle_is_left_for_another(hung, well, path, tmp_path):
+    """From where it stopped: by ``Range``."""
+    hold = hung.pause(after=100_000, kind="blob")
+    async with run_mirror(tmp_path / "data", {HUNG: hung, WELL: well}) as mirror:
+        first = asyncio.create_task(mirror.get(f"{path}?ns={HUNG}"))
+        await hold.reached()
+        answer = await mirror.get(f"{path}?ns={WELL}")
+        assert (answer.status, answer.body) == (200, BLOB)
+        assert (await first).body == BLOB
+        (seen,) = well.find("blob", "GET")
+        assert seen.headers["Range"] == "bytes=100000-"
+
+
+async def test_an_upstream_that_breaks_is_replaced_at_once(hung, well, path, tmp_path):
+    """It is not asked again while another one can be."""
+    hold = hung.pause(after=100_000, kind="blob")
+    async with run_mirror(tmp_path / "data", {HUNG: hung, WELL: well}) as mirror:
+        first = asyncio.create_task(mirror.get(f"{path}?ns={HUNG}"))
+        await hold.reached()
+        second = asyncio.create_task(mirror.get(f"{path}?ns={WELL}"))
+        await mirror.began(2)
+        await hung.stop()
+        assert (await second).body == BLOB
+        assert (await first).body == BLOB
+        assert well.count("blob", "GET") == 1
+        assert hung.count("blob", "GET") == 1
+
+
+async def test_what_another_process_waits_for_is_fetched_beside_it(hung, well, path, tmp_path):
+    """It is passed on and not stored: the other process has the file."""
+    hold = hung.pause(after=100_000, kind="blob")
+    upstreams = {HUNG: hung, WELL: well}
+    async with (
+        run_mirror(tmp_path / "data", upstreams) as one,
+        run_mirror(tmp_path / "data", upstreams) as other,
+    ):
+        first = asyncio.create_task(one.get(f"{path}?ns={HUNG}"))
+        await hold.reached()
+        answer = await other.get(f"{path}?ns={WELL}")
+        assert (answer.status, answer.body) == (200, BLOB)
+        assert {event.reason for event in other.events.of(NotStored)} == {"stalled"}
+        hold.release()
+        assert (await first).body == BLOB
+        await until(lambda: len(one.stored()) == 1, "the blob is stored")
