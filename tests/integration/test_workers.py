@@ -182,3 +182,16 @@ async def test_what_is_in_flight_ends_before_the_program_does(upstream, storage,
             pause.release()
             assert begin + await response.read() == BLOB
         assert await asyncio.to_thread(program.process.wait, 10) == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_signal_in_the_last_moments_does_not_end_it_badly(upstream, storage, path, workers):
+    """B79: whoever stops it asks more than once, until it has gone."""
+    async with run_program(storage, {NAME: upstream}, workers=workers) as program:
+        assert (await program.get(path)).body == BLOB
+        for _ in range(2_000):
+            program.process.terminate()
+            if program.process.poll() is not None:
+                break
+            await asyncio.sleep(0.005)
+        assert program.process.poll() == 0

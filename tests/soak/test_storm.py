@@ -24,12 +24,14 @@ PULLS = 2 * BLOBS // CLIENTS  # of each client
 
 
 def used(storage: Path) -> int:
-    """Bytes of stored and of arriving blobs; first the stored ones, so that none is counted twice."""
+    """What stored and arriving blobs take of the disk, as du counts it; first the stored ones, so
+    that none is counted twice.
+    """
     total = 0
     for directory in (storage / "blobs" / "sha256", storage / "staging"):
         for path in directory.iterdir():
             with suppress(FileNotFoundError):
-                total += path.stat().st_size
+                total += path.stat().st_blocks * 512
     return total
 
 

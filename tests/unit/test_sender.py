@@ -144,7 +144,7 @@ async def test_a_job_that_is_cancelled_as_its_socket_gets_room_stops_no_other(se
         sending.cancel()
         await asyncio.wait([sending])
         await _send_whole(sender, source, connect)
-    assert thread.is_alive()
+    assert thread._thread.is_alive()
 
 
 async def _send_whole(sender, source, connect):
