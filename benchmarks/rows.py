@@ -35,7 +35,7 @@ REPOSITORIES = 1_000
 LAYERS = 9  # and a config, in each manifest
 WARM_BLOBS = 50
 PULL_SECONDS = 5.0
-REMOVED = 4  # one tag of so many goes before the last collection
+REMOVED = 4  # one tag of so many goes before the last collection, and what only it needs
 OLD = 40 * 86_400.0  # seconds since everything was stored
 
 #: A collection as `regmirror gc` does it; prints seconds, peak bytes, and what it did.
@@ -97,18 +97,17 @@ def fill(root: Path, blobs: int, manifests: int, *, with_files: bool) -> None:
             _touch(root, digest_of("blob", number), b"")
 
 
-def forget_tags(root: Path, share: int) -> None:
-    """Take every ``share``-th tag away, as an upstream does that has it no more, long ago."""
+def forget_tags(root: Path, kept: int) -> None:
+    """Take away the tags from number ``kept`` on, as an upstream does that has them no more, long ago."""
     from regmirror.metadata.upgrade import database_path
 
     then = time.time() - OLD
-    with closing(sqlite3.connect(database_path(root))) as connection:
-        gone = f"FROM tags WHERE CAST(substr(name, 2) AS INTEGER) % {share} = 1"
+    with closing(sqlite3.connect(database_path(root), timeout=10)) as connection:
+        gone = f"FROM tags WHERE CAST(substr(name, 2) AS INTEGER) >= {kept}"
         connection.execute(
             f"INSERT OR REPLACE INTO reviews SELECT 'manifest', repository_id, digest, {then}, {then} {gone}"
         )
         connection.execute(f"DELETE {gone}")
-        connection.execute("UPDATE repository_manifests SET pulled_at = stored_at")
         connection.commit()
 
 
@@ -268,7 +267,7 @@ async def measure(root: Path, warm: list[str], manifests: int, *, with_files: bo
             say("/metrics, later", f"p50 {quantile(before['/metrics'], 0.5) * 1000:.1f} ms")
             for run in ["first", "second", *(["sweep"] if with_files else []), "removing"]:
                 if run == "removing":
-                    forget_tags(root, REMOVED)
+                    forget_tags(root, manifests - manifests // REMOVED)
                 await collect_and_pull(root, run, pulls, before)
         say("resident at the end", f"{program.memory() / 1e6:.0f} MB")
     finally:
