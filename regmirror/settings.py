@@ -140,7 +140,8 @@ def _explain(error: ValidationError) -> ConfigError:
         value = _USERINFO.sub("***@", value)
     if first["type"] == "extra_forbidden":
         reason = "is not a configuration key; see mirror.toml for all of them"
-        if first["loc"][0] == "upstreams" and len(first["loc"]) == 3:
+        is_split = len(first["loc"]) == 3 and "." not in str(first["loc"][1])
+        if first["loc"][0] == "upstreams" and is_split:
             reason += f'; a host name is quoted, as in [upstreams."{_host_in(first["loc"])}"]'
     else:
         reason = re.sub(r"^(Value error|Assertion failed), ", "", first["msg"])

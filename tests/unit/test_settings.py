@@ -227,3 +227,10 @@ def test_a_file_that_cannot_be_read_is_explained(tmp_path):
         with pytest.raises(ConfigError) as caught:
             load(path)
         assert str(path) in str(caught.value)
+
+
+def test_a_wrong_key_of_a_quoted_upstream_is_no_hint_about_quoting(write):
+    with pytest.raises(ConfigError) as caught:
+        load(write('[upstreams."my.reg"]\nwrong = 1'))
+    assert "is not a configuration key" in str(caught.value)
+    assert "quoted" not in str(caught.value)
