@@ -22,14 +22,34 @@ RESTS_MAX: Final = 2  # waits in all for an upstream that is not asked because i
 Sleep = Callable[[float], Awaitable[None]]
 
 
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """What was taken out of a socket: ``count`` bytes, none if the connection has ended.
+
+    The last of them are ``unwritten`` if the file they were for failed with ``error``.
+    """
+
+    count: int
+    unwritten: bytes = b""
+    error: OSError | None = None
+
+
+#: Moves at most so many bytes that have arrived at a socket into a file; None if none have.
+Move = Callable[[int, int], Awaitable[Moved | None]]
+
+
 class Body(Protocol):
     """What an upstream sends of a blob: from ``start``, of a whole of ``size`` if it told."""
 
     start: int
     size: int | None
 
-    async def read(self) -> bytes:
-        """What has arrived; empty at the end."""
+    async def read(self) -> bytes | memoryview:
+        """What has arrived, to be used until the next call; empty at the end."""
+        ...
+
+    async def splice(self, move: Move) -> Moved | None:
+        """Have ``move`` take what has arrived; None if only ``read`` can, and at the end."""
         ...
 
 
@@ -68,9 +88,15 @@ class Sink(Protocol):
         """The upstream has answered with content, of ``size`` if that is known."""
         ...
 
-    async def append(self, piece: bytes) -> None: ...
+    async def append(self, piece: bytes | memoryview) -> None: ...
 
-    def is_right(self) -> bool:
+    async def draw(self, body: Body) -> bool:
+        """Take what has arrived of ``body`` without its passing through here; false if there is
+        nothing to take like that.
+        """
+        ...
+
+    async def is_right(self) -> bool:
         """Whether all bytes so far are the whole blob."""
         ...
 
@@ -117,7 +143,7 @@ async def fetch(source: Source, sink: Sink, sleep: Sleep) -> None:
             if other is None and sink.offset == 0:
                 raise
             if other is None and error.reason == "range":
-                if sink.is_right():  # nothing comes from there on: all is here, or ask for all
+                if await sink.is_right():  # nothing comes from there on: all is here, or ask for all
                     return
                 whole = True
             if other is None:
@@ -152,7 +178,7 @@ async def _fetch_from(source: Source, sink: Sink, offset: int) -> None:
         await _pump(source, sink, body, first)
 
 
-async def _begin(source: Source, sink: Sink, body: Body) -> asyncio.Future[bytes]:
+async def _begin(source: Source, sink: Sink, body: Body) -> asyncio.Future[bytes | memoryview]:
     """Make the sink ready, and read the first piece meanwhile: what has arrived is lost otherwise,
     should the connection break before it is read.
     """
@@ -172,7 +198,7 @@ async def _begin(source: Source, sink: Sink, body: Body) -> asyncio.Future[bytes
     return first
 
 
-async def _pump(source: Source, sink: Sink, body: Body, first: Awaitable[bytes]) -> None:
+async def _pump(source: Source, sink: Sink, body: Body, first: Awaitable[bytes | memoryview]) -> None:
     """From the upstream to the sink, piece after piece.
 
     What arrives while the sink is busy waits in the connection's bounded buffer: the first bytes
@@ -190,4 +216,7 @@ async def _pump(source: Source, sink: Sink, body: Body, first: Awaitable[bytes])
             skip, piece = max(0, skip - len(piece)), piece[skip:]
         if piece:
             await sink.append(piece)
+        if not skip:
+            while await sink.draw(body):
+                pass
         piece = await body.read()

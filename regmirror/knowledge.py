@@ -99,6 +99,10 @@ class Knowledge:
             self._held.put(key, True)
         return await self.find_anywhere(digest)
 
+    def recall_manifest(self, repository: Repository, digest: Digest) -> Manifest | None:
+        """What ``find_manifest`` would return, if memory tells it."""
+        return self._manifests.get(digest) if self._held.get((repository, digest)) else None
+
     async def find_anywhere(self, digest: Digest) -> Manifest | None:
         """The stored manifest, whichever repository brought it; the right to it is another matter."""
         manifest = self._manifests.get(digest)
@@ -117,7 +121,11 @@ class Knowledge:
             record = TagRecord(manifest.digest, manifest.media_type, manifest.size, self._now())
             self._tags.put((repository, tag), record)
             self._missing.drop((repository, tag, ManifestUnknown))
-        await self._write(self.store.save_manifest(repository, manifest, _named_by(manifest), tag))
+        named = _named_by(manifest)
+        for descriptor in named:
+            if descriptor.fetchable:  # what is pulled next need not ask the database for it
+                self._rights.put((repository, descriptor.digest), True)
+        await self._write(self.store.save_manifest(repository, manifest, named, tag))
 
     async def save_tag(self, repository: Repository, tag: Tag, record: TagRecord) -> None:
         """The upstream has just said what the tag means."""

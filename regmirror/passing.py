@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from regmirror.blobs.base import PIECE
 from regmirror.errors import RegistryError, Unavailable, UpstreamLied
 from regmirror.events import Emit, VerificationFailed
-from regmirror.fetching import Sleep, Source, fetch
+from regmirror.fetching import Body, Sleep, Source, fetch
 from regmirror.names import Digest, Hasher
 
 
@@ -65,19 +65,26 @@ class Passage:
     async def begin(self, size: int | None) -> None:
         self.size = self.size if size is None else size
 
-    async def append(self, piece: bytes) -> None:
+    async def append(self, piece: bytes | memoryview) -> None:
         """Take a piece, and wait while the reader has enough to take."""
         if self._hasher is not None:
             await asyncio.get_running_loop().run_in_executor(self._threads, self._hasher.update, piece)
         self.offset += len(piece)
-        piece, self._held = self._held + piece, b""
+        piece, self._held = self._held + bytes(piece), b""
         if self._hasher is not None and (self.size is None or self.offset >= self.size):
             piece, self._held = piece[:-1], piece[-1:]
         self._give(piece)
         while self._arrived - self.position >= PIECE:
             await asyncio.shield(self._changed)
 
-    def is_right(self) -> bool:
+    async def draw(self, body: Body) -> bool:
+        """Its bytes are for a reader, not for a file."""
+        return False
+
+    async def is_right(self) -> bool:
+        return self._is_right()
+
+    def _is_right(self) -> bool:
         expected = self._parting.digest.encoded
         return self._hasher is not None and self._hasher.hexdigest() == expected
 
@@ -90,7 +97,7 @@ class Passage:
 
     def finish(self) -> None:
         """Everything has arrived: release the last byte; UpstreamLied if the digest is wrong."""
-        if self._hasher is not None and not self.is_right():
+        if self._hasher is not None and not self._is_right():
             upstream, digest = self._parting.source.repository.upstream, self._parting.digest
             self._emit(VerificationFailed(upstream, "blob", digest, "upstream"))
             raise UpstreamLied(upstream, f"sent other content than {digest}", reason="digest")

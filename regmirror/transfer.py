@@ -26,7 +26,7 @@ from regmirror.blobs.local import LocalBlob, LocalBlobStore
 from regmirror.blobs.staging import Note, StagedFile, Staging
 from regmirror.errors import RegistryError, Unavailable, UpstreamError, UpstreamLied
 from regmirror.events import Emit, NotStored, VerificationFailed
-from regmirror.fetching import Sleep, Source, fetch
+from regmirror.fetching import Body, Sleep, Source, fetch
 from regmirror.inflight import Download
 from regmirror.names import Digest
 from regmirror.passing import Parting, Passage
@@ -94,7 +94,7 @@ class Transfer:
             while not await self._attempt():
                 pass
         except OSError as error:
-            self._part_from(error)
+            await self._part_from(error)
             await self._fetch()
 
     async def _attempt(self) -> bool:
@@ -110,6 +110,8 @@ class Transfer:
                 self._abandon(staged)
             raise
         finally:
+            if self._writer is not None:
+                await self._writer.close()
             staged.close()
 
     def _use_descriptor(self, descriptor: int) -> None:
@@ -189,11 +191,11 @@ class Transfer:
         self._writer = Writer(staged.descriptor, self._digest.hasher(), self._workshop.bulk)
         await self._writer.read_back(staged.size)
         self._download.advance(self._writer.offset)
-        if self.is_right():
+        if await self.is_right():
             self._tell_not_kept(reason, why)
             self._download.verify()
             return
-        self._part(reason, why)
+        await self._part(reason, why)
         await self._fetch()
 
     # --- writing -------------------------------------------------------------------------
@@ -226,7 +228,7 @@ class Transfer:
             await self._fetch()
         if self._passage is not None:
             return
-        if not self.is_right():
+        if not await self.is_right():
             self._workshop.emit(VerificationFailed(self._name, "blob", self._digest, "upstream"))
             raise UpstreamLied(self._name, f"sent other content than {self._digest}", reason="digest")
         self._download.advance(writer.offset)
@@ -277,7 +279,7 @@ class Transfer:
             self._tell_followers(is_flowing=True)
         download.begin(size)
 
-    async def append(self, piece: bytes) -> None:
+    async def append(self, piece: bytes | memoryview) -> None:
         writer = self._writer
         if self._passage is None and writer is not None:
             before = writer.offset
@@ -286,16 +288,34 @@ class Transfer:
             except OSError as error:
                 piece = piece[writer.offset - before :]
                 self._download.advance(writer.offset)
-                self._part_from(error)
+                await self._part_from(error)
             else:
                 self._download.advance(writer.offset)
+        await self._pass_on(piece)
+
+    async def _pass_on(self, piece: bytes | memoryview) -> None:
         if self._passage is not None:
             await self._passage.append(piece)
 
-    def is_right(self) -> bool:
+    async def draw(self, body: Body) -> bool:
+        writer = self._writer
+        if self._passage is not None or writer is None:
+            return False
+        moved = await body.splice(writer.move)
+        if moved is None:
+            return False
+        self._download.advance(writer.offset)
+        if moved.error is not None:
+            await self._part_from(moved.error)
+            await self._pass_on(moved.unwritten)
+        return moved.count > 0
+
+    async def is_right(self) -> bool:
         if self._passage is not None:
-            return self._passage.is_right()
-        return self._writer is not None and self._writer.hasher.hexdigest() == self._digest.encoded
+            return await self._passage.is_right()
+        if self._writer is None:
+            return False
+        return (await self._writer.settle()).hexdigest() == self._digest.encoded
 
     def note_resumed(self) -> None:
         self._download.resumed += 1
@@ -317,22 +337,22 @@ class Transfer:
             await self._workshop.reserve(self._digest, self._download.size)
             self._has_room = True
         except NoRoom as error:
-            self._part(error.reason, error.message)
+            await self._part(error.reason, error.message)
         except OSError as error:
-            self._part_from(error)
+            await self._part_from(error)
 
-    def _part_from(self, error: OSError) -> None:
+    async def _part_from(self, error: OSError) -> None:
         """The disk has failed; raises the error itself if that is not what it means."""
         if error.errno in _NO_DESCRIPTORS or self._download.verified or self._passage is not None:
             raise error
-        self._part("disk", error.strerror or str(error))
+        await self._part("disk", error.strerror or str(error))
 
-    def _part(self, reason: Reason, why: str) -> None:
+    async def _part(self, reason: Reason, why: str) -> None:
         """Keep nothing any more: readers get the rest as it comes. Raises Unavailable without any,
         and if what they have got cannot be gone on from.
         """
         self._tell_not_kept(reason, why)
-        parting = self._plan_parting()
+        parting = await self._plan_parting()
         if self._staged is not None:
             self._abandon(self._staged)
             self._staged = None
@@ -343,12 +363,14 @@ class Transfer:
         self._passage.producer = self._task
         self._download.part(parting, self._passage)
 
-    def _plan_parting(self) -> Parting | None:
+    async def _plan_parting(self) -> Parting | None:
         """Where readers can go on; None if some have bytes of which the hash is not known."""
         writer, source, start = self._writer, self._download.source, self._download.visible
         if writer is not None and start <= writer.offset <= start + 1:
-            held = os.pread(self._download.descriptor, writer.offset - start, start)
-            return Parting(self._digest, source, start, held, writer.hasher.copy())
+            with suppress(OSError):  # what was written cannot even be read
+                hasher = await writer.settle()
+                held = os.pread(self._download.descriptor, writer.offset - start, start)
+                return Parting(self._digest, source, start, held, hasher.copy())
         return None if start else Parting(self._digest, source, 0, b"", self._digest.hasher())
 
     def _tell_not_kept(self, reason: Reason, why: str) -> None:

@@ -134,10 +134,10 @@ class Room:
         return await self._keepers.metadata.blob_bytes()
 
     async def _need(self, digest: Digest | None, size: int) -> Need:
-        arriving = await asyncio.to_thread(self._staging.reservations)
+        arriving, left = await asyncio.to_thread(lambda: (self._staging.reservations(), _free(self._root)))
         whole = sum(item.size for name, item in arriving.items() if name != digest)
         to_come = sum(item.to_come for item in arriving.values())
-        free = need_for_free_space(await asyncio.to_thread(_free, self._root), to_come, self.limits.min_free)
+        free = need_for_free_space(left, to_come, self.limits.min_free)
         try:
             quota = need_for_quota(await self.used() + whole, size, self.limits.max_size)
         except SQLAlchemyError:

@@ -17,6 +17,7 @@ from regmirror.manifests import (
     parse_document,
 )
 from regmirror.names import Digest
+from regmirror.upstream.rawbody import M, Move
 from regmirror.upstream.transport import Exchange
 
 _CONTENT_RANGE: Final = re.compile(r"bytes\s+(\d{1,19})-(\d{1,19})/(\d{1,19}|\*)", re.IGNORECASE)
@@ -126,21 +127,35 @@ class BlobBody:
         self._offset = part.start
         self._unreported = 0
 
-    async def read(self) -> bytes:
-        """Whatever has arrived, at least one byte; nothing at the end of the blob.
+    async def read(self) -> bytes | memoryview:
+        """Whatever has arrived, at least one byte, to be used until the next call; nothing at the end
+        of the blob.
 
         Raises UpstreamFailed (``truncated``) if the body ends before the blob does, and
         UpstreamTimeout if nothing comes for ``read_timeout``.
         """
         chunk = await self._exchange.read()
-        self._offset += len(chunk)
-        self._unreported += len(chunk)
-        if self._unreported >= _REPORT_EVERY:
-            self.report()
+        self._count(len(chunk))
         if not chunk and self.size is not None and self._offset != self.size:
             message = f"{self._exchange.host} ended a blob after {self._offset} of {self.size} bytes"
             raise UpstreamFailed(self._upstream, message, reason="truncated")
         return chunk
+
+    async def splice(self, move: Move[M]) -> M | None:
+        """Have ``move`` take what has arrived from the connection itself, without copying it here.
+
+        None while that cannot be, and at the end: then ``read`` goes on.
+        """
+        moved = await self._exchange.splice(move)
+        if moved is not None:
+            self._count(moved.count)
+        return moved
+
+    def _count(self, count: int) -> None:
+        self._offset += count
+        self._unreported += count
+        if self._unreported >= _REPORT_EVERY:
+            self.report()
 
     def report(self) -> None:
         """Tell how many bytes have arrived since the last report."""

@@ -21,6 +21,7 @@ from regmirror.errors import UpstreamError, UpstreamFailed, UpstreamUnreachable
 from regmirror.upstream.addresses import Addresses
 from regmirror.upstream.failures import mapped
 from regmirror.upstream.proxies import Proxies
+from regmirror.upstream.rawbody import M, Move, RawBody, take_over
 from regmirror.upstream.slots import Slots
 from regmirror.upstream.tls import Certificates
 from regmirror.upstream.trust import host_of
@@ -44,8 +45,11 @@ class Exchange:
         response: aiohttp.ClientResponse,
         release: Callable[[], None],
         hear: Callable[[], None],
+        read_timeout: float,
     ) -> None:
         self._upstream, self._response, self._release, self._hear = upstream, response, release, hear
+        self._timeout = read_timeout
+        self._raw: RawBody | None = None  # the rest of a body that aiohttp reads no more
         self.is_home = True  # the upstream itself answered, not a host it redirected to
         self.excerpt = ""  # the start of an error's body, once it has been read
 
@@ -65,13 +69,28 @@ class Exchange:
     def host(self) -> str:
         return self.url.host or ""
 
-    async def read(self) -> bytes:
-        """Whatever has arrived, at least one byte; nothing at the end."""
+    async def read(self) -> bytes | memoryview:
+        """Whatever has arrived, at least one byte, to be used until the next call; nothing at the end."""
         with mapped(self._upstream, self.host):
-            chunk = await self._response.content.readany()
+            chunk = await (self._raw.read() if self._raw else self._response.content.readany())
         if self.is_home:
             self._hear()
         return chunk
+
+    async def splice(self, move: Move[M]) -> M | None:
+        """Have ``move`` take what has arrived from the socket itself.
+
+        None where that cannot be, at the moment or at all, and at the end: ``read`` goes on.
+        """
+        if self._raw is None:
+            self._raw = take_over(self._response, self._timeout)
+        if self._raw is None:
+            return None
+        with mapped(self._upstream, self.host):
+            moved = await self._raw.splice(move)
+        if moved is not None and self.is_home:
+            self._hear()
+        return moved
 
     async def read_all(self, limit: int) -> bytes:
         """The whole body; UpstreamFailed as soon as it is longer than ``limit`` bytes."""
@@ -101,6 +120,8 @@ class Exchange:
 
     def close(self) -> None:
         """Give the connection back, or break it if the body has not been read. Idempotent."""
+        if self._raw is not None:
+            self._raw.close()
         if self._response.content.is_eof():
             self._response.release()
         else:
@@ -149,7 +170,7 @@ class Transport:
             with mapped(self.name, url.host or ""):
                 response = await self._request(method, url, headers, form)
             undo.pop_all()
-        return Exchange(self.name, response, release, self._hear)
+        return Exchange(self.name, response, release, self._hear, self._config.read_timeout)
 
     def dismiss_waiting(self) -> None:
         """Have everybody who waits for a slot ask again whether that is still allowed."""

@@ -43,10 +43,19 @@ async def path(mirror, upstream):
 @pytest.fixture
 def break_writes(monkeypatch):
     """A function: so many bytes of content may be written, then the disk fails by this number."""
-    real = os.pwrite
+    real, splice = os.pwrite, os.splice
 
     def begin(allowed, number=28):
         left = [allowed]
+
+        def move(source, target, count, *, offset_dst=None, flags=0):
+            if offset_dst is None:  # from the socket
+                return splice(source, target, count, flags=flags)
+            if not left[0]:
+                raise OSError(number, os.strerror(number))
+            count = splice(source, target, min(count, left[0]), offset_dst=offset_dst)
+            left[0] -= count
+            return count
 
         def pwrite(descriptor, data, offset):
             if bytes(data[:1]) == b"{" and len(data) < 4_096:  # a note
@@ -58,6 +67,7 @@ def break_writes(monkeypatch):
             return count
 
         monkeypatch.setattr(os, "pwrite", pwrite)
+        monkeypatch.setattr(os, "splice", move)
 
     return begin
 

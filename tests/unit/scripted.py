@@ -13,7 +13,7 @@ from pathlib import Path
 from regmirror.blobs.local import LocalBlobStore
 from regmirror.blobs.staging import Staging
 from regmirror.errors import UpstreamFailed
-from regmirror.fetching import Source
+from regmirror.fetching import Move, Source
 from regmirror.names import Digest, Repository
 from regmirror.transfer import Workshop
 from tests.fake_registry import random_bytes
@@ -74,6 +74,9 @@ class ScriptedBody:
         if self._says.error:
             raise self._says.error
         return b""
+
+    async def splice(self, move: Move) -> None:
+        """There is no socket."""
 
 
 @dataclass

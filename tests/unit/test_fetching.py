@@ -26,7 +26,10 @@ class Bytes:
     async def append(self, piece):
         self.data += piece
 
-    def is_right(self):
+    async def draw(self, body):
+        return False
+
+    async def is_right(self):
         return self.data == DATA
 
     def note_resumed(self):

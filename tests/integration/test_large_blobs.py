@@ -1,0 +1,173 @@
+"""Large blobs, whose connection is taken over: plain ones moved by the kernel, encrypted ones not."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import ssl
+
+import aiohttp
+import pytest
+import trustme
+
+from regmirror.events import DownloadEnded
+from regmirror.upstream import rawbody
+from regmirror.writer import Writer
+from tests.fake_registry import Chunked, Corrupt, FakeRegistry, Reset, Truncate, random_bytes
+from tests.mirror_fixture import NAME, run_mirror, until
+
+BLOB = random_bytes(12_000_000, seed=11)
+CUT = 7_000_001
+
+
+@pytest.fixture(params=["plain", "encrypted"])
+async def upstream(request):
+    if request.param == "plain":
+        async with FakeRegistry() as registry:
+            yield registry
+        return
+    authority = trustme.CA()
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    async with FakeRegistry(ssl_context=context) as registry:
+        registry.authority = authority
+        yield registry
+
+
+@pytest.fixture
+async def mirror(upstream, tmp_path):
+    options = {"read_timeout": "300ms"}
+    if hasattr(upstream, "authority"):
+        file = tmp_path / "ca.pem"
+        upstream.authority.cert_pem.write_to_path(file)
+        options["ca_file"] = str(file)
+    async with run_mirror(tmp_path / "data", {NAME: upstream}, upstreams={NAME: options}) as mirror:
+        yield mirror
+
+
+@pytest.fixture
+def appended(monkeypatch):
+    """What passed through this process: the sizes of new objects and of buffers that are used again."""
+    sizes = {bytes: [], memoryview: []}
+    append = Writer.append
+
+    async def count(self, piece):
+        sizes[type(piece)].append(len(piece))
+        await append(self, piece)
+
+    monkeypatch.setattr(Writer, "append", count)
+    return sizes
+
+
+def path_of(upstream, data=BLOB):
+    return f"/v2/team/app/blobs/{upstream.add_blob('team/app', data)}"
+
+
+def ranges(upstream):
+    return [seen.headers.get("Range") for seen in upstream.find("blob", "GET")]
+
+
+async def assert_stored(mirror, path, data=BLOB):
+    await until(lambda: len(mirror.stored()) == 1, "the blob is stored")
+    (stored,) = mirror.stored()
+    assert stored == path.rsplit("/", 1)[1]
+    again = await mirror.get(path)
+    assert again.body == data
+    assert again.headers["Cache-Status"] == "regmirror; hit"
+
+
+async def test_it_arrives_whole_by_one_request(mirror, upstream, appended):
+    """B1, B2: and only what is encrypted, or has been read already, passes through the process."""
+    path = path_of(upstream)
+    assert (await mirror.get(path)).body == BLOB
+    assert ranges(upstream) == [None]
+    read, decrypted = sum(appended[bytes]), sum(appended[memoryview])
+    assert read < 2_500_000, "until the connection was taken over"
+    assert decrypted == (len(BLOB) - read if upstream.url.startswith("https") else 0)
+    await assert_stored(mirror, path)
+
+
+@pytest.mark.parametrize("border", [rawbody.PLAIN_MIN, rawbody.ENCRYPTED_MIN])
+@pytest.mark.parametrize("more", [-1, 0, 1, 300_000])
+async def test_about_the_size_from_which_on_it_is_large(mirror, upstream, border, more):
+    data = random_bytes(border + more, seed=12)
+    path = path_of(upstream, data)
+    assert (await mirror.get(path)).body == data
+    await assert_stored(mirror, path, data)
+
+
+@pytest.mark.parametrize("fault", [Truncate, Reset])
+async def test_what_breaks_off_is_resumed_from_where_it_stands(mirror, upstream, fault):
+    """B19: nothing is fetched twice and nothing is missing."""
+    upstream.fault(fault(CUT), kind="blob")
+    path = path_of(upstream)
+    assert (await mirror.get(path)).body == BLOB
+    first, second = ranges(upstream)
+    assert first is None
+    start = int(second.removeprefix("bytes=").removesuffix("-"))
+    assert start == CUT if fault is Truncate else start <= CUT
+    await assert_stored(mirror, path)
+    assert mirror.events.of(DownloadEnded)[-1].resumed == 1
+
+
+async def test_an_upstream_that_hangs_in_the_middle_is_asked_for_the_rest(mirror, upstream):
+    """B19, B30: after read_timeout, by Range."""
+    pause = upstream.pause(after=CUT, kind="blob")
+    path = path_of(upstream)
+    assert (await mirror.get(path)).body == BLOB
+    assert ranges(upstream) == [None, f"bytes={CUT}-"]
+    pause.release()
+    await assert_stored(mirror, path)
+
+
+async def test_bytes_flow_while_the_upstream_still_sends(mirror, upstream):
+    """B2: what has arrived is not kept waiting for what has not."""
+    pause = upstream.pause(after=CUT, kind="blob")
+    async with mirror.open(path_of(upstream)) as answer:
+        received = await answer.content.readexactly(CUT)
+        assert received == BLOB[:CUT]
+        pause.release()
+        assert received + await answer.content.read() == BLOB
+
+
+async def test_wrong_bytes_are_never_a_whole_answer(mirror, upstream):
+    """B2: the last byte waits for the hash, which runs behind what is moved."""
+    upstream.fault(Corrupt(CUT), kind="blob", times=None)
+    path = path_of(upstream)
+    async with mirror.open(path) as answer:
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await answer.content.readexactly(len(BLOB))
+        assert answer.content.total_bytes == len(BLOB) - 1
+    assert mirror.stored() == set()
+    assert mirror.staged() == []
+
+
+async def test_a_length_that_is_not_told_is_read(mirror, upstream, appended):
+    upstream.fault(Chunked(), kind="blob")
+    path = path_of(upstream)
+    assert (await mirror.get(path)).body == BLOB
+    assert sum(appended[bytes]) == len(BLOB)
+    await assert_stored(mirror, path)
+
+
+async def test_many_at_once(mirror, upstream):
+    """B13: one request each, whoever else is being fetched."""
+    blobs = [random_bytes(9_000_000 + number, seed=number) for number in range(6)]
+    paths = [path_of(upstream, data) for data in blobs]
+    answers = await asyncio.gather(*(mirror.get(path) for path in paths * 3))
+    assert [answer.body for answer in answers] == blobs * 3
+    assert len(ranges(upstream)) == len(blobs)
+
+
+async def test_a_file_system_without_splice_is_written_all_the_same(mirror, upstream, monkeypatch):
+    real = os.splice
+
+    def refuse(source, target, count, *, offset_dst=None, flags=0):
+        if offset_dst is not None:
+            raise OSError(22, "Invalid argument")
+        return real(source, target, count, flags=flags)
+
+    monkeypatch.setattr(os, "splice", refuse)
+    path = path_of(upstream)
+    assert (await mirror.get(path)).body == BLOB
+    await assert_stored(mirror, path)
