@@ -20,11 +20,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from regmirror import errors
 from regmirror.blobs.base import NoRoom
 from regmirror.blobs.local import LocalBlob, LocalBlobStore
 from regmirror.blobs.staging import Note, StagedFile, Staging
-from regmirror.errors import RegistryError, Unavailable, UpstreamError, UpstreamLied
+from regmirror.errors import RegistryError, Unavailable, UpstreamLied
 from regmirror.events import Emit, NotStored, VerificationFailed
 from regmirror.fetching import Body, Sleep, Source, fetch
 from regmirror.inflight import Download
@@ -160,30 +159,24 @@ class Transfer:
             note, size = staged.read_note(), staged.size
             if size != seen:
                 seen, since = size, loop.time()
-            if note.upstream not in ("", self._name) and loop.time() - since > FOREIGN_STALL:
+            if note.verified and not self._download.verified:
+                self._download.advance(size)
+                self._download.verify()
+            is_foreign = note.upstream not in ("", self._name) and not note.verified
+            if is_foreign and loop.time() - since > FOREIGN_STALL:
                 await self._go_on_alone(staged, "stalled", f"{note.upstream} brings nothing of it")
                 return True
-            if note.flowing:
+            if note.flowing and not note.verified:
                 if not self._download.started:
                     self._download.begin(note.size)
                 self._download.advance(size)
             if staged.try_lock():
-                self._raise_failure(staged.read_note())
+                staged.read_note().raise_failure()
                 return await self._settle_or_write(staged)
             if staged.is_adopted_as(self._final):
                 self._finish(staged)
                 return True
             await self._workshop.sleep(POLL)
-
-    @staticmethod
-    def _raise_failure(note: Note) -> None:
-        """The other writer's failure is the failure of those who followed it."""
-        if not note.failure:
-            return
-        kind = getattr(errors, note.failure, None)
-        if isinstance(kind, type) and issubclass(kind, UpstreamError):
-            raise kind(note.upstream, note.message)
-        raise Unavailable(note.message, retry_after=1)
 
     async def _go_on_alone(self, staged: StagedFile, reason: Reason, why: str) -> None:
         """Nothing more comes by the file, which is still open here: what is in it may be used."""
@@ -206,7 +199,7 @@ class Transfer:
             await self._fetch_and_verify(staged)
         except RegistryError as error:
             if self._staged is not None:
-                staged.write_note(_failure_note(error))
+                staged.write_note(Note.of_failure(error))
                 if isinstance(error, UpstreamLied) or staged.size == 0:
                     staged.discard()
             raise
@@ -233,6 +226,7 @@ class Transfer:
             raise UpstreamLied(self._name, f"sent other content than {self._digest}", reason="digest")
         self._download.advance(writer.offset)
         self._download.verify()
+        staged.write_note(Note(True, True, writer.offset, upstream=self._name))
 
     async def _adopt(self, staged: StagedFile) -> None:
         """All bytes are here and right; if they cannot be kept, readers have them all the same."""
@@ -325,7 +319,7 @@ class Transfer:
 
     def _tell_followers(self, *, is_flowing: bool) -> None:
         if self._staged is not None:
-            self._staged.write_note(Note(is_flowing, self._download.size, upstream=self._name))
+            self._staged.write_note(Note(is_flowing, size=self._download.size, upstream=self._name))
 
     # --- what cannot be kept -------------------------------------------------------------
 
@@ -390,9 +384,3 @@ class Transfer:
     @property
     def _name(self) -> str:
         return self._download.source.repository.upstream
-
-
-def _failure_note(error: RegistryError) -> Note:
-    upstream = error.upstream if isinstance(error, UpstreamError) else ""
-    message = error.message.removeprefix(f"{upstream}: ")[:500]
-    return Note(failure=type(error).__name__, upstream=upstream, message=message)

@@ -24,8 +24,9 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from regmirror import errors
 from regmirror.blobs.local import ensure_directory
-from regmirror.errors import DigestInvalid
+from regmirror.errors import DigestInvalid, RegistryError, Unavailable, UpstreamError
 from regmirror.names import Digest
 
 _NOTE = ".note"  # what follows a staged file's name in that of its note
@@ -38,14 +39,31 @@ _PROBE = 64 * 1024  # bytes written to see whether there is room
 class Note:
     """What the writer tells the followers: ``failure`` is the name of an error class.
 
-    ``flowing`` means that ``upstream`` has answered with content, of ``size`` if it told.
+    ``flowing`` means that ``upstream`` has answered with content, of ``size`` if it told;
+    ``verified`` that all of it is here and right, though not yet safe on disk.
     """
 
     flowing: bool = False
+    verified: bool = False
     size: int | None = None
     failure: str = ""
     upstream: str = ""
     message: str = ""
+
+    @classmethod
+    def of_failure(cls, error: RegistryError) -> Note:
+        upstream = error.upstream if isinstance(error, UpstreamError) else ""
+        message = error.message.removeprefix(f"{upstream}: ")[:500]
+        return cls(failure=type(error).__name__, upstream=upstream, message=message)
+
+    def raise_failure(self) -> None:
+        """The writer's failure, if there is one, is the failure of those who followed it."""
+        if not self.failure:
+            return
+        kind = getattr(errors, self.failure, None)
+        if isinstance(kind, type) and issubclass(kind, UpstreamError):
+            raise kind(self.upstream, self.message)
+        raise Unavailable(self.message, retry_after=1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -358,6 +358,29 @@ async def test_an_adoption_that_failed_costs_the_follower_no_request(bench, othe
     assert other.staged() == []
 
 
+async def test_the_follower_has_the_last_byte_before_the_file_is_safe_on_disk(
+    bench, other, start, monkeypatch
+):
+    """B2, B13: what the writer has verified is verified; nobody waits for its disk."""
+    adopt, is_safe = bench.store.adopt, asyncio.Event()
+
+    async def adopt_later(staged, digest):
+        await is_safe.wait()
+        await adopt(staged, digest)
+
+    monkeypatch.setattr(bench.store, "adopt", adopt_later)
+    _, written = start(bench, Script([Says()]))
+    script = Script([Says()])
+    follower, followed = start(other, script)
+    await until(lambda: follower.verified, "the follower knows that all is right")
+    assert follower.visible == SIZE
+    assert other.stored() is None
+    is_safe.set()
+    await asyncio.gather(written, followed)
+    assert other.stored() == DATA
+    assert script.asked == []
+
+
 async def test_the_follower_takes_over_where_a_dead_writer_stopped(bench, other, start):
     """B13, B19: a writer that ends in whatever way is replaced, by Range."""
     writer, written = start(bench, Script([Says(stop=6_000, gate=asyncio.Event())]))
