@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import Final
 
 from aiohttp import web
+from aiohttp.web_request import BaseRequest
 
+from regmirror import logs
 from regmirror.blobs.local import LocalBlobStore
 from regmirror.blobs.staging import Staging
 from regmirror.changes import Changes, Snapshot, plan_changes
@@ -44,12 +46,14 @@ from regmirror.upkeep.room import Room
 from regmirror.upkeep.schedule import Upkeep
 from regmirror.upkeep.scrub import Finding, Scrubbed, Scrubber
 from regmirror.upstream.client import UpstreamClient, Upstreams
+from regmirror.v2.prepared import PreparedAnswers
+from regmirror.v2.server import EDGE, Edge
 from regmirror.web.ops import Ops
 
 BULK_THREADS: Final = 4  # write and hash; more than two do not help a machine's disk
 BULK_NICENESS: Final = 10  # so that downloads do not delay answers
+REFRESH: Final = 5.0  # seconds between figures for whichever worker shows them
 STAGING_MAX_AGE: Final = 7 * 86400.0  # seconds until a download nobody resumes is swept
-MANIFEST_REQUEST_MAX: Final = 4 * 1024 * 1024
 
 
 REAL_TIMES: Final = Times()
@@ -100,18 +104,15 @@ def create_app(config: Config, emit: Emit | None = None, *, times: Times = REAL_
     ``emit`` is told of every event in addition to metrics and log. Once it has started, its
     ``RUNNING`` is the worker's handle.
     """
-    app = web.Application(client_max_size=MANIFEST_REQUEST_MAX)
+    app = web.Application()
 
     async def parts(app: web.Application) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            app[RUNNING] = await _assemble(config, emit, times, stack)
+            app[RUNNING] = running = await _assemble(config, emit, times, stack)
+            app[EDGE] = Edge(running.serve, lambda: running.prepared)
             yield
 
     app.cleanup_ctx.append(parts)
-    app.router.add_get("/healthz", _healthz)
-    app.router.add_get("/readyz", _readyz)
-    app.router.add_get("/metrics", _metrics)
-    app.router.add_route("*", r"/{path:[\s\S]*}", _registry, expect_handler=_expect_nothing)
     return app
 
 
@@ -129,8 +130,17 @@ class Running:
         """The configuration in force."""
         return self._snapshot.config
 
-    async def serve(self, request: web.Request) -> web.StreamResponse:
+    @property
+    def prepared(self) -> PreparedAnswers:
+        """What the service of this moment answers without parsing."""
+        return self._service.prepared
+
+    async def serve(self, request: BaseRequest) -> web.StreamResponse:
         """Answer by the service of this moment, to the end."""
+        if request.method in ("GET", "HEAD"):
+            operate = self.ops.handlers.get(request.rel_url.raw_path)
+            if operate is not None:
+                return await operate(request)
         service = self._service
         with service.in_use():
             return await service.routes.serve(request)
@@ -212,32 +222,10 @@ async def open_running(config: Config) -> AsyncIterator[Running]:
         yield await _assemble(config, None, REAL_TIMES, stack)
 
 
-# The handlers exist before the parts they lead to, which need a running loop.
-
-
-async def _healthz(request: web.Request) -> web.StreamResponse:
-    return await request.app[RUNNING].ops.healthz(request)
-
-
-async def _readyz(request: web.Request) -> web.StreamResponse:
-    return await request.app[RUNNING].ops.readyz(request)
-
-
-async def _metrics(request: web.Request) -> web.StreamResponse:
-    return await request.app[RUNNING].ops.metrics(request)
-
-
-async def _expect_nothing(request: web.Request) -> None:
-    """No body is ever wanted, so nobody is told to go on and send one (``Expect: 100-continue``)."""
-
-
-async def _registry(request: web.Request) -> web.StreamResponse:
-    return await request.app[RUNNING].serve(request)
-
-
 async def _assemble(config: Config, extra: Emit | None, times: Times, stack: AsyncExitStack) -> Running:
     """The parts that last, from the bottom up; what ``stack`` holds is closed in reverse order."""
     snapshot = take_snapshot(config)  # first, so that a file replaced from now on is noticed
+    stack.enter_context(logs.in_background())
     # listeners
     enabled = config.enabled_upstreams()
     metrics = Metrics(enabled, config.storage.max_size)
@@ -267,6 +255,8 @@ async def _assemble(config: Config, extra: Emit | None, times: Times, stack: Asy
         watch=Watch(metadata.database, _database_keeper(root)),
     )
     stack.push_async_callback(knowledge.close)
+    metrics.follow_memories(knowledge.lookups)
+    stack.callback(asyncio.create_task(_refresh(metrics)).cancel)
     keeping = open_keeping(root, metadata, emit, times.now)
     room = keeping.room(config, knowledge.flush_pulls)
     downloads = _open_downloads(keeping, room, knowledge, emit, stack)
@@ -282,6 +272,12 @@ async def _assemble(config: Config, extra: Emit | None, times: Times, stack: Asy
     stack.push_async_callback(running.close)
     await stack.enter_async_context(upkeep.at_work(running.heal))
     return running
+
+
+async def _refresh(metrics: Metrics) -> None:
+    while True:
+        await asyncio.sleep(REFRESH)
+        metrics.refresh()
 
 
 def _open_downloads(

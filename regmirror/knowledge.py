@@ -160,6 +160,10 @@ class Knowledge:
             self._rights.put(key, True)
         return bool(proven)
 
+    def recall_right(self, repository: Repository, digest: Digest, size: int) -> bool:
+        """Whether memory says that this content may be served there, and that it has that size."""
+        return self._rights.get((repository, digest)) is not None and self._sizes.get(digest) == size
+
     async def confirm(self, repository: Repository, digest: Digest) -> None:
         """The upstream has just confirmed that the repository has this content."""
         self._rights.put((repository, digest), True)
@@ -221,6 +225,17 @@ class Knowledge:
         for memory in memories:
             memory.clear()
         self._missing.clear()
+
+    def lookups(self) -> dict[str, tuple[int, int]]:
+        """How often each memory had what was looked for since this process began, and had not."""
+        memories: dict[str, Lru[Any, Any]] = {
+            "tags": self._tags,
+            "manifests": self._manifests,
+            "held": self._held,
+            "rights": self._rights,
+            "sizes": self._sizes,
+        }
+        return {name: (memory.hits, memory.misses) for name, memory in memories.items()}
 
     def forget_missing(self) -> None:
         """Ask again for everything that was absent or refused."""

@@ -17,6 +17,7 @@ class Lru(Generic[K, V]):
         self._limit, self._weigh = limit, weigh
         self._entries: OrderedDict[K, V] = OrderedDict()
         self._weight = 0
+        self.hits = self.misses = 0  # of ``get``, since it was made
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -24,7 +25,10 @@ class Lru(Generic[K, V]):
     def get(self, key: K) -> V | None:
         """The value, which thereby counts as used."""
         value = self._entries.get(key)
-        if value is not None:
+        if value is None:
+            self.misses += 1
+        else:
+            self.hits += 1
             self._entries.move_to_end(key)
         return value
 

@@ -28,6 +28,7 @@ READ_PAUSE: Final = 0.005  # seconds; it blocks the loop, for once in the life o
 SECONDS: Final = (0.001, 0.005, 0.02, 0.1, 0.5, 1, 2, 5, 15, 60, 300)
 
 T = TypeVar("T")
+Lookups = Callable[[], dict[str, tuple[int, int]]]  # of each memory its hits and misses
 
 
 class Metrics:
@@ -55,6 +56,7 @@ class Metrics:
         self._define_store()
         self._request_children: dict[tuple[str, str, str], Counter] = {}
         self._sent_children: dict[tuple[str, str], Counter] = {}
+        self._lookups: Lookups = dict
         self._asked: set[str] = set()  # the upstreams of the configuration in force
         self._create_children()
         self._create_upstream(UNKNOWN)
@@ -83,8 +85,20 @@ class Metrics:
         self._bytes.set(blob_bytes)
         self._manifests.set(manifests)
 
+    def follow_memories(self, lookups: Lookups) -> None:
+        """Show how often this worker's memories have what is looked for."""
+        self._lookups = lookups
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take over what is counted elsewhere, so that another worker may show it."""
+        for memory, counts in self._lookups().items():
+            for result, count in zip(("hit", "miss"), counts, strict=True):
+                self._memory.labels(memory, result).set(count)
+
     def render(self) -> bytes:
         """The text format, over all workers."""
+        self.refresh()
         if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
             return generate_latest(self._registry)
         registry = CollectorRegistry()
@@ -154,6 +168,9 @@ class Metrics:
         )
         self._healed = self._counter("healed_total", "Corrupt blobs that were fetched anew.")
         self._uncached = self._counter("uncached_total", "Things passed on without being kept.", "reason")
+        self._memory = self._gauge(
+            "memory_lookups", "Look-ups in the memory of a worker.", "memory", "result", mode="liveall"
+        )
         info = self._gauge("build_info", "The version that runs.", "version")
         info.labels(__version__).set(1)
 

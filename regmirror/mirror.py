@@ -26,7 +26,7 @@ from regmirror.freshness import FreshnessRules
 from regmirror.inflight import Follower
 from regmirror.knowledge import Knowledge
 from regmirror.manifests import Manifest, Summary
-from regmirror.names import Digest, Reference, Repository
+from regmirror.names import Digest, Reference, Repository, Tag
 from regmirror.outcomes import COALESCED, HIT, MISS, STORED, Answer
 from regmirror.resolver import Policy, Resolver
 from regmirror.singleflight import SingleFlight
@@ -101,6 +101,22 @@ class Mirror:
         self._knowledge.note_tag_pull(repository, reference)  # how most clients resolve a tag
         return answer
 
+    def repeat_manifest(self, repository: Repository, reference: Reference) -> Manifest | None:
+        """What ``manifest`` would answer now as a hit, by memory alone; then that pull is noted."""
+        held = self._resolver.recall(repository, reference)
+        if held is not None:
+            if isinstance(reference, Tag):
+                self._knowledge.note_tag_pull(repository, reference)
+            self._knowledge.note_manifest_pull(repository, held.digest)
+        return held
+
+    def repeat_head(self, repository: Repository, reference: Reference) -> Summary | None:
+        """The same for what ``head_manifest`` answers."""
+        head = self._resolver.recall_head(repository, reference)
+        if head is not None and isinstance(reference, Tag):
+            self._knowledge.note_tag_pull(repository, reference)
+        return head
+
     # --- blobs ---------------------------------------------------------------------------
 
     async def blob(self, repository: Repository, digest: Digest) -> Answer[Blob]:
@@ -113,6 +129,20 @@ class Mirror:
             raise
         self._knowledge.note_blob_pull(digest)
         return answer
+
+    def repeat_blob(self, repository: Repository, digest: Digest, size: int) -> bytearray | None:
+        """The bytes of the blob that ``blob`` would answer with, if memory alone proves the right to
+        it, and the kernel holds all of it in memory; then that pull is noted.
+        """
+        if not self._knowledge.recall_right(repository, digest, size):
+            return None
+        try:
+            data = self._parts.store.read_cached(digest, size)
+        except OSError:  # the ordinary path looks after it
+            return None
+        if data is not None:
+            self._knowledge.note_blob_pull(digest)
+        return data
 
     async def _open(self, repository: Repository, digest: Digest) -> tuple[Answer[Blob], bool]:
         """The stored blob, or the download to follow; and whether the repository's own upstream

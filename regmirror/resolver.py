@@ -65,6 +65,35 @@ class Resolver:
         await self._manifests.close()
         await self._heads.close()
 
+    # --- from memory ---------------------------------------------------------------------
+
+    def recall(self, repository: Repository, reference: Reference) -> Manifest | None:
+        """The manifest that would be answered as a hit; None if memory alone cannot tell."""
+        if self._asking.find_trouble(repository) is not None:
+            return None  # the image might be incomplete
+        if isinstance(reference, Digest):
+            return self._knowledge.recall_manifest(repository, reference)
+        record = self._recall_tag(repository, reference)
+        return None if record is None else self._knowledge.recall_manifest(repository, record.digest)
+
+    def recall_head(self, repository: Repository, reference: Reference) -> Summary | None:
+        """The same for what HEAD tells."""
+        if isinstance(reference, Digest):
+            held = self.recall(repository, reference)
+            return None if held is None else Summary(held.digest, held.media_type, held.size)
+        record = self._recall_tag(repository, reference)
+        if record is None or self._asking.find_trouble(repository) is not None:
+            return None
+        return Summary(record.digest, record.media_type, record.size)
+
+    def _recall_tag(self, repository: Repository, tag: Tag) -> TagRecord | None:
+        """What memory says of a tag, if that is fresh."""
+        record = self._knowledge.recall_tag(repository, tag)
+        policy = self._policy
+        if record is None or not is_fresh(record, policy.rules.policy(repository, tag), policy.now()):
+            return None
+        return record
+
     # --- by digest -----------------------------------------------------------------------
 
     async def manifest_by_digest(self, repository: Repository, digest: Digest) -> Answer[Manifest]:

@@ -30,6 +30,7 @@ from regmirror.sender import Sender
 from regmirror.upkeep.schedule import Upkeep
 from regmirror.upstream.client import Upstreams
 from regmirror.v2.listing import Listing
+from regmirror.v2.prepared import PreparedAnswers
 from regmirror.v2.pull import Pull
 from regmirror.v2.routes import Routes
 
@@ -71,6 +72,7 @@ class Service:
     mirror: Mirror
     listings: Listings
     routes: Routes
+    prepared: PreparedAnswers
     _uses: int = 0
     _unused: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -137,8 +139,10 @@ def open_service(lasting: Lasting, config: Config) -> Service:
         kept=lasting.lists,
     )
     listing = Listing(listings, config.known_hosts()[config.default_upstream])
-    routes = Routes(_upstream_table(config), Pull(mirror, lasting.sender), listing, lasting.emit)
-    return Service(mirror, listings, routes)
+    prepared = PreparedAnswers(lasting.emit)
+    pull = Pull(mirror, lasting.sender, prepared)
+    routes = Routes(_upstream_table(config), pull, listing, lasting.emit)
+    return Service(mirror, listings, routes, prepared)
 
 
 def _upstream_table(config: Config) -> UpstreamTable:

@@ -9,6 +9,7 @@ connections to a worker that is being replaced wait instead of failing.
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import shutil
 import signal
@@ -140,6 +141,8 @@ async def _serve_worker(
     try:
         tls = certificate.context if certificate else None
         await web.SockSite(runner, sock, ssl_context=tls, backlog=BACKLOG).start()
+        # What is there by now stays, so that no collection has to look at it again.
+        gc.freeze()
         ready()
         await wishes.stop.wait()
     finally:
@@ -192,6 +195,7 @@ class _Parent:
 
     def run(self) -> int:
         self._signals.take(signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
+        gc.freeze()  # a collection would write to the pages that the workers share with this process
         for place in range(len(self._sockets)):
             self._start(place)
         is_ready = self._all_are_ready()

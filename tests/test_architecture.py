@@ -30,7 +30,7 @@ LAYERS: dict[str, list[str]] = {
         "listings",
         "upkeep",
     ],
-    "listeners": ["metrics", "logs"],
+    "listeners": ["metrics", "logwriter", "logs"],
     "in flight": ["fetching", "passing", "inflight", "writer", "transfer", "downloads", "sender"],
     "outside world": ["upstream", "blobs", "metadata", "access"],
     "decisions": [

@@ -18,7 +18,7 @@ from typing import Final, Protocol, TypeVar
 import aiohttp
 
 PIECE: Final = 256 * 1024  # bytes a read of a plain body yields at most
-BUFFER: Final = 1024 * 1024  # bytes of each of an encrypted body's buffers
+BUFFER: Final = 2 * 1024 * 1024  # bytes of each of an encrypted body's buffers
 BUFFERS: Final = 3  # one being filled, one full, one with the reader
 LINGER: Final = 0.002  # seconds a buffer with something in it may fill up
 PLAIN_MIN: Final = 1024 * 1024  # bytes still to come that are worth a connection

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import random
 import time
 from dataclasses import dataclass, field
 from typing import Literal
@@ -13,6 +13,11 @@ from regmirror.events import Kind, RequestServed, Result
 from regmirror.outcomes import Outcome
 
 UNKNOWN_UPSTREAM = "unknown"  # the label of requests that name no upstream of this mirror
+
+
+def new_request_id() -> str:
+    """A name for one request in the log."""
+    return f"{random.getrandbits(64):016x}"
 
 
 @dataclass(slots=True)
@@ -39,7 +44,7 @@ class Exchange:
     def event(self) -> RequestServed:
         now = time.perf_counter()
         return RequestServed(
-            request_id=self.request.headers.get("X-Request-Id", "")[:64] or os.urandom(8).hex(),
+            request_id=self.request.headers.get("X-Request-Id", "")[:64] or new_request_id(),
             client=self.request.remote or "",
             method=self.request.method,
             path=self.request.rel_url.raw_path,

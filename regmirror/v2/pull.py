@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from aiohttp import web
 from aiohttp.web_request import BaseRequest
 
 from regmirror.blobs.base import Blob
 from regmirror.mirror import Mirror
 from regmirror.names import Digest, Reference, Repository
-from regmirror.outcomes import Answer
+from regmirror.outcomes import HIT, Answer
 from regmirror.sender import Sender
 from regmirror.v2.conditions import matches_etag, may_use_range, parse_ranges
 from regmirror.v2.exchange import Exchange
+from regmirror.v2.prepared import REPEAT, Body, PreparedAnswers, Repeat
 from regmirror.v2.responses import FOREVER, content_headers, not_modified
 from regmirror.v2.streaming import BlobStream
 
-OCTETS = "application/octet-stream"
+OCTETS: Final = "application/octet-stream"
+SMALL: Final = 128 * 1024  # bytes of a blob that goes out in one piece with its headers
 
 
 class Pull:
     """The handlers of ``/v2/<name>/manifests/<reference>`` and ``/v2/<name>/blobs/<digest>``."""
 
-    def __init__(self, mirror: Mirror, sender: Sender) -> None:
-        self._mirror, self._sender = mirror, sender
+    def __init__(self, mirror: Mirror, sender: Sender, prepared: PreparedAnswers) -> None:
+        self._mirror, self._sender, self._prepared = mirror, sender, prepared
 
     async def manifest(
         self, exchange: Exchange, repository: Repository, reference: Reference
@@ -39,7 +43,15 @@ class Pull:
         if _is_known(exchange.request, manifest.digest):
             return not_modified(headers)
         exchange.sent_bytes = manifest.size
-        return web.Response(body=manifest.payload, headers=headers)
+        response = web.Response(body=manifest.payload, headers=headers)
+        if answer.outcome is HIT:
+
+            def again() -> Body | None:
+                held = self._mirror.repeat_manifest(repository, reference)
+                return manifest.payload if held is manifest else None
+
+            response[REPEAT] = Repeat(self._prepared, exchange, again, manifest.size)
+        return response
 
     async def _head_manifest(
         self, exchange: Exchange, repository: Repository, reference: Reference
@@ -50,7 +62,15 @@ class Pull:
         headers = content_headers(head.digest, head.media_type, answer.outcome.cache_status, answer.warning)
         if _is_known(exchange.request, head.digest):
             return not_modified(headers)
-        return web.Response(headers={**headers, "Content-Length": str(head.size)})
+        headers["Content-Length"] = str(head.size)
+        response = web.Response(headers=headers)
+        if answer.outcome is HIT:
+
+            def again() -> Body | None:
+                return b"" if self._mirror.repeat_head(repository, reference) == head else None
+
+            response[REPEAT] = Repeat(self._prepared, exchange, again)
+        return response
 
     async def blob(self, exchange: Exchange, repository: Repository, digest: Digest) -> web.StreamResponse:
         """200 or 206 with the bytes, also of a blob that is still arriving; 304; 416."""
@@ -59,9 +79,17 @@ class Pull:
             return self._head_blob(exchange, digest, answer)
         opened = await self._mirror.blob(repository, digest)
         try:
-            return await self._send_blob(exchange, digest, opened)
+            response = await self._send_blob(exchange, digest, opened)
         finally:
             opened.content.close()
+        size = opened.content.size
+        if opened.outcome is HIT and size is not None and size <= SMALL:
+
+            def again() -> Body | None:
+                return self._mirror.repeat_blob(repository, digest, size)
+
+            response[REPEAT] = Repeat(self._prepared, exchange, again)
+        return response
 
     def _head_blob(
         self, exchange: Exchange, digest: Digest, answer: Answer[int | None]

@@ -8,20 +8,38 @@ clients complain about the answer instead of saying what is wrong.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from http import HTTPStatus
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final, cast
 
 from aiohttp import web
+from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_request import BaseRequest
 
 from regmirror.errors import RegistryError
+from regmirror.v2.prepared import REPEAT, PreparedAnswers, is_plain
 from regmirror.v2.responses import Internal, error_response
 
 DRAIN_LOOK: Final = 0.02  # seconds between looks whether the last connection has closed
 
 
+@dataclass(frozen=True)
+class Edge:
+    """What answers requests: ``serve`` any of them, ``prepared`` some of them before they are parsed."""
+
+    serve: Callable[[BaseRequest], Awaitable[web.StreamResponse]]
+    prepared: Callable[[], PreparedAnswers]
+
+
+EDGE: Final = web.AppKey("edge", Edge)
+
+
 class Runner(web.AppRunner):
-    """Runs an application behind such a server."""
+    """Serves the ``EDGE`` that an application has once it has started.
+
+    The application's own router and middlewares are passed over: they cost as much as an answer.
+    """
 
     async def drain(self, timeout: float) -> None:
         """Take no more connections, and wait until the answers in progress have left.
@@ -40,16 +58,84 @@ class Runner(web.AppRunner):
                 return
 
     async def _make_server(self) -> web.Server:
-        server = await super()._make_server()
-        return _Server(server.request_handler, request_factory=server.request_factory, **self._kwargs)
+        await super()._make_server()
+        return _Server(self.app[EDGE], **self._kwargs)
 
 
 class _Server(web.Server):
+    def __init__(self, edge: Edge, **options: Any) -> None:
+        super().__init__(edge.serve, **options)
+        self._prepared = edge.prepared
+
     def __call__(self) -> web.RequestHandler:
-        return _Connection(self, loop=self._loop, **self._kwargs)
+        return _Connection(self, self._prepared, loop=self._loop, **self._kwargs)
 
 
 class _Connection(web.RequestHandler):
+    """One client. What it sends is looked up among the prepared answers first, as long as each
+    piece that arrived was one whole request without a body: the parser then holds nothing back.
+    """
+
+    __slots__ = ("_client", "_is_aligned", "_plain_headers", "_plain_request", "_prepared", "_server")
+
+    def __init__(self, server: web.Server, prepared: Callable[[], PreparedAnswers], **options: Any) -> None:
+        super().__init__(server, **options)
+        self._server, self._prepared = server, prepared
+        self._is_aligned = True
+        self._plain_request = b""  # the bytes of the last request, if its answer may be kept,
+        self._plain_headers: Any = None  # and whose bytes they are
+        self._client = ""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        peer = self.peername
+        self._client = str(peer[0] if isinstance(peer, (list, tuple)) else peer or "")
+
+    def data_received(self, data: bytes) -> None:
+        if not self._is_aligned:
+            super().data_received(data)
+            return
+        if self._is_idle():
+            answer = self._prepared().find(data, self._client)
+            if answer is not None:
+                self._server.requests_count += 1
+                cast("asyncio.Transport", self.transport).write(answer)
+                self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+                return
+        self._parse(data)
+
+    def _is_idle(self) -> bool:
+        """Whether nothing is in progress, in either direction, and the connection goes on."""
+        return (
+            self._waiter is not None
+            and not self._waiter.done()
+            and not (self._messages or self._upgraded or self._close or self._force_close)
+            and self.transport is not None
+            and not self.transport.is_closing()
+            and self.transport.get_write_buffer_size() == 0
+        )
+
+    def _parse(self, data: bytes) -> None:
+        is_waited_for = not self._messages and data.find(b"\r\n\r\n") == len(data) - 4
+        super().data_received(data)
+        self._plain_request = b""
+        self._is_aligned = is_waited_for and len(self._messages) == 1
+        if self._is_aligned:
+            message, payload = self._messages[0]
+            headers = getattr(message, "headers", None)  # what could not be parsed has none
+            self._is_aligned = payload is EMPTY_PAYLOAD and headers is not None
+            if self._is_aligned and is_plain(message):
+                self._plain_request, self._plain_headers = data, headers
+
+    async def finish_response(
+        self, request: BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Send an answer, and keep it where it may be given again."""
+        sent = await super().finish_response(request, resp, start_time)
+        if self._plain_request and request.headers is self._plain_headers and REPEAT in resp:
+            resp[REPEAT].keep(self._plain_request, resp)
+        return sent
+
     def close(self) -> None:
         """Close after the answer in progress, which aiohttp does, or else at once."""
         is_idle = self._waiter is not None and not self._waiter.done()

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from aiohttp import web
+from aiohttp.web_request import BaseRequest
 from prometheus_client import CONTENT_TYPE_LATEST
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -21,12 +22,13 @@ class Ops:
 
     def __init__(self, storage: Path, metadata: MetadataStore, metrics: Metrics) -> None:
         self._storage, self._metadata, self._metrics = storage, metadata, metrics
+        self.handlers = {"/healthz": self.healthz, "/readyz": self.readyz, "/metrics": self.metrics}
 
-    async def healthz(self, request: web.Request) -> web.Response:
+    async def healthz(self, request: BaseRequest) -> web.Response:
         """200 while the process serves."""
         return _text("ok\n")
 
-    async def readyz(self, request: web.Request) -> web.Response:
+    async def readyz(self, request: BaseRequest) -> web.Response:
         """200, or 503 with the reason why store or database cannot be used.
 
         A second line says why nothing can be stored, if that is so: pulls go on without it.
@@ -40,7 +42,7 @@ class Ops:
         obstacle = await asyncio.to_thread(Staging(self._storage / "staging").find_obstacle)
         return _text(f"ready\nnothing can be stored: {obstacle}\n" if obstacle else "ready\n")
 
-    async def metrics(self, request: web.Request) -> web.Response:
+    async def metrics(self, request: BaseRequest) -> web.Response:
         """Prometheus text format."""
         try:
             totals = await self._metadata.totals()

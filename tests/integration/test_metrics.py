@@ -67,6 +67,27 @@ async def test_requests_that_name_no_upstream_are_counted_too(mirror):
     assert not any("unknown.example" in key for key in metrics)
 
 
+async def test_the_hits_of_memory_are_shown(mirror, upstream):
+    image = upstream.add_image("team/app", "1", [BLOB])
+    path = f"{APP}/manifests/{image.digest}"
+    name = "regmirror_memory_lookups"
+    assert (await read_metrics(mirror))[name, "manifests", "hit"] == 0
+    await mirror.get(path)
+    before = await read_metrics(mirror)
+    await mirror.get(path)
+    after = await read_metrics(mirror)
+    assert after[name, "manifests", "hit"] > before[name, "manifests", "hit"]
+    assert after[name, "manifests", "miss"] == before[name, "manifests", "miss"]
+
+
+async def test_each_worker_shows_its_own_memory(upstream, storage):
+    async with run_program(storage, {NAME: upstream}, workers=2) as program:
+        metrics = await read_metrics(program)
+        found = [key for key in metrics if key[0] == "regmirror_memory_lookups" and "tags" in key]
+        assert {key[2] for key in found} == {str(pid) for pid in program.workers()}
+        assert {key[3] for key in found} == {"hit", "miss"}
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_the_sum_of_all_results_is_the_number_of_requests(upstream, storage, workers):
     """B78: with aborts, errors and wrong bytes, over all workers, scraped from either of them."""

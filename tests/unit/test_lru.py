@@ -15,6 +15,15 @@ def test_what_was_put_is_there():
     assert lru.get("b") is None
 
 
+def test_what_was_found_and_not_is_counted():
+    lru = Lru(2)
+    lru.put("a", 1)
+    lru.get("a")
+    lru.get("a")
+    lru.get("b")
+    assert (lru.hits, lru.misses) == (2, 1)
+
+
 def test_what_was_used_longest_ago_goes_first():
     lru = Lru(2)
     lru.put("a", 1)
