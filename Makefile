@@ -5,10 +5,10 @@ IMAGE ?= regmirror
 DOCKER ?= docker
 
 .DEFAULT_GOAL := help
-.PHONY: help run test soak check format lock image clean
+.PHONY: help run test soak bench bench-quick check format lock image clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: ## install what is needed and serve on :5000; ARGS go to `regmirror serve`
 	@scripts/serve $(ARGS)
@@ -18,6 +18,12 @@ test: ## checks and the whole test suite; ARGS go to pytest
 
 soak: ## the long tests, at most 20 minutes; ARGS go to pytest
 	@scripts/soak $(ARGS)
+
+bench: ## measure regmirror beside other servers, half an hour; ARGS go to the benchmarks
+	@scripts/bench $(ARGS)
+
+bench-quick: ## the same in 3 minutes, with less of everything
+	@scripts/bench --quick $(ARGS)
 
 check: ## lint, format, types
 	@scripts/check
