@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
@@ -37,22 +37,32 @@ class Database:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        # Never created here: an empty file would take the place of one that is being restored.
-        url = f"sqlite+aiosqlite:///file:{quote(str(path))}?mode=rw&uri=true"
-        self._reader = _engine(url, pool_size=4, begin="BEGIN", timeout=READ_TIMEOUT)
-        self._writer = _engine(url, pool_size=1, begin="BEGIN IMMEDIATE", timeout=BUSY_TIMEOUT)
+        self._reader, self._writer = self._engines()
         self._lock = asyncio.Lock()
         self._running: set[asyncio.Task[Any]] = set()
 
+    def _engines(self) -> tuple[AsyncEngine, AsyncEngine]:
+        """For questions, and for transactions that write."""
+        # Never created here: an empty file would take the place of one that is being restored.
+        url = f"sqlite+aiosqlite:///file:{quote(str(self.path))}?mode=rw&uri=true"
+        return (
+            _engine(url, pool_size=4, begin="BEGIN", timeout=READ_TIMEOUT),
+            _engine(url, pool_size=1, begin="BEGIN IMMEDIATE", timeout=BUSY_TIMEOUT),
+        )
+
     async def close(self) -> None:
         """Wait for what is running, and close every connection."""
-        await asyncio.gather(*self._running, return_exceptions=True)
         await self.reconnect()
+        await asyncio.gather(*self._running, return_exceptions=True)
 
     async def reconnect(self) -> None:
-        """Close idle connections, so that the next question opens the file that is there now."""
-        await self._reader.dispose()
-        await self._writer.dispose()
+        """Have the next question open the file that is there now."""
+        old, running = (self._reader, self._writer), set(self._running)
+        self._reader, self._writer = self._engines()
+        if running:  # what they use is theirs until they end, and would not be closed now
+            self._begin(_dispose(old, after=running))
+        else:
+            await _dispose(old)
 
     async def first(self, query: Any) -> tuple[Any, ...] | None:
         """The first row of the answer."""
@@ -75,10 +85,13 @@ class Database:
         """Work that goes on when its caller is cancelled: a driver's call that is broken off in
         the middle leaves a connection that nobody closes. ``close`` waits for what is running.
         """
+        return await asyncio.shield(self._begin(work))
+
+    def _begin(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.ensure_future(work)
         self._running.add(task)
         task.add_done_callback(self._ended)
-        return await asyncio.shield(task)
+        return task
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._running.discard(task)
@@ -112,6 +125,13 @@ def whole(
         return await self.database.run(method(self, *args, **kwargs))
 
     return run
+
+
+async def _dispose(engines: Iterable[AsyncEngine], after: Iterable[asyncio.Task[Any]] = ()) -> None:
+    """Close every connection, when the tasks that may use them have ended."""
+    await asyncio.gather(*after, return_exceptions=True)
+    for engine in engines:
+        await engine.dispose()
 
 
 def _engine(url: str, *, pool_size: int, begin: str, timeout: float) -> AsyncEngine:

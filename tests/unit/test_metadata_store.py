@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sqlite3
+import threading
 from dataclasses import replace
 
 import pytest
@@ -19,6 +21,7 @@ from regmirror.metadata import schema
 from regmirror.metadata.store import MetadataStore, Totals
 from regmirror.metadata.upgrade import REVISION, database_path, upgrade
 from regmirror.names import Digest, Repository, Tag
+from tests.mirror_fixture import until
 
 APP, OTHER = Repository("registry.test", "team/app"), Repository("registry.test", "team/other")
 ELSEWHERE = Repository("elsewhere.test", "team/app")
@@ -276,3 +279,24 @@ async def test_ping_tells_whether_the_database_can_be_read(store, path):
     connection.close()
     with pytest.raises(sa.exc.DatabaseError):
         await store.ping()
+
+
+async def test_what_runs_while_the_file_is_replaced_leaves_no_connection_open(store):
+    """B46: each connection has a thread."""
+    database, goes_on = store.database, asyncio.Event()
+    before = threading.active_count()
+
+    async def hold():
+        async with database._reader.connect() as connection:
+            await connection.execute(sa.text("SELECT 1"))
+            await goes_on.wait()
+
+    holding = asyncio.create_task(database.run(hold()))
+    await until(lambda: threading.active_count() > before, "it is connected")
+    await database.reconnect()
+    assert await store.list_repositories() == []
+    goes_on.set()
+    await holding
+    await database.close()
+    gc.collect()
+    assert threading.active_count() == before
