@@ -156,17 +156,18 @@ class Transfer:
         loop = asyncio.get_running_loop()
         seen, since = staged.size, loop.time()
         while True:
-            note, size = staged.read_note(), staged.size
+            size, note = staged.size, staged.read_note()  # in this order: the note is no older
             if size != seen:
                 seen, since = size, loop.time()
-            if note.verified and not self._download.verified:
+            # By its size too: a writer that was killed may have left the note of an earlier file.
+            if note.verified and note.size == size and not self._download.verified:
                 self._download.advance(size)
                 self._download.verify()
-            is_foreign = note.upstream not in ("", self._name) and not note.verified
+            is_foreign = note.upstream not in ("", self._name) and not self._download.verified
             if is_foreign and loop.time() - since > FOREIGN_STALL:
                 await self._go_on_alone(staged, "stalled", f"{note.upstream} brings nothing of it")
                 return True
-            if note.flowing and not note.verified:
+            if note.flowing and not self._download.verified:
                 if not self._download.started:
                     self._download.begin(note.size)
                 self._download.advance(size)
@@ -212,6 +213,7 @@ class Transfer:
             staged.truncate(0)
             left = 0
         if not self._download.started:  # else this one follows a dead writer: still flowing
+            staged.clear_note()
             staged.write_note(Note(size=whole, upstream=self._name))
         self._writer = writer = Writer(staged.descriptor, self._digest.hasher(), self._workshop.bulk)
         await writer.read_back(left)

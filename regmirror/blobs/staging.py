@@ -131,6 +131,10 @@ class StagedFile:
         with suppress(OSError):
             os.pwrite(self._note_descriptor, line, 0)
 
+    def clear_note(self) -> None:
+        """Take back whatever the note says; raises OSError, since it may be of another file."""
+        os.ftruncate(self._note_descriptor, 0)
+
     def truncate(self, size: int) -> None:
         os.ftruncate(self.descriptor, size)
 

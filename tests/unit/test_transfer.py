@@ -381,6 +381,22 @@ async def test_the_follower_has_the_last_byte_before_the_file_is_safe_on_disk(
     assert script.asked == []
 
 
+async def test_a_note_that_a_killed_writer_left_verifies_no_other_file(bench, other, start):
+    """B1, B7: killed between the blob's adoption and the end of its note, and the blob is fetched again."""
+    bench.leave(b"", flowing=True, verified=True, size=SIZE, upstream="registry.test")
+    writer = bench.staging.open(DIGEST)
+    assert writer.try_lock()
+    script = Script([Says()])
+    follower, followed = start(other, script)
+    await until(lambda: len(other.pauses) > 3, "the follower has looked at the note")
+    assert not follower.verified
+    assert follower.visible == 0
+    writer.close()
+    await followed
+    assert script.asked == [0]
+    assert other.stored() == DATA
+
+
 async def test_the_follower_takes_over_where_a_dead_writer_stopped(bench, other, start):
     """B13, B19: a writer that ends in whatever way is replaced, by Range."""
     writer, written = start(bench, Script([Says(stop=6_000, gate=asyncio.Event())]))
