@@ -60,7 +60,11 @@ def _measure(experiment: Experiment, fleet: Fleet, *, is_reversed: bool) -> Roun
     experiment.begin_round(fleet)
     for name in reversed(fleet.servers) if is_reversed else fleet.servers:
         load = ForeignLoad()
-        measured.figures[name] = experiment.measure(fleet, fleet.servers[name])
+        try:
+            measured.figures[name] = experiment.measure(fleet, fleet.servers[name])
+        except Exception as error:
+            error.add_note(f"{name} printed last: {fleet.servers[name].last_words()}")
+            raise
         measured.foreign = max(measured.foreign, load.share())
     return measured
 

@@ -68,8 +68,7 @@ class Server:
             )
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() - began > START_TIMEOUT:
-                output = (self.place.directory / "output.log").read_text(errors="replace")
-                raise RuntimeError(f"{self.name} does not start: {output[-2000:]}")
+                raise RuntimeError(f"{self.name} does not start: {self.last_words()}")
             time.sleep(0.005)
         return time.monotonic() - began
 
@@ -83,6 +82,10 @@ class Server:
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+    def last_words(self) -> str:
+        """The end of what it printed."""
+        return (self.place.directory / "output.log").read_text(errors="replace")[-2000:]
 
     def get(self, path: str) -> bytes:
         """One answer, whole. Raises OSError for a status that is no success."""
