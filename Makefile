@@ -19,7 +19,7 @@ test: ## checks and the whole test suite; ARGS go to pytest
 soak: ## the long tests, at most 20 minutes; ARGS go to pytest
 	@scripts/soak $(ARGS)
 
-bench: ## measure regmirror beside other servers, half an hour; ARGS go to the benchmarks
+bench: ## measure regmirror beside other servers, 20 minutes; ARGS go to the benchmarks
 	@scripts/bench $(ARGS)
 
 bench-quick: ## the same in 3 minutes, with less of everything
