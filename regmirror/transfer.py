@@ -297,6 +297,7 @@ class Transfer:
         writer = self._writer
         if self._passage is not None or writer is None:
             return False
+        await writer.make_ready()
         moved = await body.splice(writer.move)
         if moved is None:
             return False

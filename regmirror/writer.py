@@ -52,13 +52,17 @@ class Writer:
         await self.settle()
         await self._in_thread(lambda: self._append(piece))
 
+    async def make_ready(self) -> None:
+        """To be called before each ``move``: raises what goes wrong here, and is no fault of the socket."""
+        self._open_pipe()
+        while self.offset - self._hashed > AHEAD_MAX:
+            await asyncio.shield(self._hash_on())
+
     async def move(self, source: int, count: int) -> Moved | None:
         """Move what has arrived at a socket, at most ``count`` bytes; None if nothing has.
 
         Raises OSError if the socket fails; that the file does is told in the result.
         """
-        while self.offset - self._hashed > AHEAD_MAX:
-            await asyncio.shield(self._hash_on())
         moved = await self._in_thread(lambda: self._move(source, min(count, MOVED_MAX)))
         self._hash_on()
         return moved

@@ -159,6 +159,32 @@ async def test_many_at_once(mirror, upstream):
     assert len(ranges(upstream)) == len(blobs)
 
 
+@pytest.mark.parametrize("upstream", ["plain"], indirect=True)  # what is decrypted is hashed from memory
+@pytest.mark.parametrize("is_far_behind", [True, False])
+async def test_a_disk_that_cannot_be_read_back_is_no_fault_of_the_upstream(
+    mirror, upstream, monkeypatch, is_far_behind
+):
+    """B44: nothing is kept, nobody gets a whole answer, and the upstream is asked once."""
+
+    def fail(descriptor, buffers, offset, *flags):
+        raise OSError(5, "Input/output error")
+
+    path = path_of(upstream)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "preadv", fail)
+        if is_far_behind:
+            patched.setattr("regmirror.writer.AHEAD_MAX", 1_000_000)
+            patched.setattr("regmirror.writer.MOVED_MAX", 1_000_000)
+        async with mirror.open(path) as answer:
+            with pytest.raises(aiohttp.ClientPayloadError):
+                await answer.content.readexactly(len(BLOB))
+        (ended,) = await mirror.events.wait_for(DownloadEnded)
+    assert ended.error == "the blob cannot be stored: Input/output error"
+    assert ranges(upstream) == [None]
+    assert mirror.stored() == set()
+    assert (await mirror.get(path)).body == BLOB
+
+
 async def test_a_file_system_without_splice_is_written_all_the_same(mirror, upstream, monkeypatch):
     real = os.splice
 
