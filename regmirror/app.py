@@ -45,7 +45,8 @@ from regmirror.upkeep.keeping import Keeping, open_keeping
 from regmirror.upkeep.room import Room
 from regmirror.upkeep.schedule import Upkeep
 from regmirror.upkeep.scrub import Finding, Scrubbed, Scrubber
-from regmirror.upstream.client import UpstreamClient, Upstreams
+from regmirror.upstream.client import UpstreamClient
+from regmirror.upstream.registry import Upstreams
 from regmirror.v2.prepared import PreparedAnswers
 from regmirror.v2.server import EDGE, Edge
 from regmirror.web.ops import Ops

@@ -28,7 +28,7 @@ from regmirror.names import Digest, Repository
 from regmirror.routing import Patterns, UpstreamTable
 from regmirror.sender import Sender
 from regmirror.upkeep.schedule import Upkeep
-from regmirror.upstream.client import Upstreams
+from regmirror.upstream.registry import Upstreams
 from regmirror.v2.listing import Listing
 from regmirror.v2.prepared import PreparedAnswers
 from regmirror.v2.pull import Pull

@@ -39,7 +39,7 @@ def run(context: Context) -> None:
 def check(config: Config) -> None:
     """Raise ConfigError for what a server could not be started with."""
     from regmirror.endpoint import load_tls
-    from regmirror.upstream.client import Upstreams
+    from regmirror.upstream.registry import Upstreams
 
     _check_address(config.server.listen)
     load_tls(config.server.tls)

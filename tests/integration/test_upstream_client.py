@@ -28,7 +28,8 @@ from regmirror.manifests import (
     OCI_MANIFEST,
 )
 from regmirror.names import Digest, Repository, Tag
-from regmirror.upstream.client import ManifestHead, Upstreams
+from regmirror.upstream.client import ManifestHead
+from regmirror.upstream.registry import Upstreams
 from tests.fake_registry import (
     Chunked,
     Corrupt,

@@ -10,7 +10,7 @@ from regmirror.config import Upstream
 from regmirror.errors import UpstreamError, UpstreamResting, UpstreamTimeout
 from regmirror.events import CircuitChanged, UpstreamAnswered
 from regmirror.names import Repository
-from regmirror.upstream.client import Upstreams
+from regmirror.upstream.registry import Upstreams
 from tests.fake_registry import FakeRegistry, FakeStorage, Hold, RateLimit, Status, StripHeaders, random_bytes
 from tests.integration.asking import ALPINE, LATEST, NAME, asking
 from tests.integration.pulling import pull_image
