@@ -94,22 +94,26 @@ def read_json(payload: bytes) -> dict[str, Any] | None:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Where a body starts within the blob, and the size of the whole blob if it was told."""
+    """Where a body starts within the blob, where it ends, and the size of the whole blob; as far as
+    that was told.
+    """
 
     start: int
     size: int | None
+    stop: int | None = None
 
 
 def part_of(upstream: str, exchange: Exchange, offset: int) -> Part:
     """The part of a blob that a 200 or 206 carries; UpstreamFailed if it is not what was asked."""
     if exchange.status == 200:
-        return Part(0, content_length(exchange.headers))
+        length = content_length(exchange.headers)
+        return Part(0, length, length)
     match = _CONTENT_RANGE.fullmatch(exchange.headers.get("Content-Range", "").strip())
     if match is not None:
         first, last = int(match[1]), int(match[2])
         size = None if match[3] == "*" else int(match[3])
         if first == offset and first <= last and (size is None or last < size):
-            return Part(first, size)
+            return Part(first, size, last + 1)
     message = f"{exchange.host} sent another part of the blob than was asked for"
     raise UpstreamFailed(upstream, message, reason="range")
 
@@ -124,20 +128,22 @@ class BlobBody:
     def __init__(self, upstream: str, exchange: Exchange, part: Part, report: Callable[[int], None]) -> None:
         self.start, self.size = part.start, part.size
         self._upstream, self._exchange, self._report = upstream, exchange, report
-        self._offset = part.start
+        self._offset, self._stop = part.start, part.stop
         self._unreported = 0
 
     async def read(self) -> bytes | memoryview:
         """Whatever has arrived, at least one byte, to be used until the next call; nothing at the end
         of the blob.
 
-        Raises UpstreamFailed (``truncated``) if the body ends before the blob does, and
-        UpstreamTimeout if nothing comes for ``read_timeout``.
+        Raises UpstreamFailed (``truncated``) if the body ends before the blob does, UpstreamLied if
+        it goes on beyond the part that it was to carry, and UpstreamTimeout if nothing comes for
+        ``read_timeout``.
         """
         chunk = await self._exchange.read()
         self._count(len(chunk))
-        if not chunk and self.size is not None and self._offset != self.size:
-            message = f"{self._exchange.host} ended a blob after {self._offset} of {self.size} bytes"
+        end = self.size if self.size is not None else self._stop
+        if not chunk and end is not None and self._offset != end:
+            message = f"{self._exchange.host} ended a blob after {self._offset} of {end} bytes"
             raise UpstreamFailed(self._upstream, message, reason="truncated")
         return chunk
 
@@ -156,6 +162,9 @@ class BlobBody:
         self._unreported += count
         if self._unreported >= _REPORT_EVERY:
             self.report()
+        if self._stop is not None and self._offset > self._stop:
+            message = f"{self._exchange.host} sent more than the {self._stop} bytes that it announced"
+            raise UpstreamLied(self._upstream, message, reason="length")
 
     def report(self) -> None:
         """Tell how many bytes have arrived since the last report."""
