@@ -40,7 +40,6 @@ from regmirror.names import Digest, Repository
 from regmirror.sender import Sender
 from regmirror.service import Lasting, Service, Times, open_service
 from regmirror.settings import take_snapshot
-from regmirror.transfer import Workshop
 from regmirror.upkeep.keeping import Keeping, open_keeping
 from regmirror.upkeep.room import Room
 from regmirror.upkeep.schedule import Upkeep
@@ -50,6 +49,7 @@ from regmirror.upstream.registry import Upstreams
 from regmirror.v2.prepared import PreparedAnswers
 from regmirror.v2.server import EDGE, Edge
 from regmirror.web.ops import Ops
+from regmirror.workshop import Workshop
 
 BULK_THREADS: Final = 4  # write and hash; more than two do not help a machine's disk
 BULK_NICENESS: Final = 10  # so that downloads do not delay answers

@@ -12,17 +12,21 @@ import asyncio
 import os
 import time
 from collections.abc import Coroutine
-from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
 
-from regmirror.errors import RegistryError, Unavailable, UpstreamDenied, UpstreamNotFound
+from regmirror.errors import RegistryError, Unavailable, UpstreamError
 from regmirror.events import DownloadEnded, DownloadStarted, FollowersChanged
 from regmirror.fetching import Source
 from regmirror.inflight import Download, Follower
 from regmirror.names import Digest
 from regmirror.passing import Passage, pass_on
-from regmirror.transfer import Transfer, Workshop
+from regmirror.starting import Starting
+from regmirror.transfer import Transfer
+from regmirror.workshop import Workshop
+
+JOINS_MAX: Final = 8  # downloads that one reader joins, should each fail by another one's fault
+ABANDONED: Final = 0.1  # seconds until what nobody waits for is cancelled
 
 
 @dataclass
@@ -32,6 +36,7 @@ class Downloads:
     workshop: Workshop
     _active: dict[Digest, Download] = field(default_factory=dict)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _starting: Starting = field(default_factory=Starting)
 
     def __len__(self) -> int:
         return len(self._active)
@@ -39,36 +44,53 @@ class Downloads:
     def find(self, digest: Digest) -> Download | None:
         """The download that ``join`` would follow."""
         download = self._active.get(digest)
-        return download if download is not None and download.parting is None else None
+        return download if download is not None and download.is_open else None
 
     async def join(self, digest: Digest, source: Source) -> tuple[Follower, bool]:
         """Follow the blob's download, started from ``source`` if there is none.
 
-        Returns once the upstream has answered; the flag says whether it was in flight before.
-        Raises RegistryError if the upstream has no such content for us. What another repository
-        is refused says nothing about this one: then its own source is asked.
+        Returns once an upstream has answered with it; the flag says whether it was in flight
+        before. Raises RegistryError if the repository's own upstream has no such content for us.
+        What another repository is refused says nothing about this one.
         """
-        other = self._active.get(digest)
-        if other is not None and other.source.repository != source.repository:
-            with suppress(UpstreamNotFound, UpstreamDenied):
-                return await self._join(digest, source)
-        return await self._join(digest, source)
+        for _ in range(JOINS_MAX):
+            download = self.find(digest)
+            joined = download is not None
+            if download is None:
+                download = self._start(digest, source)
+            download.enter(source)
+            try:
+                await self._wait_started(download, source)
+            except RegistryError as error:
+                if download.blames(source.repository):
+                    raise
+                failure = error
+            else:
+                return Follower(download, source, self), joined
+            finally:
+                download.readers -= 1
+                download.withdraw(source)
+                self._release(download)
+        raise Unavailable(f"other downloads of this blob failed: {failure.message}", retry_after=1)
 
-    async def _join(self, digest: Digest, source: Source) -> tuple[Follower, bool]:
-        download = self._active.get(digest)
-        joined = download is not None and download.parting is None
-        if download is None or not joined:
-            download = self._start(digest, source)
-        else:
-            download.offer(source)
-        download.readers += 1  # keeps the file open while this one waits
+    async def _wait_started(self, download: Download, source: Source) -> None:
+        """Wait as a reader, who keeps the file open; the caller lets go of it."""
+        download.readers += 1
+        download.waiting += 1
         try:
-            await download.wait_started()
-            self.workshop.emit(FollowersChanged(1))
-            return Follower(download, self._leave, self._pass_from), joined
+            await download.wait_started(source.repository)
         finally:
-            download.readers -= 1
-            self._release(download)
+            download.waiting -= 1
+            if not download.started and not download.waiting:
+                # A moment later: a client's deadline may be extended, and then it waits again.
+                asyncio.get_running_loop().call_later(ABANDONED, self._abandon, download)
+        self.workshop.emit(FollowersChanged(1))
+
+    def _abandon(self, download: Download) -> None:
+        """End a download that no upstream has answered and nobody waits for."""
+        if download.task is not None and not download.started and not download.waiting:
+            download.is_over = True
+            download.task.cancel()
 
     async def settle(self, digest: Digest | None = None) -> None:
         """Wait until every download that is in flight now, or that of ``digest``, has ended."""
@@ -86,7 +108,8 @@ class Downloads:
     def _start(self, digest: Digest, source: Source) -> Download:
         download = self._active[digest] = Download(digest, source)
         self.workshop.emit(DownloadStarted(source.repository.upstream))
-        self._begin(self._run(download)).set_name(digest)
+        download.task = self._begin(self._run(download))
+        download.task.set_name(digest)
         return download
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -95,23 +118,34 @@ class Downloads:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    def _pass_from(self, download: Download, offset: int) -> Passage:
+    def pass_from(self, download: Download, source: Source, offset: int) -> Passage:
         """The bytes of a download that is not kept, from ``offset`` on, for one reader."""
-        passage, parting = download.take_spare(offset), download.parting
-        if parting is None:
-            raise ValueError("the download is kept: its bytes are in the file")
+        passage = download.take_spare(offset)
         if passage is None:
-            threads, emit = self.workshop.bulk, self.workshop.emit
-            passage = Passage(parting, offset, download.size, threads=threads, emit=emit)
-            passage.producer = self._begin(pass_on(parting.source, passage, self.workshop.sleep))
+            return self.pass_own(download, source, offset)
+        self._release(download)
+        return passage
+
+    def pass_own(self, download: Download, source: Source, offset: int) -> Passage:
+        """Such bytes, fetched for this reader from its own repository's upstream."""
+        if download.parting is None:
+            raise ValueError("the download is kept: its bytes are in the file")
+        parting = replace(download.parting, source=source)
+        threads, emit = self.workshop.bulk, self.workshop.emit
+        passage = Passage(parting, offset, download.size, threads=threads, emit=emit)
+        passage.producer = self._begin(pass_on(source, passage, self.workshop.sleep))
         self._release(download)
         return passage
 
     async def _run(self, download: Download) -> None:
         began, error = time.monotonic(), ""
         try:
-            await Transfer(self.workshop, download).run()
+            async with self._starting.admitted(download):
+                await Transfer(self.workshop, download).run()
             error = download.unkept
+        except UpstreamError as failure:
+            error = str(failure)
+            download.fail(failure, download.suspect or str(download.source.repository))
         except RegistryError as failure:
             error = str(failure)
             download.fail(failure)
@@ -124,6 +158,7 @@ class Downloads:
             download.fail(Unavailable(f"the download was interrupted: {error}", retry_after=1))
             raise
         finally:
+            download.is_over = True
             if self._active.get(download.digest) is download:
                 del self._active[download.digest]
             self._release(download)
@@ -139,7 +174,8 @@ class Downloads:
                 )
             )
 
-    def _leave(self, download: Download) -> None:
+    def leave(self, download: Download) -> None:
+        """A follower has left, or follows another download."""
         self.workshop.emit(FollowersChanged(-1))
         self._release(download)
 

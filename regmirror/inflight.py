@@ -3,38 +3,69 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import os
+from collections import Counter
+from collections.abc import AsyncIterator
+from typing import Final, Protocol
 
 from regmirror.blobs.local import read_pieces
-from regmirror.errors import RegistryError
+from regmirror.errors import RegistryError, Unavailable, UpstreamError
 from regmirror.fetching import Source
 from regmirror.names import Digest, Repository
+from regmirror.origin import Origin
 from regmirror.passing import Parting, Passage
+
+EVERYBODY: Final = ""  # to blame for what is no repository's fault
+NOBODY: Final = "?"  # to blame where it is not known which repository's upstream is the reason
+OWN_MIN: Final = 64 * 1024  # right bytes from a repository's own upstream that stand for the rest
 
 
 class Download:
-    """One blob in flight, as its readers see it."""
+    """One blob in flight, as its readers see it.
+
+    Several repositories may want it, each from its own upstream under its own name. What one of
+    them is refused is no response for the others.
+    """
 
     def __init__(self, digest: Digest, source: Source) -> None:
         self.digest = digest
-        self.source = source
+        self.source = source  # the one that is fetched from, or will be first
         self.began = asyncio.get_running_loop().time()
         self.size: int | None = None
-        self.started = False  # the upstream has answered with content
+        self.started = False  # an upstream has answered with content
         self.written = 0  # bytes in the file, by whichever process
         self.verified = False
-        self.answered = False  # by ``source`` itself, to this process
+        self.origin = Origin()
         self.error: RegistryError | None = None
+        self.is_over = False
+        self.task: asyncio.Task[None] | None = None
+        self.size_told_by = ""  # the repository whose upstream told the size first
+        self.suspect = ""  # the repository to blame for what goes wrong; that of ``source`` if empty
         self.descriptor = -1
         self.readers = 0
+        self.waiting = 0  # of the readers: those that have no response yet
         self.resumed = 0
-        self._others: list[Source] = []  # of other upstreams, should this one fail or hang
-        self._asked = {source.repository.upstream}
+        self._users: Counter[Repository] = Counter()  # readers of each repository
+        self._sources = {source.repository: source}  # every one that was offered by a reader
+        self._others: list[Source] = []  # of those, what may still be requested from
+        self._put_back: set[Repository] = set()
+        self._refusals: dict[str, RegistryError] = {}  # by repository
+        self._blamed = EVERYBODY
         self.unkept = ""  # why the blob is not stored although it could be had
         self.parting: Parting | None = None  # the file ends here; the rest passes through memory
         self.spare: Passage | None = None  # what the parted download still brings: for one reader
         self.past = 0  # readers that need the file no more
         self._changed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @property
+    def upstream(self) -> str:
+        """The name of the upstream that is fetched from."""
+        return self.source.repository.upstream
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a further reader may join."""
+        return self.error is None and self.parting is None and not self.is_over
 
     @property
     def visible(self) -> int:
@@ -46,6 +77,19 @@ class Download:
         limit = self.written if self.size is None else min(self.written, self.size)
         whole = self.size is None or limit == self.size
         return max(0, limit - 1) if whole else limit
+
+    def visible_to(self, repository: Repository) -> int:
+        """Bytes for a reader whose only right is that its own upstream brings them.
+
+        When another upstream goes on, the reader gets the rest only after the digest has shown that
+        its own upstream brought the right bytes, and enough of them.
+        """
+        if not self.origin.is_of(repository):
+            return 0
+        until = self.origin.until
+        if until is None or (self.verified and until >= OWN_MIN):
+            return self.visible
+        return min(until, self.visible)
 
     def begin(self, size: int | None) -> None:
         """The upstream has answered; ``size`` if it told."""
@@ -64,22 +108,93 @@ class Download:
         self.size = self.written
         self.change()
 
-    def fail(self, error: RegistryError) -> None:
-        self.error = error
-        self.change()
+    def use_descriptor(self, descriptor: int) -> None:
+        """Have readers read from ``descriptor``, which is closed with the download."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+        self.descriptor = descriptor
+
+    # --- the repositories that want it ---
 
     def offer(self, source: Source) -> None:
-        """Somebody wants the blob from ``source``, which may be of another upstream."""
-        if source.repository.upstream not in self._asked:
-            self._asked.add(source.repository.upstream)
+        """Somebody wants the blob from ``source``, which may be of another repository."""
+        if source.repository not in self._sources:
+            self._sources[source.repository] = source
             self._others.append(source)
+            self.change()
+
+    def enter(self, source: Source) -> None:
+        """A reader wants the blob, if need be from ``source``."""
+        self._users[source.repository] += 1
+        self.offer(source)
+
+    def withdraw(self, source: Source) -> None:
+        """A reader has left; nothing is kept of a repository that has no more of them."""
+        repository = source.repository
+        self._users[repository] -= 1
+        if self._users[repository] > 0:
+            return
+        del self._users[repository]
+        if repository != self.source.repository:
+            self._sources.pop(repository, None)
+            self._others = [other for other in self._others if other.repository != repository]
+            self._put_back.discard(repository)
+            self._refusals.pop(str(repository), None)
+
+    @property
+    def sources(self) -> list[Source]:
+        """What nothing has been requested from yet, first the one whose turn it is."""
+        return [self.source, *self._others]
 
     def take_other(self) -> Source | None:
-        """The next upstream's source, from now on the download's own."""
-        if not self._others:
-            return None
-        self.source, self.answered = self._others.pop(0), False
-        return self.source
+        """The next source to request from; each repository's once."""
+        return self._others.pop(0) if self._others else None
+
+    def put_back(self, source: Source) -> None:
+        """``source`` was given up while it was slow: it may be requested from once more."""
+        if source.repository not in self._put_back:
+            self._put_back.add(source.repository)
+            self._others.append(source)
+
+    def turn_to(self, source: Source) -> None:
+        """Begin with ``source``, which was among ``sources``."""
+        if source is not self.source:
+            self._others.remove(source)
+            self._others.insert(0, self.source)
+            self.source = source
+
+    def refuse(self, repository: str, error: RegistryError) -> None:
+        """The upstream of ``repository`` does not give it: only its own readers hear of that."""
+        self._refusals[repository] = error
+        self.change()
+
+    def is_refused(self, source: Source) -> bool:
+        return str(source.repository) in self._refusals
+
+    @property
+    def proven_for(self) -> Repository | None:
+        """The repository whose own upstream has brought every byte, if one has."""
+        repository = self.source.repository
+        is_proven = self.origin.until is None and self.origin.is_of(repository)
+        return repository if is_proven else None
+
+    def suspect_origin(self) -> None:
+        """Where several upstreams brought wrong bytes, the first of them is to blame; nobody, if it
+        is not known: then each repository's own upstream is requested from again.
+        """
+        if self.proven_for is None:
+            self.suspect = self.origin.repository or NOBODY
+
+    def fail(self, error: RegistryError, blamed: str = EVERYBODY) -> None:
+        """``blamed`` is the repository whose upstream is the reason, if it is one's."""
+        self.error, self._blamed = error, blamed
+        self.change()
+
+    def blames(self, repository: Repository) -> bool:
+        """Whether what went wrong is an answer for readers of ``repository``."""
+        return self._blamed in (EVERYBODY, str(repository)) or str(repository) in self._refusals
+
+    # --- what is not kept ---
 
     def part(self, parting: Parting, spare: Passage) -> None:
         """The file grows no more; ``spare`` brings the rest for the first who needs it."""
@@ -97,48 +212,72 @@ class Download:
             return None
         return spare
 
+    # --- waiting ---
+
     def change(self) -> None:
         """Wake whoever waits."""
         changed, self._changed = self._changed, asyncio.get_running_loop().create_future()
         changed.set_result(None)
 
-    async def wait_started(self) -> None:
+    async def wait_changed(self) -> None:
+        await asyncio.shield(self._changed)
+
+    async def wait_started(self, repository: Repository) -> None:
         """Until the upstream's headers are here; raises what went wrong instead.
 
         An empty body has no last byte to hold back, so that there the verdict is waited for.
         """
         while not self.started or (self.size == 0 and not self.verified):
-            if self.error is not None:
-                raise self.error
-            await asyncio.shield(self._changed)
+            refusal = self._refusals.get(str(repository), self.error)
+            if refusal is not None:
+                raise refusal
+            await self.wait_changed()
 
-    async def wait_beyond(self, offset: int) -> int:
-        """See ``blobs.base.Blob``; returns as well when the file grows no more."""
+    async def wait_beyond(self, offset: int, relying: Repository | None = None) -> int:
+        """See ``blobs.base.Blob``; returns as well when the file grows no more.
+
+        ``relying`` is the reader's repository, if it may have only what its own upstream brings.
+        """
         while True:
-            if self.visible > offset or self.verified or self.parting is not None:
-                return self.visible
+            visible = self.visible if relying is None else self.visible_to(relying)
+            if visible > offset or self.parting is not None:
+                return visible
+            if self.verified:
+                if visible < self.visible:
+                    raise Unavailable(f"the rest does not come from {relying}", retry_after=1)
+                return visible
             if self.error is not None:
                 raise self.error
-            await asyncio.shield(self._changed)
+            await self.wait_changed()
+
+
+class Readership(Protocol):
+    """What a follower needs of who shares downloads."""
+
+    async def join(self, digest: Digest, source: Source) -> tuple[Follower, bool]: ...
+
+    def leave(self, download: Download) -> None: ...
+
+    def pass_from(self, download: Download, source: Source, offset: int) -> Passage: ...
+
+    def pass_own(self, download: Download, source: Source, offset: int) -> Passage: ...
 
 
 class Follower:
-    """A reader of a download: a ``Blob``.
+    """A reader of a download: a ``Blob``, for the repository of ``source``.
 
-    Once the download has parted from its file, ``pass_from`` brings the bytes from an offset on.
+    Once the download has parted from its file, the rest passes through memory.
     """
 
-    def __init__(
-        self,
-        download: Download,
-        release: Callable[[Download], None],
-        pass_from: Callable[[Download, int], Passage],
-    ) -> None:
+    def __init__(self, download: Download, source: Source, readership: Readership) -> None:
         self._download: Download | None = download
-        self._release, self._pass_from = release, pass_from
+        self._source, self._readership = source, readership
+        self._relying: Repository | None = None
+        self._has_read = False
         self._passage: Passage | None = None
         self.size = download.size
         download.readers += 1
+        download.enter(source)
 
     @property
     def descriptor(self) -> int | None:
@@ -154,18 +293,58 @@ class Follower:
         return self._download is not None and self._download.parting is not None
 
     def proves(self, repository: Repository) -> bool:
-        """Whether the upstream has answered this download for ``repository`` with content."""
+        """Whether the upstream of ``repository`` has answered with content, and brought every byte.
+
+        If so, the reader relies on that from now on: it gets nothing that another upstream brings
+        before the whole is verified.
+        """
         download = self._download
-        return download is not None and download.answered and download.source.repository == repository
+        if download is None or not download.started or download.origin.until is not None:
+            return False
+        proven = download.origin.is_of(repository)
+        if proven:
+            self._relying = repository
+        return proven
 
     async def wait_beyond(self, offset: int) -> int:
         """See ``blobs.base.Blob``."""
-        download = self._require()
+        visible = await self._wait_beyond(offset)
+        self._has_read = self._has_read or visible > offset
+        return visible
+
+    async def _wait_beyond(self, offset: int) -> int:
         if self._passage is None:
-            visible = await download.wait_beyond(offset)
-            if visible > offset or download.parting is None:
+            visible = await self._wait_in_file(offset)
+            if visible > offset or self._require().parting is None:
                 return visible
         return await self._passage_from(offset).wait_beyond(offset)
+
+    async def _wait_in_file(self, offset: int) -> int:
+        download = self._require()
+        try:
+            return await download.wait_beyond(offset, self._relying)
+        except UpstreamError:
+            if self._has_read or download.blames(self._source.repository):
+                raise
+            if not await self._begin_again():
+                raise
+        return await self._wait_in_file(offset)
+
+    async def _begin_again(self) -> bool:
+        """Follow another download, after one that failed by another repository's fault before this
+        reader had a byte; false if what the client was told does not fit that one.
+        """
+        other, _ = await self._readership.join(self._require().digest, self._source)
+        fits = other.size == self.size and other.proves(self._source.repository)
+        if not fits or self._download is None:
+            other.close()
+            return False
+        left, self._download = self._download, other.hand_over()
+        left.readers -= 1
+        left.withdraw(self._source)
+        self._readership.leave(left)
+        self._relying = self._source.repository
+        return True
 
     async def read(self, start: int, stop: int) -> AsyncIterator[bytes]:
         """See ``blobs.base.Blob``; to be waited for by ``wait_beyond`` first."""
@@ -184,7 +363,13 @@ class Follower:
             self._passage.close()
             download.past -= 1
         download.readers -= 1
-        self._release(download)
+        download.withdraw(self._source)
+        self._readership.leave(download)
+
+    def hand_over(self) -> Download | None:
+        """Let another reader follow the download in place of this one."""
+        download, self._download = self._download, None
+        return download
 
     def _passage_from(self, offset: int) -> Passage:
         """The passage that brings the bytes from ``offset``; another one after a jump."""
@@ -195,7 +380,9 @@ class Follower:
             passage.close()
             passage = None
         if passage is None:
-            passage = self._passage = self._pass_from(download, offset)
+            is_own = self._relying is not None and download.origin.until is not None
+            make = self._readership.pass_own if is_own else self._readership.pass_from
+            passage = self._passage = make(download, self._source, offset)
         return passage
 
     def _require(self) -> Download:

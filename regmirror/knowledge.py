@@ -182,10 +182,14 @@ class Knowledge:
                 self._sizes.put(digest, size)
         return size
 
-    async def save_blob(self, digest: Digest, size: int) -> None:
-        """The blob has been verified and stored."""
+    async def save_blob(self, digest: Digest, size: int, proven_for: Repository | None = None) -> None:
+        """The blob has been verified and stored; ``proven_for`` is the repository whose upstream
+        alone has sent all of it.
+        """
         self._sizes.put(digest, size)
         await self._write(self.store.save_blob(digest, size))
+        if proven_for is not None:
+            await self.confirm(proven_for, digest)
 
     async def forget_blob(self, digest: Digest) -> None:
         self._sizes.drop(digest)

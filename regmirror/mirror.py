@@ -157,7 +157,7 @@ class Mirror:
             source = Source(
                 repository,
                 lambda offset: client.open_blob(repository, digest, offset),
-                lambda: self._knowledge.find_size(digest),
+                client.read_timeout,
             )
             follower, joined = await self._join(digest, source)
         outcome = MISS if follower.is_passing else COALESCED if joined else STORED
@@ -204,8 +204,7 @@ class Mirror:
         """Ask the upstream whether the repository has this blob, unless that is known."""
         if await self._knowledge.has_right(repository, digest):
             return
-        if is_proven:
-            await self._knowledge.confirm(repository, digest)
+        if is_proven:  # written down when the last byte has been verified
             return
         await self.asking.once(
             self._rights,

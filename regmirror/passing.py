@@ -15,7 +15,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 
 from regmirror.blobs.base import PIECE
-from regmirror.errors import RegistryError, Unavailable, UpstreamLied
+from regmirror.errors import RegistryError, Unavailable, UpstreamError, UpstreamLied
 from regmirror.events import Emit, VerificationFailed
 from regmirror.fetching import Body, Sleep, Source, fetch
 from regmirror.names import Digest, Hasher
@@ -62,7 +62,7 @@ class Passage:
 
     # --- the upstream's side ---
 
-    async def begin(self, size: int | None) -> None:
+    async def begin(self, size: int | None, source: Source) -> None:
         self.size = self.size if size is None else size
 
     async def append(self, piece: bytes | memoryview) -> None:
@@ -77,9 +77,9 @@ class Passage:
         while self._arrived - self.position >= PIECE:
             await asyncio.shield(self._changed)
 
-    async def draw(self, body: Body) -> bool:
+    async def draw(self, body: Body) -> int:
         """Its bytes are for a reader, not for a file."""
-        return False
+        return 0
 
     async def is_right(self) -> bool:
         return self._is_right()
@@ -94,6 +94,15 @@ class Passage:
     def take_other(self) -> Source | None:
         """There is one reader, who wants it from where it comes."""
         return None
+
+    def put_back(self, source: Source) -> None:
+        """There is no other source."""
+
+    def refuse(self, source: Source, error: UpstreamError) -> None:
+        """The reader hears of it by ``fail``."""
+
+    def suspect(self, source: Source) -> None:
+        """There is no other source."""
 
     def finish(self) -> None:
         """Everything has arrived: release the last byte; UpstreamLied if the digest is wrong."""

@@ -1,9 +1,10 @@
 """How a blob gets from its upstream into its file, by this process or by another one.
 
-The process that holds the lock writes: it resumes what an earlier writer left, asks the
-upstream for the rest by ``Range``, hashes and writes in bulk threads, verifies, and has the
-store adopt the file. A process without the lock watches the file grow; when the lock becomes
-free it finds the blob adopted, or the writer's reason for giving up, or takes over.
+The process that holds the lock writes: it resumes what an earlier writer left, requests the rest
+by ``Range``, hashes and writes in bulk threads, verifies, and has the store adopt the file. Until
+an upstream has answered there is no file, only the note whose lock that process holds. A process
+without the lock watches the file grow; when the lock becomes free it finds the blob adopted, or
+the writer's reason for giving up, or takes over. A writer that stands still is not waited for.
 
 When the disk fails or has no room, the file goes and the rest passes on (see ``passing.py``): what
 is being fetched at that moment to one reader, the same bytes to each other one by its own request.
@@ -14,54 +15,26 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 from regmirror.blobs.base import NoRoom
-from regmirror.blobs.local import LocalBlob, LocalBlobStore
-from regmirror.blobs.staging import Note, StagedFile, Staging
-from regmirror.errors import RegistryError, Unavailable, UpstreamLied
-from regmirror.events import Emit, NotStored, VerificationFailed
-from regmirror.fetching import Body, Sleep, Source, fetch
+from regmirror.blobs.local import LocalBlob
+from regmirror.blobs.staging import Note, StagedFile
+from regmirror.errors import RegistryError, Unavailable, UpstreamError, UpstreamLied
+from regmirror.events import NotStored, VerificationFailed
+from regmirror.fetching import Body, Moved, Source, fetch, is_wrong_content
+from regmirror.following import judge, note_of, open_bytes, patience_for, see
 from regmirror.inflight import Download
-from regmirror.names import Digest
+from regmirror.origin import Origin
 from regmirror.passing import Parting, Passage
+from regmirror.workshop import Allowance, Reason, Workshop
 from regmirror.writer import Writer
 
 POLL: Final = 0.01  # seconds between looks at a file that another process writes
-FOREIGN_STALL: Final = 1.0  # seconds without a byte from an upstream that is not the follower's own
 
 #: A process that has no descriptor left cannot ask an upstream either; that is not the disk's fault.
 _NO_DESCRIPTORS: Final = (errno.EMFILE, errno.ENFILE)
-
-#: Why a blob is not kept, as metrics count it.
-Reason = Literal["disk", "quota", "stalled"]
-Reserve = Callable[[Digest, int | None], Awaitable[None]]
-
-
-async def _reserve_nothing(digest: Digest, size: int | None) -> None:
-    """There is always room."""
-
-
-@dataclass(frozen=True)
-class Workshop:
-    """What every transfer works with.
-
-    ``record`` is told of each adopted blob; ``bulk`` are the threads that write and hash.
-    ``reserve`` is asked for room before a blob is written, with its size if that is known; it
-    raises NoRoom.
-    """
-
-    staging: Staging
-    store: LocalBlobStore
-    record: Callable[[Digest, int], Awaitable[None]]
-    emit: Emit
-    bulk: ThreadPoolExecutor
-    sleep: Sleep = asyncio.sleep
-    reserve: Reserve = _reserve_nothing
 
 
 class Transfer:
@@ -75,7 +48,7 @@ class Transfer:
         self._staged: StagedFile | None = None  # while it is written
         self._writer: Writer | None = None
         self._passage: Passage | None = None  # once nothing is written any more
-        self._has_room = False
+        self._allowance = Allowance(workshop.reserve, download.digest)
         self._task = asyncio.current_task()
 
     async def run(self) -> None:
@@ -100,23 +73,17 @@ class Transfer:
         """Write or follow the staged file of the moment; false if it was replaced meanwhile."""
         staged = self._workshop.staging.open(self._digest)
         try:
-            self._use_descriptor(os.dup(staged.descriptor))
             if staged.try_lock():
                 return await self._settle_or_write(staged)
             return await self._follow(staged)
         except OSError as error:
             if error.errno not in _NO_DESCRIPTORS:
-                self._abandon(staged)
+                staged.abandon()
             raise
         finally:
             if self._writer is not None:
                 await self._writer.close()
             staged.close()
-
-    def _use_descriptor(self, descriptor: int) -> None:
-        if self._download.descriptor >= 0:
-            os.close(self._download.descriptor)
-        self._download.descriptor = descriptor
 
     async def _settle_or_write(self, staged: StagedFile) -> bool:
         """With the lock in hand: is there anything left to do?"""
@@ -128,8 +95,9 @@ class Transfer:
                 await self._go_on_alone(staged, "disk", "the process that fetched it could not")
             return self._download.started
         if (stored := self._find_stored()) is not None:
-            self._use_descriptor(os.dup(stored.descriptor))
+            self._download.use_descriptor(os.dup(stored.descriptor))
             stored.close()
+            self._download.origin = Origin()
             self._download.advance(os.fstat(self._download.descriptor).st_size)
             self._download.verify()
             staged.discard()
@@ -146,7 +114,6 @@ class Transfer:
             return None  # it cannot be read, and is replaced
 
     def _finish(self, staged: StagedFile) -> None:
-        staged.share()
         self._download.advance(staged.size)
         self._download.verify()
 
@@ -159,36 +126,31 @@ class Transfer:
             size, note = staged.size, staged.read_note()  # in this order: the note is no older
             if size != seen:
                 seen, since = size, loop.time()
-            # By its size too: a writer that was killed may have left the note of an earlier file.
-            if note.verified and note.size == size and not self._download.verified:
-                self._download.advance(size)
-                self._download.verify()
-            is_foreign = note.upstream not in ("", self._name) and not self._download.verified
-            if is_foreign and loop.time() - since > FOREIGN_STALL:
-                await self._go_on_alone(staged, "stalled", f"{note.upstream} brings nothing of it")
-                return True
-            if note.flowing and not self._download.verified:
-                if not self._download.started:
-                    self._download.begin(note.size)
-                self._download.advance(size)
+            see(self._download, staged, size, note, self._final)
             if staged.try_lock():
-                staged.read_note().raise_failure()
+                judge(self._download, staged.read_note())
                 return await self._settle_or_write(staged)
             if staged.is_adopted_as(self._final):
                 self._finish(staged)
                 return True
+            if loop.time() - since > patience_for(self._download, note):
+                if not self._download.verified:
+                    await self._go_on_alone(staged, "stalled", "another process brings nothing of it")
+                return True
             await self._workshop.sleep(POLL)
 
     async def _go_on_alone(self, staged: StagedFile, reason: Reason, why: str) -> None:
-        """Nothing more comes by the file, which is still open here: what is in it may be used."""
+        """Nothing more comes by the file: what is in it may be used, if there is one."""
         self._staged = staged
-        self._writer = Writer(staged.descriptor, self._digest.hasher(), self._workshop.bulk)
-        await self._writer.read_back(staged.size)
-        self._download.advance(self._writer.offset)
-        if await self.is_right():
-            self._tell_not_kept(reason, why)
-            self._download.verify()
-            return
+        if staged.descriptor >= 0:
+            size, note = staged.size, staged.read_note()  # in this order: the note is no older
+            self._download.origin = Origin(note.origin, note.origin_until)
+            await self._open_writer(staged, size)
+            self._download.advance(size)
+            if await self.is_right():
+                self._tell_not_kept(reason, why)
+                self._download.verify()
+                return
         await self._part(reason, why)
         await self._fetch()
 
@@ -200,35 +162,57 @@ class Transfer:
             await self._fetch_and_verify(staged)
         except RegistryError as error:
             if self._staged is not None:
-                staged.write_note(Note.of_failure(error))
-                if isinstance(error, UpstreamLied) or staged.size == 0:
+                failed = self._download.suspect or str(self._download.source.repository)
+                staged.write_note(Note.of_failure(error, failed, before=staged.read_note()))
+                if is_wrong_content(error) or staged.size == 0:
                     staged.discard()
+            raise
+        except asyncio.CancelledError:
+            if staged.descriptor < 0:  # there is nothing to resume
+                staged.discard()
             raise
         if self._passage is None:
             await self._adopt(staged)
 
     async def _fetch_and_verify(self, staged: StagedFile) -> None:
-        left, whole = staged.size, staged.read_note().size
-        if whole is not None and left > whole:
-            staged.truncate(0)
-            left = 0
-        if not self._download.started:  # else this one follows a dead writer: still flowing
-            staged.clear_note()
-            staged.write_note(Note(size=whole, upstream=self._name))
-        self._writer = writer = Writer(staged.descriptor, self._digest.hasher(), self._workshop.bulk)
-        await writer.read_back(left)
-        if left:
-            self._download.resumed += 1
+        left, whole = await self._resume(staged)
         if not left or left != whole:
             await self._fetch()
+        elif not self._download.started:
+            self._download.origin = Origin()  # no upstream has said today that it has this
         if self._passage is not None:
             return
         if not await self.is_right():
-            self._workshop.emit(VerificationFailed(self._name, "blob", self._digest, "upstream"))
-            raise UpstreamLied(self._name, f"sent other content than {self._digest}", reason="digest")
-        self._download.advance(writer.offset)
+            self._workshop.emit(VerificationFailed(self._download.upstream, "blob", self._digest, "upstream"))
+            self._download.suspect_origin()
+            raise UpstreamLied(
+                self._download.upstream, f"sent other content than {self._digest}", reason="digest"
+            )
+        self._download.advance(self.offset)
         self._download.verify()
-        staged.write_note(Note(True, True, writer.offset, upstream=self._name))
+        self._tell_followers(is_flowing=True)
+
+    async def _resume(self, staged: StagedFile) -> tuple[int, int | None]:
+        """Hash what an earlier writer has left: how much that is, and how much it should become."""
+        note = staged.read_note()
+        open_bytes(self._download, staged)
+        left = staged.size
+        if note.size is not None and left > note.size:
+            staged.truncate(0)
+            left = 0
+        if left:
+            self._download.origin = Origin(note.origin, note.origin_until)
+            self._download.resumed += 1
+        if not self._download.started:  # else this one follows a dead writer: still flowing
+            staged.clear_note()
+            staged.write_note(note_of(self._download, is_flowing=False, size=note.size if left else None))
+        if left:
+            await self._open_writer(staged, left)
+        return left, note.size
+
+    async def _open_writer(self, staged: StagedFile, left: int) -> None:
+        self._writer = Writer(staged.descriptor, self._digest.hasher(), self._workshop.bulk)
+        await self._writer.read_back(left)
 
     async def _adopt(self, staged: StagedFile) -> None:
         """All bytes are here and right; if they cannot be kept, readers have them all the same."""
@@ -238,8 +222,7 @@ class Transfer:
             self._tell_not_kept("disk", error.strerror or str(error))
             staged.discard()
             return
-        staged.share()
-        await self._workshop.record(self._digest, self._download.written)
+        await self._workshop.record(self._digest, self._download.written, self._download.proven_for)
         staged.forget_note()  # only now, so that the blob is counted at every moment
 
     async def _fetch(self) -> None:
@@ -261,21 +244,40 @@ class Transfer:
     def size(self) -> int | None:
         return self._download.size
 
-    async def begin(self, size: int | None) -> None:
+    async def begin(self, size: int | None, source: Source) -> None:
         download = self._download
-        download.answered = True
-        if size is not None:
+        download.source = source
+        if size is not None and size != download.size:
             download.size = size
+            download.size_told_by = str(source.repository)
         if self._passage is None:
-            download.advance(self.offset)
-            await self._reserve()
+            await self._begin_writing(source)
         if self._passage is not None:
-            await self._passage.begin(size)
+            download.origin = download.origin.continued_by(source.repository, self.offset)
+            await self._passage.begin(size, source)
         else:
             self._tell_followers(is_flowing=True)
         download.begin(size)
 
+    async def _begin_writing(self, source: Source) -> None:
+        """Have the file open, room for it, and the note say whose bytes come."""
+        staged, download = self._staged, self._download
+        try:
+            if self._writer is None and staged is not None:
+                open_bytes(self._download, staged, create=True)
+                await self._open_writer(staged, 0)
+            origin = download.origin.continued_by(source.repository, self.offset)
+            if staged is not None and origin.until != download.origin.until:
+                staged.clear_note()  # in any case: what it says of the bytes is no longer so
+            download.origin = origin
+        except OSError as error:
+            await self._part_from(error)
+            return
+        download.advance(self.offset)
+        await self._reserve(0)
+
     async def append(self, piece: bytes | memoryview) -> None:
+        await self._reserve(len(piece))
         writer = self._writer
         if self._passage is None and writer is not None:
             before = writer.offset
@@ -293,19 +295,25 @@ class Transfer:
         if self._passage is not None:
             await self._passage.append(piece)
 
-    async def draw(self, body: Body) -> bool:
-        writer = self._writer
+    async def draw(self, body: Body) -> int:
+        await self._reserve(1)
+        writer, limit = self._writer, self._allowance.limit(self._download.size)
         if self._passage is not None or writer is None:
-            return False
+            return 0
         await writer.make_ready()
-        moved = await body.splice(writer.move)
+
+        async def move(source: int, count: int) -> Moved | None:
+            room = count if limit is None else min(count, limit - writer.offset)
+            return await writer.move(source, room)
+
+        moved = await body.splice(move)
         if moved is None:
-            return False
+            return 0
         self._download.advance(writer.offset)
         if moved.error is not None:
             await self._part_from(moved.error)
             await self._pass_on(moved.unwritten)
-        return moved.count > 0
+        return moved.count
 
     async def is_right(self) -> bool:
         if self._passage is not None:
@@ -318,21 +326,34 @@ class Transfer:
         self._download.resumed += 1
 
     def take_other(self) -> Source | None:
-        return None if self._passage is not None else self._download.take_other()
+        """Of what passes through memory only as long as nobody was told of it."""
+        is_passing = self._passage is not None and self._download.started
+        return None if is_passing else self._download.take_other()
+
+    def put_back(self, source: Source) -> None:
+        self._download.put_back(source)
+
+    def refuse(self, source: Source, error: UpstreamError) -> None:
+        self._download.refuse(str(source.repository), error)
+
+    def suspect(self, source: Source) -> None:
+        """Who told the size first is to blame for one that does not fit."""
+        self._download.suspect = self._download.size_told_by or str(source.repository)
 
     def _tell_followers(self, *, is_flowing: bool) -> None:
         if self._staged is not None:
-            self._staged.write_note(Note(is_flowing, size=self._download.size, upstream=self._name))
+            self._staged.write_note(note_of(self._download, is_flowing=is_flowing, size=self._download.size))
 
     # --- what cannot be kept -------------------------------------------------------------
 
-    async def _reserve(self) -> None:
-        if self._has_room:
+    async def _reserve(self, count: int) -> None:
+        """Have room for the whole blob, or where its size is not known for ``count`` bytes more."""
+        size, needed = self._download.size, self.offset + count
+        if self._passage is not None or self._allowance.is_enough(size, needed):
             return
-        self._tell_followers(is_flowing=False)  # and others, who must leave room for it
+        self._tell_followers(is_flowing=self._download.started)  # and others, who must leave room for it
         try:
-            await self._workshop.reserve(self._digest, self._download.size)
-            self._has_room = True
+            await self._allowance.extend(size, needed)
         except NoRoom as error:
             await self._part(error.reason, error.message)
         except OSError as error:
@@ -351,7 +372,7 @@ class Transfer:
         self._tell_not_kept(reason, why)
         parting = await self._plan_parting()
         if self._staged is not None:
-            self._abandon(self._staged)
+            self._staged.abandon()
             self._staged = None
         if parting is None or not self._download.readers:
             raise Unavailable(f"the blob {self._download.unkept}", retry_after=10)
@@ -375,15 +396,3 @@ class Transfer:
         self._download.unkept = f"cannot be stored: {why}"
         for _ in range(max(1, self._download.readers)):
             self._workshop.emit(NotStored(reason, why))
-
-    @staticmethod
-    def _abandon(staged: StagedFile) -> None:
-        """Remove what was written, unless it is another writer's; a disk that fails may refuse that."""
-        with suppress(OSError):
-            if staged.is_writer and staged.is_current():
-                staged.discard()
-        staged.close()
-
-    @property
-    def _name(self) -> str:
-        return self._download.source.repository.upstream

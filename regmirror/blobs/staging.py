@@ -2,15 +2,16 @@
 
 Each blob in flight has two files, shared by every process that works on the store:
 
-    staging/<algorithm>-<hex>         the bytes so far; its size says how far the writer is
-    staging/<algorithm>-<hex>.note    a line of JSON: the whole size, or why the writer gave up
+    staging/<algorithm>-<hex>.note    a line of JSON: whose upstream brings it, the whole size, or why
+                                      the writer gave up
+    staging/<algorithm>-<hex>         the bytes so far; made when an upstream has answered with them
 
-An exclusive ``flock`` on the first elects the one writer. The kernel releases it when the
+An exclusive ``flock`` on the note elects the one writer. The kernel releases it when the
 writer ends in whatever way, so a follower that obtains it either finds the blob adopted, or
 the writer's reason for giving up, or takes over where the writer stopped.
 
-An adopted file is a stored blob, on which a lock means something else: whoever reads it holds a
-shared one, so that it is not removed (see local.py).
+Whoever has the bytes open holds a shared ``flock`` on them, so that they are not removed once they
+are adopted as a stored blob (see local.py).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 from regmirror import errors
@@ -39,8 +41,10 @@ _PROBE = 64 * 1024  # bytes written to see whether there is room
 class Note:
     """What the writer tells the followers: ``failure`` is the name of an error class.
 
-    ``flowing`` means that ``upstream`` has answered with content, of ``size`` if it told;
-    ``verified`` that all of it is here and right, though not yet safe on disk.
+    ``flowing`` means that an upstream has answered with content, of ``size`` if it told;
+    ``verified`` that all of it is here and right, though not yet safe on disk. ``repository`` is
+    the one that is requested for, or that failed; ``origin`` the one whose upstream brought the
+    first ``origin_until`` bytes, or all of them.
     """
 
     flowing: bool = False
@@ -49,21 +53,34 @@ class Note:
     failure: str = ""
     upstream: str = ""
     message: str = ""
+    repository: str = ""
+    origin: str = ""
+    origin_until: int | None = None
 
     @classmethod
-    def of_failure(cls, error: RegistryError) -> Note:
+    def of_failure(cls, error: RegistryError, repository: str = "", *, before: Note | None = None) -> Note:
+        """Why the writer of ``repository`` gave up; what it knew of the bytes ``before`` stays."""
         upstream = error.upstream if isinstance(error, UpstreamError) else ""
-        message = error.message.removeprefix(f"{upstream}: ")[:500]
-        return cls(failure=type(error).__name__, upstream=upstream, message=message)
+        message = error.message.removeprefix(f"{upstream}: ")[:300]
+        known = before or cls()
+        return cls(
+            size=known.size,
+            failure=type(error).__name__,
+            upstream=upstream,
+            message=message,
+            repository=repository,
+            origin=known.origin,
+            origin_until=known.origin_until,
+        )
 
-    def raise_failure(self) -> None:
-        """The writer's failure, if there is one, is the failure of those who followed it."""
+    def find_failure(self) -> RegistryError | None:
+        """The writer's failure; None if it has not failed."""
         if not self.failure:
-            return
+            return None
         kind = getattr(errors, self.failure, None)
         if isinstance(kind, type) and issubclass(kind, UpstreamError):
-            raise kind(self.upstream, self.message)
-        raise Unavailable(self.message, retry_after=1)
+            return kind(self.upstream, self.message)
+        return Unavailable(self.message, retry_after=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,51 +92,63 @@ class Reservation:
 
 
 class StagedFile:
-    """One blob in flight, opened for reading and writing."""
+    """One blob in flight: its note, and once that has been opened, its bytes."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._note_path = path.with_name(path.name + _NOTE)
         self.is_writer = False
-        self._is_shared = False
-        self._note_descriptor = -1
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-        self.descriptor = os.open(path, flags, 0o644)
+        self.descriptor = -1  # of the bytes
+        self._note_descriptor = os.open(self._note_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+
+    def open_bytes(self, *, create: bool = False) -> bool:
+        """Have ``descriptor`` open; false if there are no bytes of this very note."""
+        if self.descriptor >= 0:
+            return True
         try:
-            self._note_descriptor = os.open(self._note_path, flags, 0o644)
-        except OSError:
-            if self.size == 0 and self.try_lock():  # created a moment ago, by us
-                self.discard()
-            self.close()
-            raise
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o644)
+        except FileNotFoundError:
+            return False
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        if not self.is_writer and not _same(self._note_path, self._note_descriptor):
+            os.close(descriptor)  # another writer has begun, and may have made them
+            return False
+        self.descriptor = descriptor
+        return True
 
     @property
     def size(self) -> int:
-        """Bytes written so far, by whichever process."""
-        return os.fstat(self.descriptor).st_size
+        """Bytes written so far, by whichever process; 0 if they are not open."""
+        return 0 if self.descriptor < 0 else os.fstat(self.descriptor).st_size
 
     def try_lock(self) -> bool:
         """Become the writer, if nobody is."""
         try:
-            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._note_descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
         self.is_writer = True
         return True
 
-    def share(self) -> None:
-        """The file has been adopted: descriptors of it that stay open keep it from being removed."""
-        with suppress(OSError):
-            fcntl.flock(self.descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            self._is_shared = True
-
     def is_current(self) -> bool:
-        """Whether both paths still lead to these files (not adopted, discarded or replaced)."""
-        return _same(self.path, self.descriptor) and _same(self._note_path, self._note_descriptor)
+        """Whether the paths still lead to these files (not adopted, discarded or replaced)."""
+        if not _same(self._note_path, self._note_descriptor):
+            return False
+        return self.descriptor < 0 or _same(self.path, self.descriptor)
 
     def is_adopted_as(self, final: Path) -> bool:
-        """Whether this very file is the stored blob by now."""
-        return _same(final, self.descriptor)
+        """Whether these very bytes are the stored blob by now."""
+        return self.descriptor >= 0 and _same(final, self.descriptor)
+
+    def is_verified(self, note: Note, final: Path) -> bool:
+        """Whether ``note`` says of these very bytes that they are all here and right.
+
+        A writer that was killed may have left a note about an earlier file.
+        """
+        if not note.verified or self.descriptor < 0 or note.size != self.size:
+            return False
+        return _same(self.path, self.descriptor) or self.is_adopted_as(final)
 
     def read_note(self) -> Note:
         """The writer's note; an empty one while there is none."""
@@ -127,7 +156,7 @@ class StagedFile:
 
     def write_note(self, note: Note) -> None:
         """Best effort: without it followers wait until the lock is free, and then find out alone."""
-        line = json.dumps(asdict(note)).encode()[: _NOTE_MAX - 1] + b"\n"
+        line = json.dumps({**asdict(note), "boot": _boot_id()}).encode()[: _NOTE_MAX - 1] + b"\n"
         with suppress(OSError):
             os.pwrite(self._note_descriptor, line, 0)
 
@@ -152,17 +181,18 @@ class StagedFile:
         with suppress(OSError):
             self._note_path.unlink(missing_ok=True)
 
+    def abandon(self) -> None:
+        """Discard the files if they are this writer's, as far as a failing disk lets it; close them."""
+        with suppress(OSError):
+            if self.is_writer and self.is_current():
+                self.discard()
+        self.close()
+
     def close(self) -> None:
-        """Close both files; a writer's lock held through this object is released."""
-        if self.descriptor < 0:
-            return
-        # Readers may hold duplicates of the descriptor, and with them the lock: so release it,
-        # unless it is the shared one that is meant to last as long as they do.
-        if not self._is_shared:
-            fcntl.flock(self.descriptor, fcntl.LOCK_UN)
-        os.close(self.descriptor)
-        if self._note_descriptor >= 0:
-            os.close(self._note_descriptor)
+        """Close both files, and with the note release the writer's lock."""
+        for descriptor in (self.descriptor, self._note_descriptor):
+            if descriptor >= 0:
+                os.close(descriptor)
         self.descriptor = self._note_descriptor = -1
 
 
@@ -176,7 +206,7 @@ class Staging:
         ensure_directory(self.directory)
 
     def open(self, digest: Digest) -> StagedFile:
-        """The files of ``digest``, created if there are none."""
+        """The note of ``digest``, created if there is none."""
         return StagedFile(self.directory / f"{digest.algorithm}-{digest.encoded}")
 
     def find_obstacle(self) -> str:
@@ -230,18 +260,15 @@ class Staging:
         found = {}
         recent = time.time() - _ADOPTING
         for path in self.directory.glob("sha*-*"):
-            if path.suffix == _NOTE:
-                with suppress(FileNotFoundError, DigestInvalid):
+            with suppress(FileNotFoundError, DigestInvalid):
+                if path.suffix == _NOTE:
                     if not path.with_suffix("").exists() and path.stat().st_mtime > recent:
                         size = _parse_note(path.read_bytes()).size or 0
-                        found[Digest(path.stem.replace("-", ":", 1))] = Reservation(size, 0)
-                continue
-            with suppress(FileNotFoundError, DigestInvalid), path.open("rb") as staged:
-                written = os.fstat(staged.fileno()).st_size
-                note = path.with_name(path.name + _NOTE)
-                told = _parse_note(note.read_bytes()).size if _is_locked(staged.fileno()) else None
-                size = max(written, told or 0)
-                found[Digest(path.name.replace("-", ":", 1))] = Reservation(size, size - written)
+                        found[_digest_of(path.with_suffix(""))] = Reservation(size, 0)
+                    continue
+                written = path.stat().st_size
+                size = max(written, _told_size(path) or 0)
+                found[_digest_of(path)] = Reservation(size, size - written)
         return found
 
     def in_flight(self) -> list[tuple[str, int, int | None]]:
@@ -253,12 +280,24 @@ class Staging:
         for path in sorted(self.directory.glob("sha*-*")):
             if path.suffix == _NOTE:
                 continue
-            with suppress(FileNotFoundError), path.open("rb") as staged:
-                if _is_locked(staged.fileno()):
-                    note = _parse_note(path.with_name(path.name + _NOTE).read_bytes())
-                    size = os.fstat(staged.fileno()).st_size
-                    found.append((path.name.replace("-", ":", 1), size, note.size))
+            with suppress(FileNotFoundError), path.with_name(path.name + _NOTE).open("rb") as note:
+                if _is_locked(note.fileno()):
+                    told = _parse_note(note.read()).size
+                    found.append((path.name.replace("-", ":", 1), path.stat().st_size, told))
         return found
+
+
+def _digest_of(path: Path) -> Digest:
+    return Digest(path.name.replace("-", ":", 1))
+
+
+def _told_size(path: Path) -> int | None:
+    """The whole size of a blob that is being written, if its note tells it."""
+    try:
+        with path.with_name(path.name + _NOTE).open("rb") as note:
+            return _parse_note(note.read()).size if _is_locked(note.fileno()) else None
+    except FileNotFoundError:
+        return None
 
 
 def _is_locked(descriptor: int) -> bool:
@@ -272,10 +311,25 @@ def _is_locked(descriptor: int) -> bool:
 
 
 def _parse_note(text: bytes) -> Note:
+    """The note in ``text``. Of one from before this machine was started only the size is believed:
+    after a power cut it may be on disk without the bytes that it speaks of.
+    """
     try:
-        return Note(**json.loads(text.partition(b"\n")[0]))
-    except (ValueError, TypeError):
+        fields = json.loads(text.partition(b"\n")[0])
+        boot = fields.pop("boot", "")
+        note = Note(**fields)
+    except (ValueError, TypeError, AttributeError):
         return Note()
+    return note if boot == _boot_id() else Note(size=note.size)
+
+
+@cache
+def _boot_id() -> str:
+    """What Linux calls the time since this machine was started."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
 
 
 def _same(path: Path, descriptor: int) -> bool:

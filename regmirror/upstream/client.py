@@ -79,7 +79,7 @@ class UpstreamClient:
         Raises ConfigError for certificates that cannot be used and addresses that are none.
         """
         self.name = name
-        self._emit, self._timeout = emit, config.read_timeout
+        self._emit, self.read_timeout = emit, config.read_timeout
         self._base = upstream_url(name, config)
         try:
             home = URL(self._base, encoded=True).origin()
@@ -297,7 +297,7 @@ class UpstreamClient:
             message = f"{exchange.host} announced {announced} bytes, more than {limit}"
             raise UpstreamFailed(self.name, message, reason="too-large")
         with mapped(self.name, exchange.host):
-            async with asyncio.timeout(_PATIENCE * self._timeout):
+            async with asyncio.timeout(_PATIENCE * self.read_timeout):
                 payload = await exchange.read_all(limit)
         self._emit(BytesFetched(self.name, kind, len(payload)))
         return payload

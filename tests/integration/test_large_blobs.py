@@ -107,7 +107,8 @@ async def test_what_breaks_off_is_resumed_from_where_it_stands(mirror, upstream,
     start = int(second.removeprefix("bytes=").removesuffix("-"))
     assert start == CUT if fault is Truncate else start <= CUT
     await assert_stored(mirror, path)
-    assert mirror.events.of(DownloadEnded)[-1].resumed == 1
+    (ended,) = await mirror.events.wait_for(DownloadEnded)
+    assert ended.resumed == 1
 
 
 async def test_an_upstream_that_hangs_in_the_middle_is_asked_for_the_rest(mirror, upstream):

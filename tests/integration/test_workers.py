@@ -104,7 +104,7 @@ async def test_the_failure_of_one_process_is_that_of_its_followers(upstream, sto
         first = asyncio.create_task(writer.talk(raw_get(path)))
         await hold.reached()
         second = asyncio.create_task(follower.talk(raw_get(path)))
-        file = str(staged_file(storage, digest))
+        file = f"{staged_file(storage, digest)}.note"
         await until(lambda: file in open_files(follower.process.pid), "the second follows")
         hold.release()
         for answer in await asyncio.gather(first, second):

@@ -15,7 +15,7 @@ from regmirror.blobs.staging import Staging
 from regmirror.errors import UpstreamFailed
 from regmirror.fetching import Move, Source
 from regmirror.names import Digest, Repository
-from regmirror.transfer import Workshop
+from regmirror.workshop import Workshop
 from tests.fake_registry import random_bytes
 from tests.mirror_fixture import EventLog
 
@@ -85,13 +85,12 @@ class Script:
 
     answers: list[Says]
     asked: list[int] = field(default_factory=list)
+    repository: Repository = REPOSITORY
+    read_timeout: float = 30.0
 
     @property
     def source(self) -> Source:
-        return Source(REPOSITORY, self._open, self._find_size)
-
-    async def _find_size(self) -> int | None:
-        return None
+        return Source(self.repository, self._open, self.read_timeout)
 
     def _open(self, offset: int):
         self.asked.append(offset)
@@ -105,6 +104,7 @@ class Bench:
     def __init__(self, root: Path, bulk: ThreadPoolExecutor) -> None:
         self.events = EventLog()
         self.recorded: list[tuple[Digest, int]] = []
+        self.proven: list[Repository | None] = []
         self.pauses: list[float] = []
         self.store = LocalBlobStore(root)
         self.staging = Staging(root / "staging")
@@ -112,8 +112,9 @@ class Bench:
         self.staging.prepare()
         self.workshop = Workshop(self.staging, self.store, self._record, self.events, bulk, self._sleep)
 
-    async def _record(self, digest: Digest, size: int) -> None:
+    async def _record(self, digest: Digest, size: int, proven_for: Repository | None) -> None:
         self.recorded.append((digest, size))
+        self.proven.append(proven_for)
 
     async def _sleep(self, seconds: float) -> None:
         self.pauses.append(seconds)
@@ -122,6 +123,7 @@ class Bench:
     def leave(self, data: bytes, digest: Digest = DIGEST, **note: object) -> None:
         """What a writer that died has left."""
         staged = self.staging.open(digest)
+        staged.open_bytes(create=True)
         os.pwrite(staged.descriptor, data, 0)
         staged.write_note(type(staged.read_note())(**note))
         staged.close()

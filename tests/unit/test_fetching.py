@@ -2,7 +2,7 @@
 
 import pytest
 
-from regmirror.errors import UpstreamFailed, UpstreamResting
+from regmirror.errors import UpstreamFailed, UpstreamLied, UpstreamResting
 from regmirror.fetching import PAUSES, RESTS_MAX, fetch
 from tests.unit.scripted import DATA, Says, Script, broken
 
@@ -20,14 +20,14 @@ class Bytes:
     def offset(self):
         return len(self.data)
 
-    async def begin(self, size):
+    async def begin(self, size, source):
         self.size = size
 
     async def append(self, piece):
         self.data += piece
 
     async def draw(self, body):
-        return False
+        return 0
 
     async def is_right(self):
         return self.data == DATA
@@ -37,6 +37,15 @@ class Bytes:
 
     def take_other(self):
         return None
+
+    def put_back(self, source):
+        pass
+
+    def refuse(self, source, error):
+        pass
+
+    def suspect(self, source):
+        pass
 
 
 @pytest.fixture
@@ -85,3 +94,15 @@ async def test_other_failures_are_as_before(sleep, pauses):
     with pytest.raises(UpstreamFailed):
         await fetch(script.source, Bytes(), sleep)
     assert pauses == list(PAUSES)
+
+
+async def test_what_is_moved_beside_this_program_is_counted_as_well(sleep):
+    """B40: a blob that is spliced into its file has no more bytes than were told."""
+
+    class Spliced(Bytes):
+        async def draw(self, body):
+            self.moved = getattr(self, "moved", 0) + 1
+            return len(DATA) if self.moved == 1 else 0
+
+    with pytest.raises(UpstreamLied, match="sent more than"):
+        await fetch(Script([Says()]).source, Spliced(), sleep)

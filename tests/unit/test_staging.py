@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from regmirror.blobs.local import LocalBlobStore
 from regmirror.blobs.staging import Note, Staging
 from regmirror.names import Digest
 
@@ -27,6 +28,7 @@ def opened(staging):
 
     def open_staged(digest=DIGEST):
         files.append(staging.open(digest))
+        files[-1].open_bytes(create=True)
         return files[-1]
 
     yield open_staged
@@ -41,6 +43,7 @@ def names(staging):
 def leave(staging, digest, *, at, data=b"half"):
     """What a writer that died at that time has left."""
     staged = staging.open(digest)
+    staged.open_bytes(create=True)
     os.pwrite(staged.descriptor, data, 0)
     staged.write_note(Note(flowing=True, size=100))
     staged.close()
@@ -132,25 +135,36 @@ def test_another_file_at_the_final_place_is_not_an_adoption(tmp_path, opened):
     assert not reader.is_adopted_as(final)
 
 
-def test_a_file_without_a_note_is_not_left_behind(staging, opened, monkeypatch):
-    """B44: a disk may run out of files between the two; what another one has written stays."""
-    real = os.open
+def test_until_the_bytes_are_opened_there_is_a_note_alone(staging):
+    """B100: a download that no upstream has answered holds one descriptor and one file."""
+    staged = staging.open(DIGEST)
+    assert names(staging) == [f"sha256-{DIGEST.encoded}.note"]
+    assert (staged.descriptor, staged.size) == (-1, 0)
+    assert not staged.open_bytes()
+    assert names(staging) == [f"sha256-{DIGEST.encoded}.note"]
+    assert staged.open_bytes(create=True)
+    staged.close()
 
-    def refuse(path, *more):
-        if str(path).endswith(".note"):
-            raise OSError(28, "No space left on device")
-        return real(path, *more)
 
-    monkeypatch.setattr(os, "open", refuse)
-    with pytest.raises(OSError, match="No space"):
-        staging.open(DIGEST)
-    assert names(staging) == []
-    monkeypatch.undo()
-    os.pwrite(opened().descriptor, b"12345", 0)
-    monkeypatch.setattr(os, "open", refuse)
-    with pytest.raises(OSError, match="No space"):
-        staging.open(DIGEST)
-    assert len(names(staging)) == 2
+def test_the_bytes_of_another_writer_are_not_opened(staging):
+    """B1: what the note says is of its own bytes."""
+    old = staging.open(DIGEST)
+    old.discard()
+    new = staging.open(DIGEST)
+    assert new.try_lock()
+    assert new.open_bytes(create=True)
+    assert not old.open_bytes()
+    new.close()
+    old.close()
+
+
+def test_of_a_note_from_before_the_machine_was_started_only_the_size_is_believed(opened, monkeypatch):
+    """B7: after a power cut a note may be on disk without the bytes that it speaks of."""
+    writer, reader = opened(), opened()
+    monkeypatch.setattr("regmirror.blobs.staging._boot_id", lambda: "before")
+    writer.write_note(Note(flowing=True, verified=True, size=5, origin="registry.test/team/app"))
+    monkeypatch.setattr("regmirror.blobs.staging._boot_id", lambda: "now")
+    assert reader.read_note() == Note(size=5)
 
 
 def test_a_note_that_cannot_be_written_changes_nothing(opened, monkeypatch):
@@ -168,15 +182,18 @@ def test_a_note_that_cannot_be_written_changes_nothing(opened, monkeypatch):
 
 def test_an_adopted_file_stays_locked_while_a_copy_of_the_descriptor_is_open(tmp_path, opened):
     """B40: who has followed its download is a reader of the stored blob."""
-    writer, remover = opened(), opened()
+    store = LocalBlobStore(tmp_path)
+    store.prepare()
+    writer = opened()
     writer.try_lock()
     reader = os.dup(writer.descriptor)
-    writer.path.rename(tmp_path / "final")
-    writer.share()
+    writer.path.rename(store.path(DIGEST))
     writer.close()
-    assert not remover.try_lock()
+    assert store.lock_for_removal(DIGEST) is None
     os.close(reader)
-    assert remover.try_lock()
+    removable = store.lock_for_removal(DIGEST)
+    assert removable is not None
+    removable.close()
 
 
 def test_an_obstacle_is_found_by_trying(staging, monkeypatch):
