@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 from sqlalchemy.exc import SQLAlchemyError
 
 from regmirror.errors import BlobUnknown, ManifestUnknown, RegistryError
-from regmirror.events import Emit, NotStored
+from regmirror.events import Emit, NotStored, VerificationFailed
 from regmirror.freshness import TagRecord
 from regmirror.lru import Lru
 from regmirror.manifests import Descriptor, Manifest, NotAManifest, parse_document, references
@@ -62,8 +62,9 @@ class Knowledge:
         self.missing_max_age = missing_max_age  # seconds; changes when the configuration is reloaded
         self._now, self._clock = now, clock
         self._tags: Lru[tuple[Repository, Tag], TagRecord] = Lru(ENTRIES)
-        self._manifests: Lru[Digest, Manifest] = Lru(MANIFEST_BYTES, lambda item: item.size)
-        self._held: Lru[tuple[Repository, Digest], bool] = Lru(ENTRIES)
+        self._manifests: Lru[tuple[Repository, Digest], Manifest] = Lru(
+            MANIFEST_BYTES, lambda item: item.size
+        )
         self._rights: Lru[tuple[Repository, Digest], bool] = Lru(ENTRIES)
         self._sizes: Lru[Digest, int] = Lru(ENTRIES)
         self._missing: Lru[_Absence, tuple[float, RegistryError]] = Lru(MISSING)
@@ -87,45 +88,40 @@ class Knowledge:
         return record
 
     async def find_manifest(self, repository: Repository, digest: Digest) -> Manifest | None:
-        """The stored manifest, if the repository holds it.
+        """The stored manifest, if the repository's own upstream has sent it there.
 
         That one of its manifests names it is not enough: an upstream may accept an index of
-        manifests that it does not have there.
+        manifests that it does not have there. A row whose bytes have changed is deleted, so that
+        the manifest is fetched again (B99).
         """
         key = (repository, digest)
-        if not self._held.get(key):
-            if not await self._read(self.store.holds(repository, digest)):
+        manifest = self._manifests.get(key)
+        if manifest is None:
+            manifest = await self._read(self.store.find_manifest(repository, digest))
+            if manifest is not None and Digest.of(manifest.payload, digest.algorithm) != digest:
+                await self._delete_corrupt(digest)
                 return None
-            self._held.put(key, True)
-        return await self.find_anywhere(digest)
+            if manifest is not None:
+                self._manifests.put(key, manifest)
+        return manifest
 
     def recall_manifest(self, repository: Repository, digest: Digest) -> Manifest | None:
         """What ``find_manifest`` would return, if memory tells it."""
-        return self._manifests.get(digest) if self._held.get((repository, digest)) else None
+        return self._manifests.get((repository, digest))
 
-    async def find_anywhere(self, digest: Digest) -> Manifest | None:
-        """The stored manifest, whichever repository brought it; the right to it is another matter."""
-        manifest = self._manifests.get(digest)
-        if manifest is None:
-            manifest = await self._read(self.store.find_manifest(digest))
-            if manifest is not None:
-                self._manifests.put(digest, manifest)
-        return manifest
+    async def _delete_corrupt(self, digest: Digest) -> None:
+        self._emit(VerificationFailed("", "manifest", digest, "store"))
+        await self._write(self.store.delete_manifest(digest))
 
     async def save_manifest(self, repository: Repository, manifest: Manifest, tag: Tag | None = None) -> None:
         """The upstream has just said this manifest (for the tag, if one is given)."""
-        self._manifests.put(manifest.digest, manifest)
-        self._held.put((repository, manifest.digest), True)
+        self._manifests.put((repository, manifest.digest), manifest)
         self._missing.drop((repository, manifest.digest, ManifestUnknown))
         if tag is not None:
             record = TagRecord(manifest.digest, manifest.media_type, manifest.size, self._now())
             self._tags.put((repository, tag), record)
             self._missing.drop((repository, tag, ManifestUnknown))
-        named = _named_by(manifest)
-        for descriptor in named:
-            if descriptor.fetchable:  # what is pulled next need not ask the database for it
-                self._rights.put((repository, descriptor.digest), True)
-        await self._write(self.store.save_manifest(repository, manifest, named, tag))
+        await self._write(self.store.save_manifest(repository, manifest, _named_by(manifest), tag))
 
     async def save_tag(self, repository: Repository, tag: Tag, record: TagRecord) -> None:
         """The upstream has just said what the tag means."""
@@ -151,7 +147,7 @@ class Knowledge:
     # --- rights and sizes ----------------------------------------------------------------
 
     async def has_right(self, repository: Repository, digest: Digest) -> bool:
-        """Whether this content may be served under this repository."""
+        """Whether the repository's upstream has sent this blob or proven that it has it."""
         key = (repository, digest)
         if self._rights.get(key):
             return True
@@ -165,13 +161,16 @@ class Knowledge:
         return self._rights.get((repository, digest)) is not None and self._sizes.get(digest) == size
 
     async def confirm(self, repository: Repository, digest: Digest) -> None:
-        """The upstream has just confirmed that the repository has this content."""
-        self._rights.put((repository, digest), True)
-        self._missing.drop((repository, digest, BlobUnknown))
+        """The repository's upstream has just sent this blob, or proven that it has it."""
+        self._note_right(repository, digest)
         await self._write(self.store.confirm(repository, digest))
 
+    def _note_right(self, repository: Repository, digest: Digest) -> None:
+        self._rights.put((repository, digest), True)
+        self._missing.drop((repository, digest, BlobUnknown))
+
     async def find_size(self, digest: Digest, *, again: bool = False) -> int | None:
-        """The size a blob must have, as far as anything stored says.
+        """The size of the stored blob.
 
         ``again`` passes over memory: another worker may know better since.
         """
@@ -183,13 +182,13 @@ class Knowledge:
         return size
 
     async def save_blob(self, digest: Digest, size: int, proven_for: Repository | None = None) -> None:
-        """The blob has been verified and stored; ``proven_for`` is the repository whose upstream
-        alone has sent all of it.
+        """The blob has been verified and stored; ``proven_for`` is the repository whose upstream alone
+        has sent all of it, if there is one.
         """
         self._sizes.put(digest, size)
-        await self._write(self.store.save_blob(digest, size))
         if proven_for is not None:
-            await self.confirm(proven_for, digest)
+            self._note_right(proven_for, digest)
+        await self._write(self.store.save_blob(digest, size, proven_for))
 
     async def forget_blob(self, digest: Digest) -> None:
         self._sizes.drop(digest)
@@ -222,7 +221,6 @@ class Knowledge:
         memories: tuple[Lru[Any, Any], ...] = (
             self._tags,
             self._manifests,
-            self._held,
             self._rights,
             self._sizes,
         )
@@ -235,7 +233,6 @@ class Knowledge:
         memories: dict[str, Lru[Any, Any]] = {
             "tags": self._tags,
             "manifests": self._manifests,
-            "held": self._held,
             "rights": self._rights,
             "sizes": self._sizes,
         }
@@ -288,10 +285,10 @@ class Knowledge:
 
     async def _save_again(self) -> None:
         """Another database: tell it what is in memory, which else it would not learn."""
-        for repository, digest in [key for key, _ in self._held.items()]:
-            manifest = self._manifests.get(digest)
-            if manifest is not None:
-                await self._write(self.store.save_manifest(repository, manifest, _named_by(manifest)))
+        for repository, manifest in [(key[0], item) for key, item in self._manifests.items()]:
+            await self._write(self.store.save_manifest(repository, manifest, _named_by(manifest)))
+        for repository, digest in [key for key, _ in self._rights.items()]:
+            await self._write(self.store.confirm(repository, digest))
         for (repository, tag), record in self._tags.items():
             await self._write(self.store.save_tag(repository, tag, record))
 

@@ -1,9 +1,9 @@
 """The heart: what it means to pull through.
 
 A tag may ask its upstream, a digest looks in the store first and is true for ever. What is
-asked upstream is asked once, however many wait for it. Having the bytes is not having the
-right to them: content is served under a repository if a manifest of that repository
-references it or its upstream has confirmed it.
+asked upstream is asked once, however many wait for it. Storing content does not open it: it is
+served under a repository if it was fetched and verified through that repository, or if the
+repository's own upstream proves that it has it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from regmirror.asking import PATIENCE, UNCACHED_PATIENCE, Asking, Key
@@ -19,7 +20,7 @@ from regmirror.blobs.base import Blob
 from regmirror.blobs.local import LocalBlob, LocalBlobStore
 from regmirror.completeness import Completeness
 from regmirror.downloads import Downloads
-from regmirror.errors import BlobUnknown
+from regmirror.errors import BlobUnknown, Unavailable, UpstreamFailed, UpstreamNotFound
 from regmirror.events import BlobRemoved, Emit, VerificationFailed
 from regmirror.fetching import Source
 from regmirror.freshness import FreshnessRules
@@ -28,6 +29,7 @@ from regmirror.knowledge import Knowledge
 from regmirror.manifests import Manifest, Summary
 from regmirror.names import Digest, Reference, Repository, Tag
 from regmirror.outcomes import COALESCED, HIT, MISS, STORED, Answer
+from regmirror.possession import Sample, Sampler, sends
 from regmirror.resolver import Policy, Resolver
 from regmirror.singleflight import SingleFlight
 from regmirror.upstream.client import UpstreamClient
@@ -72,12 +74,13 @@ class Mirror:
         completeness = Completeness(parts.knowledge, parts.store)
         self._resolver = Resolver(parts.knowledge, self.asking, completeness, policy)
         self._sizes: SingleFlight[Key, Answer[int | None]] = SingleFlight()
-        self._rights: SingleFlight[Key, Answer[int | None]] = SingleFlight()
+        self._proofs: SingleFlight[Key, Answer[None]] = SingleFlight()
+        self._sampler = Sampler()
 
     async def close(self) -> None:
         """End what is being asked of upstreams."""
         await self._resolver.close()
-        for flight in (self._sizes, self._rights):
+        for flight in (self._sizes, self._proofs):
             await flight.close()
 
     # --- manifests -----------------------------------------------------------------------
@@ -123,7 +126,8 @@ class Mirror:
         """The blob, opened; close it. Raises BlobUnknown or another RegistryError."""
         answer, is_proven = await self._open(repository, digest)
         try:
-            await self._prove_right(repository, digest, is_proven=is_proven)
+            if not is_proven:
+                await self._require_possession(repository, digest, answer.content)
         except BaseException:
             answer.content.close()
             raise
@@ -145,8 +149,8 @@ class Mirror:
         return data
 
     async def _open(self, repository: Repository, digest: Digest) -> tuple[Answer[Blob], bool]:
-        """The stored blob, or the download to follow; and whether the repository's own upstream
-        has just answered with it, which proves the right to it.
+        """The stored blob, or the download to follow; and whether all of the download's bytes come
+        from the repository's own upstream, which proves that it has them.
         """
         stored = await self._open_stored(digest)
         if stored is not None:
@@ -178,47 +182,66 @@ class Mirror:
 
     async def head_blob(self, repository: Repository, digest: Digest) -> Answer[int | None]:
         """The blob's size without its bytes; None if nobody can tell."""
-        if await self._knowledge.has_right(repository, digest):
-            stored = await self._open_stored(digest)
-            if stored is not None:
+        stored = await self._open_stored(digest)
+        if stored is not None:
+            try:
+                await self._require_possession(repository, digest, stored)
+            finally:
                 stored.close()
-                return Answer(stored.size, HIT)
+            return Answer(stored.size, HIT)
         return await self.asking.once(
             self._sizes,
             (repository, digest),
-            lambda: self._ask_size(repository, digest),
+            lambda: self._fetch_size(repository, digest),
             BlobUnknown,
         )
 
-    async def _ask_size(self, repository: Repository, digest: Digest) -> Answer[int | None]:
+    async def _fetch_size(self, repository: Repository, digest: Digest) -> Answer[int | None]:
+        """What the upstream states: never what a manifest says, which anybody may have written."""
         client = self.asking.upstream(repository)
         size = await client.head_blob(repository, digest)
-        if size is None:
-            size = await self._knowledge.find_size(digest)
-        if size is None:
-            size = await client.blob_size(repository, digest)
-        await self._knowledge.confirm(repository, digest)
-        return Answer(size, MISS)
+        return Answer(await client.blob_size(repository, digest) if size is None else size, MISS)
 
-    async def _prove_right(self, repository: Repository, digest: Digest, *, is_proven: bool) -> None:
-        """Ask the upstream whether the repository has this blob, unless that is known."""
+    async def _require_possession(self, repository: Repository, digest: Digest, blob: Blob) -> None:
+        """Raise BlobUnknown unless the repository's own upstream has sent this blob, or proves now
+        that it has it (see ``possession``).
+        """
         if await self._knowledge.has_right(repository, digest):
             return
-        if is_proven:  # written down when the last byte has been verified
+        if digest == Digest.of(b"", digest.algorithm):  # everybody has it
             return
+        self._knowledge.refuse_missing(repository, digest, BlobUnknown)
+        sample = await self._take_sample(repository, digest, blob)
         await self.asking.once(
-            self._rights,
+            self._proofs,
             (repository, digest),
-            lambda: self._confirm(repository, digest),
+            lambda: self._prove(repository, digest, sample),
             BlobUnknown,
         )
 
-    async def _confirm(self, repository: Repository, digest: Digest) -> Answer[int | None]:
-        if await self._knowledge.has_right(repository, digest):  # confirmed a moment ago
+    async def _take_sample(self, repository: Repository, digest: Digest, blob: Blob) -> Sample:
+        if isinstance(blob, Follower) and blob.is_passing:  # its bytes can be read once only
+            raise Unavailable("the blob cannot be stored and arrives for another repository", retry_after=1)
+        try:
+            return await self._sampler.take(repository.upstream, digest, blob)
+        except OSError as error:
+            raise Unavailable(f"the stored blob cannot be read: {error}", retry_after=10) from error
+
+    async def _prove(self, repository: Repository, digest: Digest, sample: Sample) -> Answer[None]:
+        if await self._knowledge.has_right(repository, digest):  # proven a moment ago
             return Answer(None, HIT)
-        size = await self.asking.upstream(repository).head_blob(repository, digest)
+        client = self.asking.upstream(repository)
+        try:
+            is_proven = await sends(partial(client.open_blob, repository, digest), sample)
+        except UpstreamFailed as error:
+            if error.reason != "range":
+                raise
+            is_proven = False  # its blob of this name is shorter, if there is one
+        if not is_proven:
+            message = f"sent other bytes for {repository.name}@{digest} than are stored"
+            raise UpstreamNotFound(repository.upstream, message, reason="possession")
         await self._knowledge.confirm(repository, digest)
-        return Answer(size, MISS)
+        return Answer(None, MISS)
 
     async def _open_stored(self, digest: Digest) -> LocalBlob | None:
         """The stored file, if it has the size it must have; else it is put aside."""
@@ -232,7 +255,7 @@ class Mirror:
         if size is None and blob.size > 0:
             await self._knowledge.save_blob(digest, blob.size)  # a file without its row
             return blob
-        if blob.size != size:  # memory may hold what a manifest claimed of it before it was stored
+        if blob.size != size:  # another worker may have replaced the file since memory learnt its size
             size = await self._knowledge.find_size(digest, again=True)
         if blob.size == size or digest == Digest.of(b"", digest.algorithm):
             return blob

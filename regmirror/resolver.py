@@ -212,17 +212,11 @@ class Resolver:
     async def _fetch_unless_held(self, repository: Repository, digest: Digest) -> Answer[Manifest]:
         """Somebody's fetch may have ended while this one looked into the database.
 
-        A manifest that another repository brought is not fetched again: its upstream's HEAD says
-        whether this repository has it as well.
+        A manifest that another repository has brought is fetched all the same: its bytes, sent by this
+        repository's own upstream, are the only proof that this repository has it.
         """
         held = await self._knowledge.find_manifest(repository, digest)
-        if held is not None:
-            return Answer(held, HIT)
-        stored = await self._knowledge.find_anywhere(digest)
-        if stored is None or await self._ask_head(repository, digest) is None:
-            return await self._fetch(repository, digest)
-        await self._knowledge.save_manifest(repository, stored)
-        return Answer(stored, STORED)
+        return Answer(held, HIT) if held is not None else await self._fetch(repository, digest)
 
     async def _refresh(self, repository: Repository, tag: Tag, record: TagRecord | None) -> Answer[Manifest]:
         """Ask what the tag means now: one HEAD if its manifest is here, else one GET."""
@@ -281,10 +275,9 @@ class Resolver:
             head = await client.head_manifest(repository, reference)
         except UpstreamNotFound:
             return None
-        digest = reference if isinstance(reference, Digest) else head.digest
-        if digest is None or head.size is None or not names_a_kind(head.media_type):
+        if head.digest is None or head.size is None or not names_a_kind(head.media_type):
             return None
-        return Summary(digest, head.media_type, head.size)
+        return Summary(head.digest, head.media_type, head.size)
 
     # --- instead of asking ---------------------------------------------------------------
 

@@ -25,6 +25,7 @@ LAYERS: dict[str, list[str]] = {
         "knowledge",
         "asking",
         "completeness",
+        "possession",
         "resolver",
         "mirror",
         "listings",

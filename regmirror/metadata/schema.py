@@ -1,8 +1,8 @@
 """The tables. ``migrations/`` brings a database to this shape; a test keeps the two equal.
 
     repositories ──< tags                 what a tag meant when its upstream was last asked
-                 ──< repository_manifests which manifests a repository holds
-                 ──< repository_blobs     which blobs its upstream has confirmed
+                 ──< repository_manifests which manifests its upstream has sent
+                 ──< repository_blobs     which blobs its upstream has sent, or proven to have
     manifests    ──< manifest_references  what a manifest names
     blobs                                 what is stored as files: sizes and times
 
@@ -30,6 +30,7 @@ from sqlalchemy import (
     String,
     Table,
     UniqueConstraint,
+    false,
     text,
 )
 
@@ -78,6 +79,10 @@ repository_manifests = Table(
     Column("digest", ForeignKey("manifests.digest"), primary_key=True),
     Column("stored_at", Float, nullable=False),
     Column("pulled_at", Float, nullable=False),
+    # As this repository's upstream names it; NULL in rows of older versions.
+    Column("media_type", String),
+    # False where an older version wrote the row for less than the manifest's own bytes.
+    Column("is_verified", Boolean, nullable=False, server_default=false()),
     Index("ix_repository_manifests_digest", "digest"),
 )
 

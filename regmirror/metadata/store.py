@@ -86,52 +86,31 @@ class MetadataStore:
         previous = None if row[4] is None else Digest(row[4])
         return TagRecord(Digest(row[0]), row[1], row[2], row[3], previous)
 
-    async def find_manifest(self, digest: Digest) -> Manifest | None:
-        """The manifest, from whichever repository it came; for the right to it ask has_right."""
-        query = sa.select(t.manifests.c.media_type, t.manifests.c.payload)
-        row = await self.database.first(query.where(t.manifests.c.digest == str(digest)))
-        return None if row is None else Manifest(digest, row[0], row[1])
-
-    async def holds(self, repository: Repository, digest: Digest) -> bool:
-        """Whether the repository's upstream has brought or confirmed this manifest there."""
+    async def find_manifest(self, repository: Repository, digest: Digest) -> Manifest | None:
+        """The manifest as the repository's upstream has sent it; its bytes are not verified here."""
         held = t.repository_manifests
-        query = sa.select(held.c.digest).join(t.repositories, t.repositories.c.id == held.c.repository_id)
-        return (
-            await self.database.first(query.where(_is(repository), held.c.digest == str(digest))) is not None
-        )
-
-    async def has_right(self, repository: Repository, digest: Digest) -> bool:
-        """Whether the repository may serve this content: it holds the manifest, one of its
-        manifests references it, or its upstream has confirmed it.
-        """
-        held, refs = t.repository_manifests, t.manifest_references
-        mine = sa.select(t.repositories.c.id).where(_is(repository)).scalar_subquery()
-        query = sa.select(
-            sa.exists().where(held.c.repository_id == mine, held.c.digest == str(digest))
-            | sa.exists().where(
-                t.repository_blobs.c.repository_id == mine,
-                t.repository_blobs.c.digest == str(digest),
-            )
-            | sa.exists(
-                sa.select(refs.c.manifest)
-                .join(held, held.c.digest == refs.c.manifest)
-                .where(refs.c.digest == str(digest), refs.c.fetchable, held.c.repository_id == mine)
-            )
+        media_type = sa.func.coalesce(held.c.media_type, t.manifests.c.media_type)
+        query = (
+            sa.select(media_type, t.manifests.c.payload)
+            .select_from(held.join(t.manifests).join(t.repositories))
+            .where(_is(repository), held.c.digest == str(digest), held.c.is_verified)
         )
         row = await self.database.first(query)
-        return bool(row and row[0])
+        return None if row is None else Manifest(digest, row[0], row[1])
+
+    async def has_right(self, repository: Repository, digest: Digest) -> bool:
+        """Whether the repository's upstream has sent this blob or proven that it has it."""
+        rights = t.repository_blobs
+        query = sa.select(rights.c.digest).join(t.repositories)
+        return (
+            await self.database.first(query.where(_is(repository), rights.c.digest == str(digest)))
+            is not None
+        )
 
     async def find_size(self, digest: Digest) -> int | None:
-        """The size of a blob: of the stored one, else what manifests say it has."""
-        stored = await self.database.first(sa.select(t.blobs.c.size).where(t.blobs.c.digest == str(digest)))
-        if stored is not None:
-            return int(stored[0])
-        said = await self.database.first(
-            sa.select(t.manifest_references.c.size).where(
-                t.manifest_references.c.digest == str(digest), t.manifest_references.c.size >= 0
-            )
-        )
-        return None if said is None else int(said[0])
+        """The size of a stored blob; what manifests say of it is a claim, and not looked at."""
+        row = await self.database.first(sa.select(t.blobs.c.size).where(t.blobs.c.digest == str(digest)))
+        return None if row is None else int(row[0])
 
     async def list_tags(self, repository: Repository) -> list[str]:
         """The tags that are known here, sorted."""
@@ -164,7 +143,9 @@ class MetadataStore:
             .join(refs, refs.c.manifest == t.manifests.c.digest)
             .join(held, held.c.digest == t.manifests.c.digest)
             .join(t.repositories, t.repositories.c.id == held.c.repository_id)
-            .where(_is(repository), refs.c.digest == str(digest), refs.c.role == "subject")
+            .where(
+                _is(repository), held.c.is_verified, refs.c.digest == str(digest), refs.c.role == "subject"
+            )
         )
         return [Manifest(Digest(row[0]), row[1], row[2]) for row in await self.database.all(query)]
 
@@ -187,7 +168,7 @@ class MetadataStore:
         references: Iterable[Descriptor],
         tag: Tag | None = None,
     ) -> None:
-        """The repository holds this manifest; if ``tag`` is given, it means it as of now."""
+        """The repository's upstream has sent this manifest; if ``tag`` is given, it means it as of now."""
         now, digest = self._now(), str(manifest.digest)
         async with self.database.write() as connection:
             mine = await _repository_id(connection, repository)
@@ -214,16 +195,22 @@ class MetadataStore:
             ]
             if rows:
                 await connection.execute(insert(t.manifest_references).on_conflict_do_nothing(), rows)
-            held = {"repository_id": mine, "digest": digest, "stored_at": now, "pulled_at": now}
-            new = await connection.execute(
-                insert(t.repository_manifests).values(held).on_conflict_do_nothing()
-            )
-            if new.rowcount:
-                await put_up(connection, "manifest", mine, [digest], now)
+            await _hold_manifest(connection, mine, manifest, now)
             await _drop_previous(connection, mine, digest, now)
             if tag is not None:
                 record = TagRecord(manifest.digest, manifest.media_type, manifest.size, now)
                 await _replace_tag(connection, mine, tag, record)
+
+    @whole
+    async def delete_manifest(self, digest: Digest) -> None:
+        """The stored bytes have changed: the manifest is unknown until it is fetched again."""
+        async with self.database.write() as connection:
+            for table, column in (
+                (t.repository_manifests, t.repository_manifests.c.digest),
+                (t.manifest_references, t.manifest_references.c.manifest),
+                (t.manifests, t.manifests.c.digest),
+            ):
+                await connection.execute(sa.delete(table).where(column == str(digest)))
 
     @whole
     async def save_tag(self, repository: Repository, tag: Tag, record: TagRecord) -> TagRecord:
@@ -251,21 +238,13 @@ class MetadataStore:
 
     @whole
     async def confirm(self, repository: Repository, digest: Digest) -> None:
-        """The upstream has this content in this repository."""
-        now = self._now()
+        """The repository's upstream has sent this blob, or proven that it has it."""
         async with self.database.write() as connection:
-            mine = await _repository_id(connection, repository)
-            new = await connection.execute(
-                insert(t.repository_blobs)
-                .values(repository_id=mine, digest=str(digest), confirmed_at=now)
-                .on_conflict_do_nothing()
-            )
-            if new.rowcount:
-                await put_up(connection, "blob", EVERYWHERE, [str(digest)], now)
+            await _confirm(connection, repository, digest, self._now())
 
     @whole
-    async def save_blob(self, digest: Digest, size: int) -> None:
-        """A blob has been stored as a file."""
+    async def save_blob(self, digest: Digest, size: int, proven_for: Repository | None = None) -> None:
+        """A blob has been stored as a file; all of it came from the upstream of ``proven_for``."""
         now = self._now()
         async with self.database.write() as connection:
             await connection.execute(
@@ -274,6 +253,8 @@ class MetadataStore:
                 .on_conflict_do_update(["digest"], set_={"size": size, "stored_at": now})
             )
             await put_up(connection, "blob", EVERYWHERE, [str(digest)], now)
+            if proven_for is not None:
+                await _confirm(connection, proven_for, digest, now)
 
     @whole
     async def forget_blob(self, digest: Digest) -> None:
@@ -331,6 +312,27 @@ async def _repository_id(connection: AsyncConnection, repository: Repository) ->
     return int(found)
 
 
+async def _confirm(connection: AsyncConnection, repository: Repository, digest: Digest, now: float) -> None:
+    right = {"repository_id": await _repository_id(connection, repository), "digest": str(digest)}
+    new = insert(t.repository_blobs).values(**right, confirmed_at=now).on_conflict_do_nothing()
+    if (await connection.execute(new)).rowcount:
+        await put_up(connection, "blob", EVERYWHERE, [str(digest)], now)
+
+
+async def _hold_manifest(
+    connection: AsyncConnection, repository_id: int, manifest: Manifest, now: float
+) -> None:
+    """The media type is the repository's own: another one may call the same bytes something else."""
+    digest, held = str(manifest.digest), t.repository_manifests.c
+    key = (held.repository_id == repository_id, held.digest == digest)
+    known = {"media_type": manifest.media_type, "is_verified": True}
+    renewed = await connection.execute(sa.update(t.repository_manifests).where(*key).values(known))
+    if not renewed.rowcount:
+        new = {"repository_id": repository_id, "digest": digest, "stored_at": now, "pulled_at": now, **known}
+        await connection.execute(insert(t.repository_manifests).values(new))
+        await put_up(connection, "manifest", repository_id, [digest], now)
+
+
 async def _replace_tag(
     connection: AsyncConnection, repository_id: int, tag: Tag, record: TagRecord
 ) -> TagRecord:
@@ -353,7 +355,9 @@ async def _replace_tag(
 async def _first_held(connection: AsyncConnection, repository_id: int, digests: list[str]) -> str | None:
     """The first of ``digests`` that the repository holds."""
     held = t.repository_manifests.c
-    query = sa.select(held.digest).where(held.repository_id == repository_id, held.digest.in_(digests))
+    query = sa.select(held.digest).where(
+        held.repository_id == repository_id, held.digest.in_(digests), held.is_verified
+    )
     found = {row[0] for row in await connection.execute(query)}
     return next((digest for digest in digests if digest in found), None)
 

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from regmirror.errors import ConfigError
 
-REVISION: Final = "0002"  # the newest script in migrations/versions
+REVISION: Final = "0003"  # the newest script in migrations/versions
 FILE_NAME: Final = "regmirror.db"
 
 

@@ -114,8 +114,8 @@ class UpstreamClient:
     async def head_manifest(self, repository: Repository, reference: Reference) -> ManifestHead:
         """What ``reference`` names now, without its content (B22).
 
-        Unknown in every field where HEAD is not supported. Raises UpstreamNotFound on 404,
-        which servers without HEAD may also answer.
+        Unknown in every field where HEAD is not supported. Raises UpstreamNotFound on 404, which
+        servers without HEAD may also send, UpstreamLied for a web page or another digest (B10).
         """
         what = _named(repository, reference)
         call = self._manifest_call("HEAD", repository, reference)
@@ -123,8 +123,12 @@ class UpstreamClient:
             if exchange.status in _NO_HEAD:
                 return ManifestHead(None, "", None)
             self._require(exchange, what)
-            headers = exchange.headers
-            return ManifestHead(claimed_digest(headers), media_type(headers), content_length(headers))
+            refuse_pages(self.name, exchange.headers, what)
+            headers, digest = exchange.headers, claimed_digest(exchange.headers)
+            if isinstance(reference, Digest) and digest not in (None, reference):
+                message = f"names another digest ({digest}) for {what}"
+                raise UpstreamLied(self.name, message, reason="digest")
+            return ManifestHead(digest, media_type(headers), content_length(headers))
 
     async def get_manifest(self, repository: Repository, reference: Reference) -> Manifest:
         """The manifest that ``reference`` names, byte for byte and verified (B3, B4, B10).
@@ -155,10 +159,10 @@ class UpstreamClient:
     # --- blobs ---
 
     async def head_blob(self, repository: Repository, digest: Digest) -> int | None:
-        """That the blob exists, and its size if it was told; UpstreamNotFound if it does not.
+        """The size that the upstream states; UpstreamNotFound if it has no such blob.
 
-        A redirect into storage says that it exists and is not followed: a signed URL is good
-        for GET alone (B22).
+        None for a redirect, which is not followed (a signed URL is good for GET alone, B22) and
+        says nothing: some registries redirect requests for any digest.
         """
         what = _named(repository, digest)
         url = self._blob_url(repository, digest)
@@ -186,17 +190,19 @@ class UpstreamClient:
 
     @asynccontextmanager
     async def open_blob(
-        self, repository: Repository, digest: Digest, offset: int = 0
+        self, repository: Repository, digest: Digest, offset: int = 0, stop: int | None = None
     ) -> AsyncIterator[BlobBody]:
-        """The blob's bytes from ``offset`` on; from 0 if the upstream ignores ranges (B19).
+        """The blob's bytes from ``offset`` on, up to ``stop``; from 0 if the upstream ignores ranges
+        (B19), which then also ignores ``stop``.
 
         The bytes are not verified here. Raises UpstreamFailed with reason ``range`` if the
-        upstream answers with another part or has none from there on.
+        upstream sends another part or has none from there on.
         """
         what = _named(repository, digest)
-        headers = {"Range": f"bytes={offset}-"} if offset else {}
+        last = "" if stop is None else str(stop - 1)
+        headers = {"Range": f"bytes={offset}-{last}"} if offset or last else {}
         url = self._blob_url(repository, digest)
-        call = Call("blob", "GET", repository.name, url, headers, is_bulk=True)
+        call = Call("blob", "GET", repository.name, url, headers, is_bulk=stop is None)
         async with self._caller.request(call) as exchange:
             if exchange.status == 416:
                 message = f"has no bytes of {what} from {offset} on"

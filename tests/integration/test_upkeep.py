@@ -8,7 +8,7 @@ from contextlib import closing
 
 import pytest
 
-from regmirror.events import BlobRemoved, NotStored
+from regmirror.events import BlobRemoved, DownloadEnded, NotStored
 from tests.fake_registry import FakeRegistry, random_bytes
 from tests.integration.test_commands import run
 from tests.mirror_fixture import NAME, run_mirror, until
@@ -156,6 +156,7 @@ async def test_what_is_being_read_is_not_evicted(upstream, tmp_path):
     digest = upstream.add_blob("team/app", SHARED)
     async with run_mirror(tmp_path / "data", {NAME: upstream}) as mirror:
         await mirror.get(f"{APP}/blobs/{digest}")
+        await mirror.events.wait_for(DownloadEnded)
         with mirror.blob_path(digest).open("rb") as reader:
             fcntl.flock(reader, fcntl.LOCK_SH)
             assert (await command(mirror, "evict", "--to", "0"))["removed"] == []

@@ -110,8 +110,8 @@ async def test_a_manifest_goes_from_one_repository_and_stays_in_another(world):
     await world.store.forget_tag(APP, TAG)
     world.now.time += 2 * GRACE
     assert await world.collect() == [shared]
-    assert not await world.store.holds(APP, shared)
-    assert await world.store.holds(OTHER, shared)
+    assert await world.store.find_manifest(APP, shared) is None
+    assert await world.store.find_manifest(OTHER, shared) is not None
     assert (await world.store.totals()).blobs == 1
 
 

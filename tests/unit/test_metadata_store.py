@@ -6,11 +6,14 @@ import asyncio
 import gc
 import sqlite3
 import threading
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
@@ -122,8 +125,31 @@ async def test_a_manifest_is_kept_byte_for_byte_with_its_media_type(store):
     """B1: also one that is not UTF-8."""
     odd = Manifest(Digest.of(b"\xff\x00{}", "sha512"), "application/x-unknown", b"\xff\x00{}")
     await store.save_manifest(APP, odd, [])
-    assert await store.find_manifest(odd.digest) == odd
-    assert await store.find_manifest(MANIFEST.digest) is None
+    assert await store.find_manifest(APP, odd.digest) == odd
+    assert await store.find_manifest(APP, MANIFEST.digest) is None
+    assert await store.find_manifest(OTHER, odd.digest) is None
+
+
+async def test_each_repository_has_its_own_media_type_of_the_same_bytes(store):
+    """B1: what another repository or upstream calls them changes nothing here, now or later."""
+    other = replace(MANIFEST, media_type="application/x-unknown")
+    await store.save_manifest(ELSEWHERE, other, [])
+    await store.save_manifest(APP, MANIFEST, [])
+    assert await store.find_manifest(APP, MANIFEST.digest) == MANIFEST
+    assert await store.find_manifest(ELSEWHERE, MANIFEST.digest) == other
+    await store.save_manifest(ELSEWHERE, MANIFEST, [])
+    assert await store.find_manifest(ELSEWHERE, MANIFEST.digest) == MANIFEST
+
+
+async def test_a_corrupt_manifest_is_deleted_and_can_be_saved_again(store):
+    """B99: wherever it was held."""
+    for repository in (APP, OTHER):
+        await store.save_manifest(repository, MANIFEST, REFERENCES)
+    await store.delete_manifest(MANIFEST.digest)
+    assert await store.find_manifest(APP, MANIFEST.digest) is None
+    await store.save_manifest(APP, MANIFEST, REFERENCES)
+    assert await store.find_manifest(APP, MANIFEST.digest) == MANIFEST
+    assert await store.find_manifest(OTHER, MANIFEST.digest) is None
 
 
 async def test_a_manifest_saved_with_its_tag_is_what_the_tag_means_now(store, now):
@@ -153,7 +179,7 @@ async def test_a_forgotten_tag_is_gone_and_its_manifest_stays(store):
     await store.save_manifest(APP, MANIFEST, [], TAG)
     await store.forget_tag(APP, TAG)
     assert await store.find_tag(APP, TAG) is None
-    assert await store.has_right(APP, MANIFEST.digest)
+    assert await store.find_manifest(APP, MANIFEST.digest) == MANIFEST
 
 
 async def test_tags_and_repositories_are_listed_in_order(store):
@@ -176,20 +202,23 @@ async def test_referrers_are_the_manifests_of_the_repository_with_this_subject(s
 # --- the right to bytes ---
 
 
-@pytest.mark.parametrize(
-    ("digest", "expected"),
-    [(MANIFEST.digest, True), (CONFIG, True), (LAYER, True), (FOREIGN, False), (SUBJECT, False)],
-    ids=["the manifest", "its config", "its layer", "a layer kept elsewhere", "its subject"],
-)
-async def test_a_repository_may_serve_what_its_manifests_bring(store, digest, expected):
-    """B67: and other repositories gain nothing by it."""
+@pytest.mark.parametrize("digest", [MANIFEST.digest, CONFIG, LAYER, FOREIGN, SUBJECT])
+async def test_a_manifest_opens_no_blob_to_its_repository(store, digest):
+    """B67: its author may name anything."""
     await store.save_manifest(APP, MANIFEST, REFERENCES)
-    assert await store.has_right(APP, digest) is expected
-    assert await store.has_right(OTHER, digest) is False
-    assert await store.has_right(ELSEWHERE, digest) is False
+    assert await store.has_right(APP, digest) is False
 
 
-async def test_a_repository_may_serve_what_its_upstream_has_confirmed(store):
+async def test_a_blob_is_open_to_the_repository_whose_upstream_sent_it(store):
+    """B67: and to no other one."""
+    await store.save_blob(LAYER, 5, APP)
+    await store.save_blob(CONFIG, 6)
+    assert await store.has_right(APP, LAYER) is True
+    assert await store.has_right(APP, CONFIG) is False
+    assert await store.has_right(OTHER, LAYER) is False
+
+
+async def test_a_repository_may_serve_what_its_upstream_has_proven(store):
     """B67: for that one blob in that one repository."""
     await store.confirm(APP, LAYER)
     await store.confirm(APP, LAYER)
@@ -200,13 +229,10 @@ async def test_a_repository_may_serve_what_its_upstream_has_confirmed(store):
 
 async def test_the_index_is_used_to_prove_a_right(path):
     """Every question of the hot path is answered by an index, however much is stored."""
-    references = """SELECT 1 FROM manifest_references r
-        JOIN repository_manifests h ON h.digest = r.manifest
-        WHERE r.digest = 'x' AND r.fetchable AND h.repository_id = 1"""
     confirmed = "SELECT 1 FROM repository_blobs WHERE repository_id = 1 AND digest = 'x'"
     tag = """SELECT digest FROM tags t JOIN repositories r ON r.id = t.repository_id
         WHERE r.upstream = 'x' AND r.name = 'y' AND t.name = 'z'"""
-    for query in (references, confirmed, tag):
+    for query in (confirmed, tag):
         steps = [row[3] for row in rows(path, f"EXPLAIN QUERY PLAN {query}")]
         assert [step for step in steps if step.startswith("SCAN")] == []
 
@@ -214,11 +240,10 @@ async def test_the_index_is_used_to_prove_a_right(path):
 # --- blobs ---
 
 
-async def test_the_size_of_a_stored_blob_counts_more_than_what_manifests_say(store):
-    assert await store.find_size(LAYER) is None
+async def test_only_a_stored_blob_has_a_size(store):
+    """B48: a manifest's claim is none."""
     await store.save_manifest(APP, MANIFEST, REFERENCES)
-    assert await store.find_size(LAYER) == 5
-    assert await store.find_size(SUBJECT) is None
+    assert await store.find_size(LAYER) is None
     await store.save_blob(LAYER, 99)
     assert await store.find_size(LAYER) == 99
 
@@ -300,3 +325,38 @@ async def test_what_runs_while_the_file_is_replaced_leaves_no_connection_open(st
     await database.close()
     gc.collect()
     assert threading.active_count() == before
+
+
+# --- from older versions ---
+
+
+async def test_what_older_versions_wrote_for_a_claim_opens_nothing(tmp_path):
+    """B67: every repository proves once again what it has; nothing is collected for it."""
+    path = database_path(tmp_path)
+    engine = sa.create_engine(f"sqlite:///{path}")
+    with engine.connect() as connection:
+        config = Config()
+        config.set_main_option("script_location", "regmirror/metadata/migrations")
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0002")
+        connection.commit()
+    engine.dispose()
+    with closing(sqlite3.connect(path)) as old, old:
+        old.execute("INSERT INTO repositories VALUES (1, ?, ?)", (APP.upstream, APP.name))
+        old.execute(
+            "INSERT INTO manifests VALUES (?, ?, ?, 1)",
+            (str(MANIFEST.digest), MANIFEST.media_type, MANIFEST.payload),
+        )
+        old.execute("INSERT INTO repository_manifests VALUES (1, ?, 1, 1)", (str(MANIFEST.digest),))
+        old.execute("INSERT INTO repository_blobs VALUES (1, ?, 1)", (str(LAYER),))
+    upgrade(path)
+    store = MetadataStore(path)
+    try:
+        assert await store.has_right(APP, LAYER) is False
+        assert await store.find_manifest(APP, MANIFEST.digest) is None
+        assert await store.list_referrers(APP, SUBJECT) == []
+        assert rows(path, "SELECT count(*) FROM repository_manifests") == [(1,)]
+        await store.save_manifest(APP, MANIFEST, REFERENCES)
+        assert await store.find_manifest(APP, MANIFEST.digest) == MANIFEST
+    finally:
+        await store.close()
