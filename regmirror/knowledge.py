@@ -16,10 +16,11 @@ from typing import Any, Final, TypeVar
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from regmirror.absences import Absences
 from regmirror.errors import BlobUnknown, ManifestUnknown, RegistryError
 from regmirror.events import Emit, NotStored, VerificationFailed
 from regmirror.freshness import TagRecord
-from regmirror.lru import Lru
+from regmirror.lru import Lru, weigh_texts
 from regmirror.manifests import Descriptor, Manifest, NotAManifest, parse_document, references
 from regmirror.metadata.repair import RepairFailed, Watch, looks_damaged
 from regmirror.metadata.store import MetadataStore
@@ -28,15 +29,10 @@ from regmirror.writes import Transaction, Writes
 
 T = TypeVar("T")
 MANIFEST_BYTES: Final = 16 * 1024 * 1024  # of manifests kept in memory
-ENTRIES: Final = 50_000  # tags, rights and sizes kept in memory, of each
-MISSING: Final = 10_000  # absent names remembered
+MEMORY_BYTES: Final = 12 * 1024 * 1024  # of tags, held manifests, rights and sizes in memory, of each
 DENIED_MAX_AGE: Final = 5.0  # seconds: access may be granted at any time
 READ_PATIENCE: Final = 2.0  # seconds until what the database does not answer counts as not known
 SUSPICION: Final = 5.0  # seconds between two examinations of a database that looks damaged
-
-
-#: A digest may be no manifest and yet a blob, so what it was asked for as is part of the key.
-_Absence = tuple[Repository, Reference, type[RegistryError]]
 
 
 class Knowledge:
@@ -61,13 +57,11 @@ class Knowledge:
         self._emit = emit
         self.missing_max_age = missing_max_age  # seconds; changes when the configuration is reloaded
         self._now, self._clock = now, clock
-        self._tags: Lru[tuple[Repository, Tag], TagRecord] = Lru(ENTRIES)
-        self._manifests: Lru[tuple[Repository, Digest], Manifest] = Lru(
-            MANIFEST_BYTES, lambda item: item.size
-        )
-        self._rights: Lru[tuple[Repository, Digest], bool] = Lru(ENTRIES)
-        self._sizes: Lru[Digest, int] = Lru(ENTRIES)
-        self._missing: Lru[_Absence, tuple[float, RegistryError]] = Lru(MISSING)
+        self._tags: Lru[tuple[Repository, Tag], TagRecord] = Lru(MEMORY_BYTES, _weigh_tag)
+        self._manifests: Lru[tuple[Repository, Digest], Manifest] = Lru(MANIFEST_BYTES, _weigh_manifest)
+        self._rights: Lru[tuple[Repository, Digest], bool] = Lru(MEMORY_BYTES, _weigh_pair)
+        self._sizes: Lru[Digest, int] = Lru(MEMORY_BYTES, lambda digest, _: weigh_texts(digest))
+        self._missing = Absences(clock)
         self._pulled_tags: dict[tuple[Repository, Tag], float] = {}
         self._pulled_manifests: dict[tuple[Repository, Digest], float] = {}
         self._pulled_blobs: dict[Digest, float] = {}
@@ -116,17 +110,17 @@ class Knowledge:
     async def save_manifest(self, repository: Repository, manifest: Manifest, tag: Tag | None = None) -> None:
         """The upstream has just said this manifest (for the tag, if one is given)."""
         self._manifests.put((repository, manifest.digest), manifest)
-        self._missing.drop((repository, manifest.digest, ManifestUnknown))
+        self._missing.drop(repository, manifest.digest, ManifestUnknown)
         if tag is not None:
             record = TagRecord(manifest.digest, manifest.media_type, manifest.size, self._now())
             self._tags.put((repository, tag), record)
-            self._missing.drop((repository, tag, ManifestUnknown))
+            self._missing.drop(repository, tag, ManifestUnknown)
         await self._write(self.store.save_manifest(repository, manifest, _named_by(manifest), tag))
 
     async def save_tag(self, repository: Repository, tag: Tag, record: TagRecord) -> None:
         """The upstream has just said what the tag means."""
         self._tags.put((repository, tag), record)
-        self._missing.drop((repository, tag, ManifestUnknown))
+        self._missing.drop(repository, tag, ManifestUnknown)
         await self._write(self.store.save_tag(repository, tag, record))
 
     async def forget_tag(self, repository: Repository, tag: Tag) -> None:
@@ -167,7 +161,7 @@ class Knowledge:
 
     def _note_right(self, repository: Repository, digest: Digest) -> None:
         self._rights.put((repository, digest), True)
-        self._missing.drop((repository, digest, BlobUnknown))
+        self._missing.drop(repository, digest, BlobUnknown)
 
     async def find_size(self, digest: Digest, *, again: bool = False) -> int | None:
         """The size of the stored blob.
@@ -200,13 +194,7 @@ class Knowledge:
         self, repository: Repository, reference: Reference, unknown: type[RegistryError]
     ) -> None:
         """Raise the ``unknown`` that was noted of this name, if that was a moment ago."""
-        found = self._missing.get((repository, reference, unknown))
-        if found is None:
-            return
-        until, error = found
-        if self._clock() < until:
-            raise error.with_traceback(None)
-        self._missing.drop((repository, reference, unknown))
+        self._missing.check(repository, reference, unknown)
 
     def note_missing(
         self, repository: Repository, reference: Reference, error: RegistryError, *, denied: bool
@@ -214,7 +202,7 @@ class Knowledge:
         """The upstream has no such thing, or none for us."""
         age = min(self.missing_max_age, DENIED_MAX_AGE) if denied else self.missing_max_age
         if age > 0:
-            self._missing.put((repository, reference, type(error)), (self._clock() + age, error))
+            self._missing.note(repository, reference, error, denied=denied, max_age=age)
 
     def forget_all(self) -> None:
         """Something was taken away behind our back: the database knows better than memory."""
@@ -240,7 +228,7 @@ class Knowledge:
 
     def forget_missing(self) -> None:
         """Ask again for everything that was absent or refused."""
-        self._missing = Lru(MISSING)
+        self._missing.clear()
 
     # --- last pulls ----------------------------------------------------------------------
 
@@ -331,3 +319,18 @@ def _named_by(manifest: Manifest) -> list[Descriptor]:
         return references(parse_document(manifest.payload))
     except NotAManifest:
         return []
+
+
+def _weigh_tag(key: tuple[Repository, Tag], record: TagRecord) -> int:
+    repository, tag = key
+    texts = (repository.upstream, repository.name, tag, record.digest, record.media_type)
+    return weigh_texts(*texts, record.previous or "")
+
+
+def _weigh_manifest(key: tuple[Repository, Digest], manifest: Manifest) -> int:
+    return manifest.size + weigh_texts(key[0].upstream, key[0].name, key[1], manifest.media_type)
+
+
+def _weigh_pair(key: tuple[Repository, Digest], _: bool) -> int:
+    repository, digest = key
+    return weigh_texts(repository.upstream, repository.name, digest)

@@ -46,7 +46,7 @@ class Listings:
     ) -> None:
         self._mirror, self._knowledge, self._upstreams = mirror, knowledge, upstreams
         self._tag_max_age, self._offline, self._clock = tag_max_age, offline, clock
-        self._kept = KeptLists(KEPT) if kept is None else kept
+        self._kept = KeptLists(KEPT, lambda _key, _kept: 1) if kept is None else kept
         self._flight: SingleFlight[tuple[Repository, str], Any] = SingleFlight()
 
     async def close(self) -> None:

@@ -1,19 +1,31 @@
-"""A bounded dictionary: what was used longest ago goes first."""
+"""A bounded dictionary: the entry that was used longest ago goes first."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
+#: Bytes of an entry besides its texts: the node of the dictionary, the key's tuple, a small value.
+ENTRY: Final = 500
+_TEXT: Final = 64  # bytes of a text or bytes object besides its characters
+
+
+def weigh_texts(*texts: str | bytes) -> int:
+    """Bytes in memory of an entry with these texts, a little more than it takes."""
+    return ENTRY + sum(len(text) + _TEXT for text in texts)
+
 
 class Lru(Generic[K, V]):
-    """At most ``limit`` of whatever ``weigh`` measures (by default: one for each entry)."""
+    """At most ``limit`` bytes in memory, of which ``weigh`` estimates those of an entry and its key.
 
-    def __init__(self, limit: int, weigh: Callable[[V], int] = lambda _: 1) -> None:
+    An entry that weighs more than ``limit`` stays until the next one comes.
+    """
+
+    def __init__(self, limit: int, weigh: Callable[[K, V], int]) -> None:
         self._limit, self._weigh = limit, weigh
         self._entries: OrderedDict[K, V] = OrderedDict()
         self._weight = 0
@@ -21,6 +33,11 @@ class Lru(Generic[K, V]):
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    @property
+    def weight(self) -> int:
+        """Bytes of all entries."""
+        return self._weight
 
     def get(self, key: K) -> V | None:
         """The value, which thereby counts as used."""
@@ -39,10 +56,9 @@ class Lru(Generic[K, V]):
     def put(self, key: K, value: V) -> None:
         self.drop(key)
         self._entries[key] = value
-        self._weight += self._weigh(value)
+        self._weight += self._weigh(key, value)
         while self._weight > self._limit and len(self._entries) > 1:
-            _, old = self._entries.popitem(last=False)
-            self._weight -= self._weigh(old)
+            self._subtract(*self._entries.popitem(last=False))
 
     def clear(self) -> None:
         """Forget everything."""
@@ -53,4 +69,12 @@ class Lru(Generic[K, V]):
         """Forget the entry, if there is one."""
         old = self._entries.pop(key, None)
         if old is not None:
-            self._weight -= self._weigh(old)
+            self._subtract(key, old)
+
+    def drop_where(self, is_over: Callable[[V], bool]) -> None:
+        """Forget every entry whose value ``is_over``."""
+        for key in [key for key, value in self._entries.items() if is_over(value)]:
+            self.drop(key)
+
+    def _subtract(self, key: K, value: V) -> None:
+        self._weight -= self._weigh(key, value)

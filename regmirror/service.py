@@ -62,7 +62,7 @@ class Lasting:
     downloads: Downloads
     sender: Sender
     upkeep: Upkeep
-    lists: KeptLists = field(default_factory=lambda: KeptLists(KEPT))
+    lists: KeptLists = field(default_factory=lambda: KeptLists(KEPT, lambda _key, _kept: 1))
 
 
 @dataclass(eq=False)

@@ -22,6 +22,7 @@ LAYERS: dict[str, list[str]] = {
     "HTTP edge": ["v2", "web"],
     "use cases": [
         "writes",
+        "absences",
         "knowledge",
         "asking",
         "completeness",

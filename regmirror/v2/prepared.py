@@ -83,7 +83,7 @@ class PreparedAnswers:
 
     def __init__(self, emit: Emit) -> None:
         self._emit = emit
-        self._entries: Lru[bytes, _Entry] = Lru(KEPT, lambda entry: entry.weight)
+        self._entries: Lru[bytes, _Entry] = Lru(KEPT, lambda _, entry: entry.weight)
 
     def find(self, request: bytes, client: str) -> bytes | None:
         """The answer to exactly these bytes, told to the listeners; None if they must be parsed."""

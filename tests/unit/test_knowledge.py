@@ -83,4 +83,4 @@ def test_what_is_missing_is_missing_as_what_it_was_asked_for():
         knowledge.refuse_missing(APP, DIGEST, ManifestUnknown)
     except ManifestUnknown as caught:
         refused = caught
-    assert refused is error
+    assert (type(refused), refused.message) == (ManifestUnknown, error.message)

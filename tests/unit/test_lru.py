@@ -5,18 +5,27 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regmirror.lru import Lru
+from regmirror.lru import Lru, weigh_texts
+
+
+def one(key, value):
+    """Every entry weighs the same."""
+    return 1
+
+
+def length(key, value):
+    return len(value)
 
 
 def test_what_was_put_is_there():
-    lru = Lru(2)
+    lru = Lru(2, one)
     lru.put("a", 1)
     assert lru.get("a") == 1
     assert lru.get("b") is None
 
 
 def test_what_was_found_and_not_is_counted():
-    lru = Lru(2)
+    lru = Lru(2, one)
     lru.put("a", 1)
     lru.get("a")
     lru.get("a")
@@ -25,7 +34,7 @@ def test_what_was_found_and_not_is_counted():
 
 
 def test_what_was_used_longest_ago_goes_first():
-    lru = Lru(2)
+    lru = Lru(2, one)
     lru.put("a", 1)
     lru.put("b", 2)
     assert lru.get("a") == 1
@@ -36,7 +45,7 @@ def test_what_was_used_longest_ago_goes_first():
 
 
 def test_the_limit_counts_weights():
-    lru = Lru(10, len)
+    lru = Lru(10, length)
     lru.put("a", b"12345")
     lru.put("b", b"12345")
     lru.put("c", b"1")
@@ -45,7 +54,7 @@ def test_the_limit_counts_weights():
 
 
 def test_an_entry_that_is_put_again_counts_once():
-    lru = Lru(10, len)
+    lru = Lru(10, length)
     lru.put("a", b"1234567")
     lru.put("a", b"123")
     lru.put("b", b"1234567")
@@ -54,7 +63,7 @@ def test_an_entry_that_is_put_again_counts_once():
 
 
 def test_the_newest_entry_stays_however_heavy():
-    lru = Lru(3, len)
+    lru = Lru(3, length)
     lru.put("a", b"1")
     lru.put("b", b"12345")
     assert lru.get("a") is None
@@ -62,7 +71,7 @@ def test_the_newest_entry_stays_however_heavy():
 
 
 def test_a_dropped_entry_makes_room():
-    lru = Lru(2)
+    lru = Lru(2, one)
     lru.put("a", 1)
     lru.put("b", 2)
     lru.drop("a")
@@ -74,8 +83,25 @@ def test_a_dropped_entry_makes_room():
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 4)), max_size=50))
 def test_the_limit_holds_after_whatever_was_put(entries):
-    lru = Lru(8, lambda weight: weight)
+    lru = Lru(8, lambda key, weight: weight)
     for key, weight in entries:
         lru.put(key, weight)
         assert lru.get(key) == weight
     assert sum(lru.get(key) or 0 for key in range(6)) <= 8
+
+
+def test_keys_weigh_too():
+    """B100: names that clients invent are as long as they like."""
+    lru = Lru(10_000, lambda key, value: weigh_texts(key))
+    for number in range(100):
+        lru.put(f"{number:04000}", True)
+    assert len(lru) == 2
+
+
+def test_entries_that_are_over_are_dropped_together():
+    lru = Lru(10, one)
+    for number in range(5):
+        lru.put(str(number), number + 1)
+    lru.drop_where(lambda value: value < 5)
+    assert lru.items() == [("4", 5)]
+    assert lru.weight == 1
