@@ -15,7 +15,6 @@ the next repository asks for its token first (B27), and the scopes that a reposi
 from __future__ import annotations
 
 import re
-from collections import OrderedDict
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol, TypeAlias, cast
@@ -24,6 +23,7 @@ from multidict import MultiMapping
 from yarl import URL
 
 from regmirror.errors import UpstreamDenied, UpstreamError, UpstreamFailed
+from regmirror.lru import Lru, weigh_texts
 from regmirror.upstream.challenges import Challenge, parse_challenges, preferred
 from regmirror.upstream.credentials import Credential
 from regmirror.upstream.tokens import Grant, Token, TokenCache
@@ -34,7 +34,7 @@ from regmirror.upstream.trust import (
     resolve_realm,
 )
 
-_REPOSITORIES_MAX: Final = 10_000
+_SCOPES_BYTES: Final = 2 * 1024 * 1024  # of what upstreams named besides, in challenges
 #: Private ECR answers 403 and public ECR 400 to a token that has expired, without a challenge.
 _EXPIRED: Final = {
     400: re.compile(r"authorization token", re.IGNORECASE),
@@ -108,10 +108,12 @@ class Authenticator:
         clock: Callable[[], float],
         tokens: TokenCache | None = None,
     ) -> None:
-        self.tokens = tokens or TokenCache()
+        self.tokens = TokenCache() if tokens is None else tokens
         self._name, self._home, self._auth_hosts, self._clock = name, home, auth_hosts, clock
         self._challenge: Challenge | None = None
-        self._scopes: OrderedDict[str, tuple[str, ...]] = OrderedDict()
+        self._scopes: Lru[str, tuple[str, ...]] = Lru(
+            _SCOPES_BYTES, lambda name, scopes: weigh_texts(name, *scopes)
+        )
 
     def request(self, repository: str) -> Flow:
         """One request for content of ``repository``."""
@@ -157,10 +159,7 @@ class Authenticator:
 
     def _learn(self, challenge: Challenge, repository: str) -> None:
         self._challenge = Challenge(challenge.scheme, challenge.parameters | {"scope": ""})
-        self._scopes[repository] = challenge.scopes
-        self._scopes.move_to_end(repository)
-        while len(self._scopes) > _REPOSITORIES_MAX:
-            self._scopes.popitem(last=False)
+        self._scopes.put(repository, challenge.scopes)
 
     def _obtain(
         self, challenge: Challenge, repository: str, refused: _Pass | None = None
@@ -205,7 +204,7 @@ class Authenticator:
     def _grant(self, challenge: Challenge, repository: str, credential: Credential | None) -> Grant:
         """Our own scope first, then those that the upstream named (trap 74)."""
         own = f"repository:{repository}:pull"
-        scopes = dict.fromkeys((own, *challenge.scopes, *self._scopes.get(repository, ())))
+        scopes = dict.fromkeys((own, *challenge.scopes, *(self._scopes.get(repository) or ())))
         realm = self._realm(challenge)
         if not may_receive_credentials(realm, self._home, self._auth_hosts):
             credential = None

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections import OrderedDict
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -17,6 +16,7 @@ from typing import Any, Final
 from yarl import URL
 
 from regmirror.errors import UpstreamDenied, UpstreamError, UpstreamFailed
+from regmirror.lru import Lru, weigh_texts
 from regmirror.upstream.credentials import Credential
 from regmirror.upstream.failures import error_for_status
 from regmirror.upstream.trust import host_of
@@ -24,7 +24,8 @@ from regmirror.upstream.trust import host_of
 CLIENT_ID: Final = "regmirror"
 SHORTEST: Final = 60.0  # seconds; what the protocol says an absent expires_in means
 LONGEST: Final = 24 * 3600.0
-TOKENS_MAX: Final = 10_000  # one for each repository of Docker Hub that is pulled from
+TOKENS_BYTES: Final = 4 * 1024 * 1024  # of one upstream's; Docker Hub has one of 3 KiB for each repository
+SWEEP: Final = 60.0  # seconds between two looks for expired tokens
 _USABLE: Final = re.compile(r"[\x21-\x7e]{1,65536}")
 
 
@@ -92,31 +93,34 @@ class Token:
 class TokenCache:
     """The tokens of one upstream, the least recently used of which go first."""
 
-    def __init__(self, limit: int = TOKENS_MAX) -> None:
-        self._limit = limit
-        self._tokens: OrderedDict[TokenKey, Token] = OrderedDict()
+    def __init__(self, limit: int = TOKENS_BYTES) -> None:
+        self._tokens: Lru[TokenKey, Token] = Lru(limit, _weigh)
+        self._swept_at = -math.inf
 
     def __len__(self) -> int:
         return len(self._tokens)
 
     def find(self, key: TokenKey, now: float) -> Token | None:
-        """A token that may still be used."""
+        """A token that may still be used; now and then the expired ones are dropped."""
+        if now - self._swept_at >= SWEEP:
+            self._swept_at = now
+            self._tokens.drop_where(lambda kept: kept.expires <= now)
         token = self._tokens.get(key)
         if token is None or now >= token.expires:
             return None
-        self._tokens.move_to_end(key)
         return token
 
     def put(self, key: TokenKey, token: Token) -> None:
-        self._tokens[key] = token
-        self._tokens.move_to_end(key)
-        while len(self._tokens) > self._limit:
-            self._tokens.popitem(last=False)
+        self._tokens.put(key, token)
 
     def drop(self, key: TokenKey, token: Token) -> None:
         """Forget ``token``, but not a newer one that somebody else has fetched meanwhile."""
         if self._tokens.get(key) == token:
-            del self._tokens[key]
+            self._tokens.drop(key)
+
+
+def _weigh(key: TokenKey, token: Token) -> int:
+    return weigh_texts(key.realm, key.service, key.fingerprint, token.value, *key.scopes)
 
 
 def ask_for_token(upstream: str, grant: Grant) -> Generator[TokenRequest, TokenAnswer, tuple[str, float]]:

@@ -117,7 +117,7 @@ def test_the_scopes_that_a_repository_needs_are_remembered():
 
 
 def test_no_more_than_so_many_repositories_are_remembered(monkeypatch):
-    monkeypatch.setattr("regmirror.upstream.auth._REPOSITORIES_MAX", 1)
+    monkeypatch.setattr("regmirror.upstream.auth._SCOPES_BYTES", 1)
     world = World()
     world.run(refused(BEARER + ',scope="aws"'), Reply(200))
     world.run(refused(BEARER + ',scope="aws"'), Reply(200), repository=BUSYBOX)

@@ -9,6 +9,7 @@ from regmirror.errors import UpstreamDenied, UpstreamFailed, UpstreamRateLimited
 from regmirror.upstream.credentials import Credential
 from regmirror.upstream.tokens import (
     LONGEST,
+    TOKENS_BYTES,
     Grant,
     Token,
     TokenAnswer,
@@ -236,14 +237,31 @@ def test_a_token_is_found_until_it_expires():
 
 
 def test_the_least_recently_used_token_goes_first():
-    cache = TokenCache(limit=2)
+    cache = TokenCache(limit=5_000)
     for scope in ("a", "b"):
-        cache.put(key(scope), Token(scope, 100.0))
+        cache.put(key(scope), Token("t" * 1_500, 100.0))
     cache.find(key("a"), 0.0)
-    cache.put(key("c"), Token("c", 100.0))
-    assert len(cache) == 2
+    cache.put(key("c"), Token("t" * 1_500, 100.0))
     assert cache.find(key("a"), 0.0) is not None
     assert cache.find(key("b"), 0.0) is None
+
+
+def test_tokens_take_no_more_than_their_bytes():
+    """B100: an upstream may send tokens of 64 KiB, one for each repository that is asked for."""
+    cache = TokenCache()
+    for number in range(1_000):
+        cache.put(key(f"repository:{number}:pull"), Token(f"{number:065536}", 100.0))
+    assert 0 < len(cache) <= TOKENS_BYTES // 65_536
+
+
+def test_expired_tokens_are_dropped():
+    """B100: a token that may no longer be used takes no memory."""
+    cache = TokenCache()
+    for number in range(10):
+        cache.put(key(f"a{number}"), Token("t", 100.0))
+    cache.put(key("b"), Token("t", 300.0))
+    assert cache.find(key("b"), 200.0) is not None
+    assert len(cache) == 1
 
 
 def test_dropping_a_token_leaves_a_newer_one():
