@@ -7,6 +7,7 @@
         ├── DigestInvalid      400        ├── RangeInvalid            416
         ├── PaginationInvalid  400        ├── TooManyRequests         429
         ├── NameUnknown        404        ├── Unavailable             503
+        │                                 │   └── MetadataUnavailable 503  (the database is silent)
         ├── ManifestUnknown    404        └── UpstreamError           an upstream's doing, by name
         ├── BlobUnknown        404            ├── UpstreamNotFound    404
         └── Denied             403            ├── UpstreamDenied      404  (never its challenge)
@@ -51,6 +52,7 @@ class RegistryError(RegmirrorError):
         super().__init__(message)
         self.message = message
         self.retry_after = retry_after  # seconds, only where waiting helps
+        self.is_definite = False  # true also if the database cannot be read
 
 
 class NameInvalid(RegistryError):
@@ -101,6 +103,13 @@ class TooManyRequests(RegistryError):
 
 class Unavailable(RegistryError):
     code, status = "UNAVAILABLE", 503
+
+
+class MetadataUnavailable(Unavailable):
+    """The database has not answered, so whether the content is stored is not known."""
+
+    def __init__(self) -> None:
+        super().__init__("the database does not answer at the moment; try again", retry_after=1)
 
 
 class UpstreamError(RegistryError):

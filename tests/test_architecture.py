@@ -22,6 +22,7 @@ LAYERS: dict[str, list[str]] = {
     "HTTP edge": ["v2", "web"],
     "use cases": [
         "writes",
+        "reads",
         "absences",
         "knowledge",
         "asking",
@@ -58,7 +59,7 @@ LAYERS: dict[str, list[str]] = {
         "eviction",
         "routing",
     ],
-    "vocabulary": ["errors", "names", "manifests", "globs", "lru", "singleflight"],
+    "vocabulary": ["errors", "names", "manifests", "globs", "lru", "jsonlist", "singleflight"],
 }
 #: The version stands in the package itself, which imports nothing.
 VERSION = "__init__"
@@ -68,6 +69,7 @@ SPEAK_HTTP = SPEAK_HTTP_TO_CLIENTS | {"upstream"}
 HAVE_A_DATABASE = {
     "metadata",
     "writes",
+    "reads",
     "knowledge",
     "upkeep",
     "web",
