@@ -2,9 +2,10 @@
 
 Fresh tags, manifests and proven (repository, digest) pairs live in bounded memory; what is
 learnt is written through; times of last pull are gathered and written in batches. A database
-that fails costs memory of things, never a pull: what cannot be read counts as not known, every
-write may be lost without serving a wrong byte, and nobody waits long for either. A database that
-is gone or damaged is replaced while running, and told again what is in memory.
+that fails costs memory of things, never a pull that the upstream can answer: what cannot be read
+is unknown (``reads.py``), every write may be lost without serving a wrong byte, and nobody waits
+long for either. A database that is gone or damaged is replaced while running, and told again what
+is in memory.
 """
 
 from __future__ import annotations
@@ -17,21 +18,24 @@ from typing import Any, Final, TypeVar
 from sqlalchemy.exc import SQLAlchemyError
 
 from regmirror.absences import Absences
-from regmirror.errors import BlobUnknown, ManifestUnknown, RegistryError
+from regmirror.errors import BlobUnknown, ManifestUnknown, MetadataUnavailable, RegistryError
 from regmirror.events import Emit, NotStored, VerificationFailed
 from regmirror.freshness import TagRecord
 from regmirror.lru import Lru, weigh_texts
 from regmirror.manifests import Descriptor, Manifest, NotAManifest, parse_document, references
+from regmirror.metadata.database import ListsBusy
+from regmirror.metadata.lists import CatalogPage
 from regmirror.metadata.repair import RepairFailed, Watch, looks_damaged
 from regmirror.metadata.store import MetadataStore
 from regmirror.names import Digest, Reference, Repository, Tag
+from regmirror.reads import Reads
 from regmirror.writes import Transaction, Writes
 
 T = TypeVar("T")
 MANIFEST_BYTES: Final = 16 * 1024 * 1024  # of manifests kept in memory
 MEMORY_BYTES: Final = 12 * 1024 * 1024  # of tags, held manifests, rights and sizes in memory, of each
 DENIED_MAX_AGE: Final = 5.0  # seconds: access may be granted at any time
-READ_PATIENCE: Final = 2.0  # seconds until what the database does not answer counts as not known
+LIST_PATIENCE: Final = 5.0  # seconds that anybody waits for a list
 SUSPICION: Final = 5.0  # seconds between two examinations of a database that looks damaged
 
 
@@ -51,7 +55,7 @@ class Knowledge:
         self.store = store
         self._watch = watch
         self._writes = Writes(self._tell_failure)
-        self._late_reads: set[asyncio.Future[Any]] = set()
+        self._reads = Reads(self._tell_failure, store.ping)
         self._suspected_at = -SUSPICION
         self._examination: asyncio.Task[None] | None = None
         self._emit = emit
@@ -127,16 +131,19 @@ class Knowledge:
         self._tags.drop((repository, tag))
         await self._write(self.store.forget_tag(repository, tag))
 
-    # --- lists of what is stored; empty while the database cannot be read -----------------
+    # --- lists of what is stored; MetadataUnavailable while the database cannot be read ----
 
-    async def list_repositories(self) -> list[Repository]:
-        return await self._read(self.store.list_repositories()) or []
+    async def list_repositories(self, page: CatalogPage) -> list[str]:
+        """Their names as the catalog has them."""
+        return await self._list(self.store.list_catalog(page))
 
-    async def list_tags(self, repository: Repository) -> list[str]:
-        return await self._read(self.store.list_tags(repository)) or []
+    async def list_tags(
+        self, repository: Repository, *, last: str | None = None, limit: int | None = None
+    ) -> list[str]:
+        return await self._list(self.store.list_tags(repository, last=last, limit=limit))
 
     async def list_referrers(self, repository: Repository, digest: Digest) -> list[Manifest]:
-        return await self._read(self.store.list_referrers(repository, digest)) or []
+        return await self._list(self.store.list_referrers(repository, digest))
 
     # --- rights and sizes ----------------------------------------------------------------
 
@@ -268,6 +275,7 @@ class Knowledge:
         if self._examination is not None:
             self._examination.cancel()
             await asyncio.wait({self._examination})
+        await self._reads.close()
         await self.flush_pulls()
         await self._writes.close()
 
@@ -281,27 +289,19 @@ class Knowledge:
             await self._write(self.store.save_tag(repository, tag, record))
 
     async def _read(self, question: Coroutine[Any, Any, T]) -> T | None:
-        """The answer; None if there is none in time, and at once while another one is late."""
-        if self._late_reads:
-            question.close()
-            return None
-        answer = asyncio.ensure_future(question)
-        done, _ = await asyncio.wait({answer}, timeout=READ_PATIENCE)
-        try:
-            if done:
-                return answer.result()
-        except SQLAlchemyError as error:
-            self._tell_failure(error)
-            return None
-        self._late_reads.add(answer)
-        answer.add_done_callback(self._end_late_read)
-        self._tell_failure(TimeoutError("the database does not answer"))
-        return None
+        """The answer; None, and the request is in doubt, if there is none in time."""
+        return await self._reads.find(question)
 
-    def _end_late_read(self, answer: asyncio.Future[Any]) -> None:
-        self._late_reads.discard(answer)
-        if not answer.cancelled():
-            answer.exception()  # told already
+    async def _list(self, question: Coroutine[Any, Any, T]) -> T:
+        """The answer; raises MetadataUnavailable if there is none, since an empty list is an answer."""
+        try:
+            async with asyncio.timeout(LIST_PATIENCE):
+                return await question
+        except ListsBusy as error:
+            raise MetadataUnavailable from error
+        except (SQLAlchemyError, TimeoutError) as error:
+            self._tell_failure(error)
+            raise MetadataUnavailable from error
 
     async def _write(self, transaction: Transaction) -> None:
         await self._writes.do(transaction)

@@ -20,7 +20,7 @@ from regmirror.downloads import Downloads
 from regmirror.events import Emit
 from regmirror.freshness import FreshnessPolicy, FreshnessRules
 from regmirror.knowledge import Knowledge
-from regmirror.listings import KEPT, KeptLists, Listings
+from regmirror.listings import KeptLists, Listings
 from regmirror.metadata.store import MetadataStore
 from regmirror.metrics import Metrics
 from regmirror.mirror import Mirror, Parts
@@ -62,7 +62,7 @@ class Lasting:
     downloads: Downloads
     sender: Sender
     upkeep: Upkeep
-    lists: KeptLists = field(default_factory=lambda: KeptLists(KEPT, lambda _key, _kept: 1))
+    lists: KeptLists = field(default_factory=KeptLists)
 
 
 @dataclass(eq=False)

@@ -1,4 +1,4 @@
-"""Connections to the database, and the two ways it is used: a question, a short transaction.
+"""Connections to the database, and the ways it is used: a question, a list, a short transaction.
 
 SQLite in WAL mode: readers never wait, writers take turns. Within a process a lock keeps the
 writers in line without polling; between processes ``busy_timeout`` does.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
@@ -22,11 +22,19 @@ DatabaseFailed = sa.exc.SQLAlchemyError
 
 BUSY_TIMEOUT: Final = 10.0  # seconds a transaction waits for those of other processes
 READ_TIMEOUT: Final = 1.0  # seconds a question waits, which it does only while the file is recovered
+LISTS_AT_ONCE: Final = 2  # lists and figures that are read at the same time
+LISTS_WAITING: Final = 32  # and that wait for their turn
+LIST_WAIT: Final = 2.0  # seconds that one waits for its turn
 _PRAGMAS = (
     "PRAGMA journal_mode=WAL",
     "PRAGMA synchronous=NORMAL",
     "PRAGMA foreign_keys=ON",
 )
+
+
+class ListsBusy(DatabaseFailed):
+    """So many lists are being read that another one has to come later."""
+
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -37,16 +45,22 @@ class Database:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._reader, self._writer = self._engines()
+        self._reader, self._lister, self._writer = self._engines()
         self._lock = asyncio.Lock()
+        self._turns = asyncio.Semaphore(LISTS_AT_ONCE)
+        self._waiting = 0  # for a turn to read a list
         self._running: set[asyncio.Task[Any]] = set()
 
-    def _engines(self) -> tuple[AsyncEngine, AsyncEngine]:
-        """For questions, and for transactions that write."""
+    def _engines(self) -> tuple[AsyncEngine, AsyncEngine, AsyncEngine]:
+        """For what pulls ask, for lists and figures, and for transactions that write.
+
+        Lists have connections of their own, so that no number of them delays a pull.
+        """
         # Never created here: an empty file would take the place of one that is being restored.
         url = f"sqlite+aiosqlite:///file:{quote(str(self.path))}?mode=rw&uri=true"
         return (
             _engine(url, pool_size=4, begin="BEGIN", timeout=READ_TIMEOUT),
+            _engine(url, pool_size=LISTS_AT_ONCE, begin="BEGIN", timeout=READ_TIMEOUT),
             _engine(url, pool_size=1, begin="BEGIN IMMEDIATE", timeout=BUSY_TIMEOUT),
         )
 
@@ -57,8 +71,8 @@ class Database:
 
     async def reconnect(self) -> None:
         """Have the next question open the file that is there now."""
-        old, running = (self._reader, self._writer), set(self._running)
-        self._reader, self._writer = self._engines()
+        old, running = (self._reader, self._lister, self._writer), set(self._running)
+        self._reader, self._lister, self._writer = self._engines()
         if running:  # what they use is theirs until they end, and would not be closed now
             self._begin(_dispose(old, after=running))
         else:
@@ -71,6 +85,11 @@ class Database:
     async def all(self, query: Any) -> list[tuple[Any, ...]]:
         """Every row of the answer."""
         return await self.run(self._all(query))
+
+    async def read_list(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        """What ``work`` reads, which may be much, when it is its turn; raises ListsBusy."""
+        await self._take_turn()
+        return await self.run(self._read_list(work))  # gives the turn back
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
@@ -97,6 +116,25 @@ class Database:
         self._running.discard(task)
         if not task.cancelled():
             task.exception()  # nobody may be left to be told
+
+    async def _take_turn(self) -> None:
+        if self._waiting >= LISTS_WAITING:
+            raise ListsBusy("too many lists are wanted")
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(LIST_WAIT):
+                await self._turns.acquire()
+        except TimeoutError:
+            raise ListsBusy("lists take too long") from None
+        finally:
+            self._waiting -= 1
+
+    async def _read_list(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        try:
+            async with self._lister.connect() as connection:
+                return await work(connection)
+        finally:
+            self._turns.release()
 
     async def _first(self, query: Any) -> tuple[Any, ...] | None:
         async with self._reader.connect() as connection:

@@ -17,9 +17,10 @@ from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from regmirror.freshness import TagRecord
-from regmirror.manifests import Descriptor, Manifest
+from regmirror.manifests import MANIFEST_MAX, Descriptor, Manifest
 from regmirror.metadata import schema as t
 from regmirror.metadata.database import Database, whole
+from regmirror.metadata.lists import CatalogPage, read_catalog, read_referrers, read_row, read_tags
 from regmirror.metadata.reviews import EVERYWHERE, put_up
 from regmirror.names import Digest, Repository, Tag
 
@@ -67,7 +68,7 @@ class MetadataStore:
 
     async def ping(self) -> None:
         """Raise sqlalchemy's DatabaseError if the database cannot be read."""
-        await self.database.first(sa.select(sa.func.count()).select_from(t.repositories))
+        await self.database.first(sa.select(t.repositories.c.id).limit(1))
 
     # --- questions -----------------------------------------------------------------------
 
@@ -112,10 +113,16 @@ class MetadataStore:
         row = await self.database.first(sa.select(t.blobs.c.size).where(t.blobs.c.digest == str(digest)))
         return None if row is None else int(row[0])
 
-    async def list_tags(self, repository: Repository) -> list[str]:
-        """The tags that are known here, sorted."""
-        query = sa.select(t.tags.c.name).join(t.repositories).where(_is(repository))
-        return [row[0] for row in await self.database.all(query.order_by(t.tags.c.name))]
+    async def list_tags(
+        self, repository: Repository, *, last: str | None = None, limit: int | None = None
+    ) -> list[str]:
+        """The tags that are known here, sorted: at most ``limit`` after ``last``."""
+        mine = _is(repository)
+        return await self.database.read_list(lambda link: read_tags(link, mine, last or "", limit))
+
+    async def list_catalog(self, page: CatalogPage) -> list[str]:
+        """The names of the repositories that hold a manifest or a tag, in the catalog's order."""
+        return await self.database.read_list(lambda link: read_catalog(link, page))
 
     async def list_repositories(self) -> list[Repository]:
         """Every repository that holds a manifest or a tag."""
@@ -135,23 +142,18 @@ class MetadataStore:
             Repository(*row) for row in await self.database.all(query.where(held.c.digest == str(digest)))
         ]
 
-    async def list_referrers(self, repository: Repository, digest: Digest) -> list[Manifest]:
-        """The stored manifests of the repository whose ``subject`` is ``digest``."""
-        refs, held = t.manifest_references, t.repository_manifests
-        query = (
-            sa.select(t.manifests.c.digest, t.manifests.c.media_type, t.manifests.c.payload)
-            .join(refs, refs.c.manifest == t.manifests.c.digest)
-            .join(held, held.c.digest == t.manifests.c.digest)
-            .join(t.repositories, t.repositories.c.id == held.c.repository_id)
-            .where(
-                _is(repository), held.c.is_verified, refs.c.digest == str(digest), refs.c.role == "subject"
-            )
-        )
-        return [Manifest(Digest(row[0]), row[1], row[2]) for row in await self.database.all(query)]
+    async def list_referrers(
+        self, repository: Repository, digest: Digest, limit: int = MANIFEST_MAX
+    ) -> list[Manifest]:
+        """The stored manifests of the repository whose ``subject`` is ``digest``, in the order of
+        their digests: as many as have ``limit`` bytes together.
+        """
+        mine = _is(repository)
+        return await self.database.read_list(lambda link: read_referrers(link, mine, digest, limit))
 
     async def totals(self) -> Totals:
         """Counts and bytes of everything stored."""
-        return Totals.read(await self.database.first(TOTALS))
+        return Totals.read(await self.database.read_list(lambda link: read_row(link, TOTALS)))
 
     async def blob_bytes(self) -> int:
         """Bytes of all stored blobs."""

@@ -29,19 +29,17 @@ from regmirror.upstream.content import (
     content_length,
     media_type,
     part_of,
-    read_json,
     read_manifest,
     refuse_pages,
 )
 from regmirror.upstream.credentials import CredentialSource
 from regmirror.upstream.failures import error_for_status, mapped
-from regmirror.upstream.pages import PAGES_MAX, next_page
+from regmirror.upstream.pages import PAGES_MAX, ListBytes, next_page, read_page
 from regmirror.upstream.records import SharedRecord
 from regmirror.upstream.transport import Exchange
 
 ACCEPT: Final = ", ".join(ACCEPTED)
 PAGE: Final = 1000  # tags asked for at once
-PAGE_MAX: Final = 16 * 1024 * 1024  # bytes; some registries send every tag whatever was asked for
 #: A short answer as a whole may take so many times ``read_timeout``: byte by byte is no answer.
 _PATIENCE: Final = 4
 _NO_HEAD: Final = (405, 501)
@@ -80,6 +78,7 @@ class UpstreamClient:
         """
         self.name = name
         self._emit, self.read_timeout = emit, config.read_timeout
+        self._lists = ListBytes(name)
         self._base = upstream_url(name, config)
         try:
             home = URL(self._base, encoded=True).origin()
@@ -252,14 +251,16 @@ class UpstreamClient:
         """The documents of a list, page after page; loops and lists without end are ended."""
         seen: set[URL] = set()
         following: URL | None = url
-        while following is not None and following not in seen and len(seen) < PAGES_MAX:
-            seen.add(following)
-            document, following = await self._page(kind, repository, following, what)
-            yield document
+        with self._lists.reading() as listed:
+            while following is not None and following not in seen and len(seen) < PAGES_MAX:
+                seen.add(following)
+                payload, following = await self._page(kind, repository, following, what, listed.left)
+                listed.add(len(payload))
+                yield await asyncio.to_thread(read_page, self.name, payload, what)
 
     async def _page(
-        self, kind: Literal["tags", "referrers"], repository: Repository, url: URL, what: str
-    ) -> tuple[dict[str, Any], URL | None]:
+        self, kind: Literal["tags", "referrers"], repository: Repository, url: URL, what: str, limit: int
+    ) -> tuple[bytes, URL | None]:
         follows: Literal["all", "none"] = "none" if kind == "referrers" else "all"
         accept = {"Accept": OCI_INDEX if kind == "referrers" else "application/json"}
         call = Call(kind, "GET", repository.name, url, accept, follows)
@@ -268,12 +269,8 @@ class UpstreamClient:
                 raise _Unsupported
             self._require(exchange, what)
             refuse_pages(self.name, exchange.headers, what)
-            payload = await self._read_short(exchange, PAGE_MAX, kind)
-        document = read_json(payload)
-        if document is None:
-            message = f"sent what is not JSON for {what}"
-            raise UpstreamLied(self.name, message, reason="not-json")
-        return document, next_page(url, exchange.headers.getall("Link", []))
+            payload = await self._read_short(exchange, limit, kind)
+            return payload, next_page(url, exchange.headers.getall("Link", []))
 
     # --- what all of them need ---
 

@@ -3,13 +3,66 @@
 from __future__ import annotations
 
 import re
-from typing import Final
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
 
 from yarl import URL
 
+from regmirror.errors import UpstreamFailed, UpstreamLied
+from regmirror.upstream.content import read_json
+
 PAGES_MAX: Final = 1000
+LIST_MAX: Final = 8 * 1024 * 1024  # bytes of all pages; some registries send every tag on the first one
+LISTS_MAX: Final = 4 * LIST_MAX  # bytes of all lists of one upstream that are being read
 _LINK: Final = re.compile(r"<([^<>]*)>([^<]*)")
 _NEXT: Final = re.compile(r""";\s*rel\s*=\s*"?(?:[^";]*\s)?next(?:\s[^";]*)?"?\s*(?:[;,]|$)""", re.IGNORECASE)
+
+
+@dataclass
+class ListBytes:
+    """How many bytes the lists have that are being read of one upstream."""
+
+    upstream: str
+    total: int = 0
+
+    @contextmanager
+    def reading(self) -> Iterator[OneList]:
+        """For one list, whose pages are in memory until its end."""
+        one = OneList(self)
+        try:
+            yield one
+        finally:
+            self.total -= one.size
+
+
+@dataclass
+class OneList:
+    """A list that is being read."""
+
+    all: ListBytes
+    size: int = 0
+
+    @property
+    def left(self) -> int:
+        """Bytes that its next page may have."""
+        return LIST_MAX - self.size
+
+    def add(self, size: int) -> None:
+        """A page has been read; raises UpstreamFailed if that is too much beside all other lists."""
+        self.size, self.all.total = self.size + size, self.all.total + size
+        if self.all.total > LISTS_MAX:
+            message = f"sends lists of more than {LISTS_MAX} bytes at the same time"
+            raise UpstreamFailed(self.all.upstream, message, reason="too-large")
+
+
+def read_page(upstream: str, payload: bytes, what: str) -> dict[str, Any]:
+    """The JSON object that a page is; raises UpstreamLied for anything else."""
+    document = read_json(payload)
+    if document is None:
+        raise UpstreamLied(upstream, f"sent what is not JSON for {what}", reason="not-json")
+    return document
 
 
 def next_page(current: URL, links: list[str]) -> URL | None:

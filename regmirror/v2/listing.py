@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+import asyncio
+import json
+from typing import Any, Final
 from urllib.parse import urlencode
 
 from aiohttp import web
@@ -11,13 +13,14 @@ from aiohttp.web_request import BaseRequest
 from regmirror.errors import PaginationInvalid
 from regmirror.listings import Listings
 from regmirror.manifests import OCI_INDEX
+from regmirror.metadata.lists import CatalogPage
 from regmirror.names import Digest, Repository
 from regmirror.routing import DOCKER_HUB
 from regmirror.v2.exchange import Exchange
-from regmirror.v2.responses import json_response, warning_header
+from regmirror.v2.responses import COMMON, json_response, warning_header
 
-T = TypeVar("T")
 MOST = 10_000  # entries in one page
+_INDEX: Final = b'{"schemaVersion":2,"mediaType":"%s","manifests":[%%s]}' % OCI_INDEX.encode()
 CATALOG_PAGE = 100  # entries in a page of the catalog whose size nobody chose
 
 
@@ -31,12 +34,13 @@ class Listing:
         """``{"name": …, "tags": […]}``; ``name`` as the client wrote it."""
         request = exchange.request
         limit = _limit(request)
-        answer = await self._listings.tags(repository)
+        answer = await self._listings.tags(repository, request.query.get("last"), limit)
         exchange.answer(answer.outcome)
-        page, headers = _page(request, answer.content, limit)
+        headers = _link(request, answer.content.last, limit)
         if answer.warning:
             headers["Warning"] = warning_header(answer.warning)
-        return json_response({"name": written_name, "tags": page}, headers)
+        name = json.dumps(written_name).encode()
+        return _response(b'{"name":%s,"tags":[%s]}', (name, answer.content.elements), headers)
 
     async def referrers(
         self, exchange: Exchange, repository: Repository, digest: Digest
@@ -47,25 +51,21 @@ class Listing:
         wanted = exchange.request.query.getall("artifactType", [])
         found, headers = answer.content, {}
         if wanted:
-            found = [item for item in found if item.get("artifactType") in wanted]
+            found = await asyncio.to_thread(found.select, "artifactType", wanted)
             headers["OCI-Filters-Applied"] = "artifactType"
         if answer.warning:
             headers["Warning"] = warning_header(answer.warning)
-        document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": found}
-        return json_response(document, headers, OCI_INDEX)
+        return _response(_INDEX, (found.page().elements,), headers, OCI_INDEX)
 
     async def catalog(self, exchange: Exchange, upstream: str | None) -> web.StreamResponse:
         """What is stored, each as it can be pulled from here."""
         request = exchange.request
         limit = _limit(request)
-        stored = await self._listings.repositories()
-        names = sorted(
-            item.name if upstream or item.upstream == self._default else str(item)
-            for item in stored
-            if upstream in (None, item.upstream)
-        )
-        page, headers = _page(request, names, CATALOG_PAGE if limit is None else limit)
-        return json_response({"repositories": page}, headers)
+        limit = CATALOG_PAGE if limit is None else limit
+        wanted = CatalogPage(limit + 1, self._default, upstream, request.query.get("last"))
+        names = await self._listings.repositories(wanted)
+        page, last = names[:limit], names[limit - 1] if 0 < limit < len(names) else None
+        return json_response({"repositories": page}, _link(request, last, limit))
 
 
 def shown_name(repository: Repository) -> str:
@@ -84,16 +84,18 @@ def _limit(request: BaseRequest) -> int | None:
     return min(int(text), MOST)
 
 
-def _page(request: BaseRequest, items: list[str], limit: int | None) -> tuple[list[str], dict[str, str]]:
-    """The entries after ``last``, and a ``Link`` to the rest, spelled as this request was."""
-    last = request.query.get("last")
-    if last is not None:
-        items = [item for item in items if item > last]
-    if limit is None or len(items) <= limit:
-        return items, {}
-    page = items[:limit]
-    if not page:
-        return [], {}
-    query: list[tuple[str, Any]] = [("last", page[-1]), ("n", limit)]
+def _link(request: BaseRequest, last: str | None, limit: int | None) -> dict[str, str]:
+    """A ``Link`` to what follows ``last``, spelled as this request was; none if nothing does."""
+    if last is None:
+        return {}
+    query: list[tuple[str, Any]] = [("last", last)]
+    query += [("n", limit)] if limit is not None else []
     query += [("ns", ns) for ns in request.query.getall("ns", [])[:1]]
-    return page, {"Link": f'<{request.rel_url.raw_path}?{urlencode(query)}>; rel="next"'}
+    return {"Link": f'<{request.rel_url.raw_path}?{urlencode(query)}>; rel="next"'}
+
+
+def _response(
+    document: bytes, parts: tuple[bytes, ...], headers: dict[str, str], media_type: str = "application/json"
+) -> web.Response:
+    """JSON of which most is text already."""
+    return web.Response(body=document % parts, headers={**COMMON, **headers, "Content-Type": media_type})

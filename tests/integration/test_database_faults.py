@@ -12,6 +12,7 @@ from sqlalchemy.exc import DatabaseError
 
 from regmirror.events import NotStored
 from regmirror.knowledge import SUSPICION
+from regmirror.names import Repository, Tag
 from tests.fake_registry import random_bytes
 from tests.mirror_fixture import NAME, run_mirror, run_program, until
 
@@ -130,7 +131,7 @@ async def test_a_database_that_cannot_grow(mirror, image, path):
 
 def _odd_tag(number, data):
     from regmirror.freshness import TagRecord
-    from regmirror.names import Digest, Repository, Tag
+    from regmirror.names import Digest
 
     record = TagRecord(Digest.of(data), "x/y", 1, 1.0)
     return Repository(NAME, f"{'n' * 200}/{number}"), Tag(f"{'t' * 100}{data.decode()}"), record
@@ -142,29 +143,28 @@ async def test_a_database_that_does_not_answer(mirror, upstream, image, path, mo
     await settle(mirror)
     gate = asyncio.Event()
     store = mirror.running._lasting.metadata
-    real = store.find_tag
+    real = store.database._first
 
-    async def hang(*arguments):
+    async def hang(query):
         await gate.wait()
-        return await real(*arguments)
+        return await real(query)
 
-    monkeypatch.setattr("regmirror.knowledge.READ_PATIENCE", 0.05)
-    monkeypatch.setattr(store, "find_tag", hang)
+    monkeypatch.setattr("regmirror.reads.READ_PATIENCE", 0.05)
+    monkeypatch.setattr("regmirror.reads.PING_PATIENCE", 0)
+    monkeypatch.setattr(store.database, "_first", hang)
     mirror.clock.advance(3_600)
     assert (await mirror.get(TAG)).body == image.manifest
     assert details(mirror) == {"the database does not answer"}
-    monkeypatch.setattr("regmirror.knowledge.READ_PATIENCE", 1_000)  # nobody is to wait by now
+    monkeypatch.setattr("regmirror.reads.READ_PATIENCE", 1_000)  # nobody is to wait by now
     mirror.clock.advance(3_600)
     assert (await mirror.get(TAG)).body == image.manifest
     gate.set()
-    await until(lambda: not knowledge(mirror)._late_reads, "it has answered")
+    await until(lambda: not len(knowledge(mirror)._reads), "it has answered")
     monkeypatch.undo()
     assert await knowledge(mirror).list_tags(*_app()) == ["1"]
 
 
 def _app():
-    from regmirror.names import Repository
-
     return (Repository(NAME, "team/app"),)
 
 
@@ -263,12 +263,13 @@ async def test_a_damaged_database_is_not_examined_for_each_error(mirror, monkeyp
         raise DatabaseError("SELECT", {}, Exception("database disk image is malformed"))
 
     monkeypatch.setattr(knowledge(mirror)._watch, "check", check)
-    monkeypatch.setattr(knowledge(mirror).store, "list_repositories", fail)
+    app, tag = *_app(), Tag("1")
+    monkeypatch.setattr(knowledge(mirror).store, "find_tag", lambda *_: fail())
     for _ in range(5):
-        assert await knowledge(mirror).list_repositories() == []
+        assert await knowledge(mirror).find_tag(app, tag) is None
     await until(lambda: examined == [True], "it is examined")
     mirror.clock.advance(SUSPICION)
-    await knowledge(mirror).list_repositories()
+    await knowledge(mirror).find_tag(app, tag)
     await until(lambda: examined == [True, True], "it is examined again")
 
 

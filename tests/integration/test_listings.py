@@ -200,6 +200,27 @@ async def test_tags_that_are_known_stand_in_after_a_restart(mirror, start_mirror
     assert (await later.get("/v2/team/new/tags/list")).status == 502
 
 
+async def test_stored_tags_come_in_pages_as_well(mirror, upstream, image, monkeypatch):
+    """B53, B100: no more of them are read than a page has, also where nobody chose its size."""
+    monkeypatch.setattr("regmirror.listings.STORED_MAX", 3)
+    for tag in TAGS[:7]:
+        await mirror.get(f"/v2/team/app/manifests/{tag}")
+    await mirror.reload(freshness={"offline": True})
+    assert await pages(mirror, f"{LIST}?n=4") == [TAGS[:4], TAGS[4:7]]
+    assert await pages(mirror, LIST) == [TAGS[:3], TAGS[3:6], TAGS[6:7]]
+    answer = await mirror.get(f"{LIST}?last=zzz")
+    assert (answer.status, answer.json()["tags"], next_of(answer)) == (200, [], None)
+    assert (await mirror.get("/v2/team/none/tags/list?last=a")).code == "NAME_UNKNOWN"
+
+
+async def test_the_last_page_of_stored_tags_is_no_failure(mirror, upstream, image):
+    """B33: a client that asks until nothing more comes."""
+    await mirror.get("/v2/team/app/manifests/007")
+    upstream.fault(Status(500), kind="tags", times=None)
+    answer = await mirror.get(f"{LIST}?n=10&last=007")
+    assert (answer.status, answer.json()["tags"]) == (200, [])
+
+
 async def test_an_unknown_repository_has_no_tags(mirror, image):
     answer = await mirror.get("/v2/team/none/tags/list")
 
@@ -328,6 +349,24 @@ async def test_referrers_of_what_is_stored_are_known_without_upstream(
     assert digests(answer) == [referrers[SBOM]]
     described = answer.json()["manifests"][0]
     assert (described["artifactType"], described["annotations"]) == (SBOM, {"a": "b"})
+
+
+@pytest.mark.parametrize("has_api", [True, False])
+async def test_lists_take_no_more_memory_than_is_for_them(mirror, upstream, image, monkeypatch, has_api):
+    """B100: of the API and of the tag schema, in bytes and not in number."""
+    monkeypatch.setattr(mirror.running._lasting.lists, "_limit", 300_000)
+    body = json.dumps(
+        {"schemaVersion": 2, "mediaType": INDEX, "manifests": [{"annotations": {"a": "x" * 100_000}}]}
+    ).encode()
+    upstream.has_referrers = has_api
+    kind = "referrers" if has_api else "manifest"
+    upstream.fault(Status(200, {"Content-Type": INDEX}, body), kind=kind, times=None)
+    for number in range(10):
+        answer = await mirror.get(f"/v2/team/app/referrers/sha256:{number:064}")
+        assert len(answer.json()["manifests"]) == 1
+    kept = mirror.running._lasting.lists
+    assert 100_000 < kept.weight <= 300_000
+    assert 0 < len(kept) <= 3
 
 
 # --- the catalog ---

@@ -7,7 +7,10 @@ import pytest
 from regmirror.errors import UpstreamFailed, UpstreamLied, UpstreamNotFound
 from regmirror.manifests import OCI_INDEX
 from regmirror.names import Digest
+from regmirror.upstream.pages import LIST_MAX, LISTS_MAX
 from tests.fake_registry import FakeRegistry, Html, Redirect, SetHeaders, Status
+from tests.fake_registry.faults import Action
+from tests.fake_registry.sources import InMemory
 from tests.integration.asking import ALPINE, asking, saying, speaking
 
 
@@ -148,3 +151,37 @@ async def test_a_list_that_is_none_is_empty(value):
         assert await client.list_tags(ALPINE) == []
     async with answering(f'{{"manifests": {value}}}'.encode(), OCI_INDEX) as client:
         assert await client.list_referrers(ALPINE, Digest("sha256:" + "0" * 64)) == []
+
+
+class EndlessPages(Action):
+    """Page after page of this size, each with a link to another one."""
+
+    def __init__(self, size):
+        self.size, self.sent = size, 0
+
+    def change(self, reply, seen):
+        self.sent += 1
+        reply.status = 200
+        reply.headers["Content-Type"] = "application/json"
+        reply.headers["Link"] = f'<{seen.path}?n=1000&last={self.sent}>; rel="next"'
+        reply.replace_body(InMemory(b'{"tags":["%s"]}' % (b"x" * self.size)))
+
+
+async def test_a_list_has_no_more_bytes_than_memory_is_for_it(client, upstream, image):
+    """B100: all its pages together."""
+    pages = EndlessPages(LIST_MAX // 4)
+    upstream.fault(pages, times=None)
+    with pytest.raises(UpstreamFailed) as caught:
+        await client.list_tags(ALPINE)
+    assert caught.value.reason == "too-large"
+    assert upstream.count("tags") == pages.sent == 4
+
+
+async def test_all_lists_together_have_no_more_bytes_than_memory_is_for_them(client, upstream, image):
+    """B100: of one upstream, that are asked for at the same time."""
+    upstream.fault(EndlessPages(LIST_MAX // 2), times=1)
+    client._lists.total = LISTS_MAX - LIST_MAX // 4
+    with pytest.raises(UpstreamFailed) as caught:
+        await client.list_tags(ALPINE)
+    assert caught.value.reason == "too-large"
+    assert client._lists.total == LISTS_MAX - LIST_MAX // 4

@@ -30,6 +30,9 @@ class SlowStore:
     async def save_tag(self, repository, tag, record):
         pass
 
+    async def ping(self):
+        pass
+
 
 class BrokenStore:
     """A database that fails whatever it is asked."""
