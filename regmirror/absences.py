@@ -52,7 +52,9 @@ class Absences:
         if found is None:
             return
         if self._clock() < found.until:
-            raise unknown(found.message) from found.cause(repository.upstream, found.message)
+            error = unknown(found.message)
+            error.is_definite = True  # else it would not have been noted
+            raise error from found.cause(repository.upstream, found.message)
         self.drop(repository, reference, unknown)
 
     def note(

@@ -20,8 +20,9 @@ from regmirror.errors import (
     UpstreamTimeout,
 )
 from regmirror.knowledge import Knowledge
-from regmirror.names import Reference, Repository
+from regmirror.names import Reference, Repository, Tag
 from regmirror.outcomes import COALESCED, Answer
+from regmirror.reads import is_in_doubt
 from regmirror.singleflight import SingleFlight
 from regmirror.upstream.client import UpstreamClient
 
@@ -138,7 +139,10 @@ class Asking:
             yield
         except (UpstreamNotFound, UpstreamDenied) as error:
             said = unknown(error.message)
-            self._knowledge.note_missing(*key, said, denied=isinstance(error, UpstreamDenied))
+            # What a tag means is the upstream's to say; a digest may be stored, whatever it says.
+            said.is_definite = isinstance(key[1], Tag) and not self._offline
+            if said.is_definite or not is_in_doubt():
+                self._knowledge.note_missing(*key, said, denied=isinstance(error, UpstreamDenied))
             raise said from error
 
     @staticmethod

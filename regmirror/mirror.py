@@ -30,6 +30,7 @@ from regmirror.manifests import Manifest, Summary
 from regmirror.names import Digest, Reference, Repository, Tag
 from regmirror.outcomes import COALESCED, HIT, MISS, STORED, Answer
 from regmirror.possession import Sample, Sampler, sends
+from regmirror.reads import is_in_doubt
 from regmirror.resolver import Policy, Resolver
 from regmirror.singleflight import SingleFlight
 from regmirror.upstream.client import UpstreamClient
@@ -253,11 +254,16 @@ class Mirror:
             return None
         size = await self._knowledge.find_size(digest)
         if size is None and blob.size > 0:
-            await self._knowledge.save_blob(digest, blob.size)  # a file without its row
+            if not is_in_doubt():
+                await self._knowledge.save_blob(digest, blob.size)  # a file without its row
             return blob
         if blob.size != size:  # another worker may have replaced the file since memory learnt its size
             size = await self._knowledge.find_size(digest, again=True)
-        if blob.size == size or digest == Digest.of(b"", digest.algorithm):
+        if (
+            blob.size == size
+            or (size is None and blob.size > 0)
+            or digest == Digest.of(b"", digest.algorithm)
+        ):
             return blob
         blob.close()
         await self._put_aside(digest, blob.size)

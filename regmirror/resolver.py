@@ -12,12 +12,19 @@ from typing import Literal, TypeVar
 
 from regmirror.asking import Asking, Key
 from regmirror.completeness import Completeness
-from regmirror.errors import ManifestUnknown, UpstreamError, UpstreamNotFound, UpstreamRateLimited
+from regmirror.errors import (
+    ManifestUnknown,
+    MetadataUnavailable,
+    UpstreamError,
+    UpstreamNotFound,
+    UpstreamRateLimited,
+)
 from regmirror.freshness import FreshnessPolicy, FreshnessRules, TagRecord, is_fresh, may_serve_stale
 from regmirror.knowledge import Knowledge
 from regmirror.manifests import Manifest, Summary, names_a_kind
 from regmirror.names import Digest, Reference, Repository, Tag
 from regmirror.outcomes import CHANGED, HIT, MISS, REVALIDATED, STALE, STORED, Answer
+from regmirror.reads import is_in_doubt
 from regmirror.singleflight import SingleFlight
 
 T = TypeVar("T")
@@ -317,7 +324,10 @@ class Resolver:
                 raise
         except ManifestUnknown as error:
             is_gone = isinstance(error.__cause__, UpstreamNotFound)  # and not refused to us
-            kept = fallback.manifest if self._policy.on_missing == "keep" and is_gone else None
+            may_keep = self._policy.on_missing == "keep" and is_gone
+            kept = fallback.manifest if may_keep else None
+            if kept is None and may_keep and is_in_doubt():
+                raise MetadataUnavailable from error
             if kept is None:
                 raise
             return turn(Answer(kept, STALE, error.message))

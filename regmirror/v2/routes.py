@@ -14,9 +14,10 @@ from __future__ import annotations
 from aiohttp import web
 from aiohttp.web_request import BaseRequest
 
-from regmirror.errors import NameUnknown, RegistryError, Unsupported
+from regmirror.errors import MetadataUnavailable, NameUnknown, RegistryError, Unsupported
 from regmirror.events import Emit
 from regmirror.names import Digest, parse_reference
+from regmirror.reads import noting_doubt
 from regmirror.routing import Path, UpstreamTable, decode, split
 from regmirror.v2.exchange import Exchange
 from regmirror.v2.listing import Listing
@@ -71,7 +72,13 @@ class Routes:
         if path is None:
             raise NameUnknown("nothing is served here; the registry is at /v2/")
         exchange.kind = _KINDS.get(path.endpoint, "")  # type: ignore[assignment]
-        response = await self._dispatch(exchange, path)
+        with noting_doubt() as doubt:
+            try:
+                response = await self._dispatch(exchange, path)
+            except RegistryError as error:
+                if doubt.is_noted and error.status == 404 and not error.is_definite:
+                    raise MetadataUnavailable from error  # it may well be stored
+                raise
         if not response.prepared:
             response.headers.update(exchange.headers)
         return response
