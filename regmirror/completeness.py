@@ -1,49 +1,107 @@
 """Whether an image can be pulled from what is stored: its manifest alone is no use to anybody.
 
 Some clients (podman) choose a registry by its manifest and ask no other one for the layers. So a
-manifest whose layers can neither be found here nor fetched is better not served (B39).
+manifest whose layers can neither be found here nor fetched is better not served (B39). What it
+takes to find that out is bounded: a costly verdict is kept for a second, and costly manifests are
+read one after the other, in a thread.
 """
 
 from __future__ import annotations
 
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Final
 
 from regmirror.blobs.local import LocalBlobStore
 from regmirror.knowledge import Knowledge
+from regmirror.lru import Lru, weigh_texts
 from regmirror.manifests import Descriptor, Manifest, NotAManifest, parse_document, references
 from regmirror.names import Digest, Repository
+from regmirror.offload import LARGE, run_by_size
+from regmirror.reads import is_in_doubt
 
 #: ``{}``, the config of artifacts that have none (image specification, "Guidance for an Empty
 #: Descriptor"): everybody knows it.
 EMPTY: Final = Digest("sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a")
 DEPTH_MAX: Final = 3  # an index may name indexes
+MANIFESTS_MAX: Final = 2_000  # manifests that are read for one verdict
+COSTLY: Final = 50  # manifests read for a verdict that is kept
+VERDICT_MAX_AGE: Final = 1.0  # seconds
+VERDICTS_BYTES: Final = 1024 * 1024
+
+_Key = tuple[Repository, Digest]
+
+
+@dataclass(slots=True)
+class _Look:
+    """One look at an image: of each manifest the gap that was found so far."""
+
+    repository: Repository
+    gaps: dict[Digest, str | None] = field(default_factory=dict)  # no more than MANIFESTS_MAX
 
 
 class Completeness:
     """Looks at the store and at what is known of manifests; asks no upstream."""
 
-    def __init__(self, knowledge: Knowledge, store: LocalBlobStore) -> None:
-        self._knowledge, self._store = knowledge, store
+    def __init__(
+        self, knowledge: Knowledge, store: LocalBlobStore, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._knowledge, self._store, self._clock = knowledge, store, clock
+        self._verdicts: Lru[_Key, tuple[float, str | None]] = Lru(VERDICTS_BYTES, _weigh)
+        self._turn = asyncio.Lock()
 
-    async def find_gap(self, repository: Repository, manifest: Manifest, depth: int = 0) -> str | None:
+    async def find_gap(self, repository: Repository, manifest: Manifest) -> str | None:
         """What is missing here of the image, in words; None if it can be pulled.
 
         Of an index one complete image is enough: nobody pulls the others.
         """
-        try:
-            named = references(parse_document(manifest.payload))
-        except NotAManifest:
-            return None
-        children = [item for item in named if item.role == "manifest"]
-        gap = self._gap([item for item in named if item.role in ("config", "layer")])
-        if gap is not None or not children:
-            return gap
-        if depth < DEPTH_MAX:
+        key = (repository, manifest.digest)
+        if manifest.size < LARGE:
+            return await self._judge(key, manifest)
+        async with self._turn:  # whoever comes later finds the verdict of the first
+            return await self._judge(key, manifest)
+
+    async def _judge(self, key: _Key, manifest: Manifest) -> str | None:
+        verdict = self._verdicts.get(key)
+        if verdict is not None and self._clock() < verdict[0]:
+            return verdict[1]
+        look = _Look(key[0])
+        gap = await self._find_gap(look, manifest, 0)
+        is_costly = manifest.size >= LARGE or len(look.gaps) >= COSTLY
+        if is_costly and not is_in_doubt():
+            self._verdicts.put(key, (self._clock() + VERDICT_MAX_AGE, gap))
+        return gap
+
+    async def _find_gap(self, look: _Look, manifest: Manifest, depth: int) -> str | None:
+        gap, children = await run_by_size(manifest.size, self._examine, manifest.payload)
+        if gap is None and children and depth < DEPTH_MAX:
             for child in children:
-                held = await self._knowledge.find_manifest(repository, child.digest)
-                if held is not None and await self.find_gap(repository, held, depth + 1) is None:
+                if await self._is_complete(look, child, depth + 1):
                     return None
-        return f"of none of its {len(children)} images are all layers stored"
+        if gap is None and children:
+            return f"of none of its {len(children)} images are all layers stored"
+        return gap
+
+    async def _is_complete(self, look: _Look, digest: Digest, depth: int) -> bool:
+        if digest not in look.gaps:
+            if len(look.gaps) >= MANIFESTS_MAX:
+                return False
+            look.gaps[digest] = "not stored"
+            held = await self._knowledge.find_manifest(look.repository, digest)
+            if held is not None:
+                look.gaps[digest] = await self._find_gap(look, held, depth)
+        return look.gaps[digest] is None
+
+    def _examine(self, payload: bytes) -> tuple[str | None, list[Digest]]:
+        """What is missing of the manifest's own parts, and its children."""
+        try:
+            named = references(parse_document(payload))
+        except NotAManifest:
+            return None, []
+        children = [item.digest for item in named if item.role == "manifest"]
+        return self._gap([item for item in named if item.role in ("config", "layer")]), children
 
     def _gap(self, parts: list[Descriptor]) -> str | None:
         wanted = {item.digest: item.role for item in parts if item.fetchable and item.digest != EMPTY}
@@ -54,3 +112,8 @@ class Completeness:
         stored = len(set(layers) - missing)
         without = ", and not its config" if len(missing) > len(layers) - stored else ""
         return f"{stored} of its {len(layers)} layers are stored{without}"
+
+
+def _weigh(key: _Key, verdict: tuple[float, str | None]) -> int:
+    repository, digest = key
+    return weigh_texts(repository.upstream, repository.name, digest, verdict[1] or "")

@@ -28,6 +28,7 @@ from regmirror.metadata.lists import CatalogPage
 from regmirror.metadata.repair import RepairFailed, Watch, looks_damaged
 from regmirror.metadata.store import MetadataStore
 from regmirror.names import Digest, Reference, Repository, Tag
+from regmirror.offload import run_by_size
 from regmirror.reads import Reads
 from regmirror.writes import Transaction, Writes
 
@@ -35,6 +36,7 @@ T = TypeVar("T")
 MANIFEST_BYTES: Final = 16 * 1024 * 1024  # of manifests kept in memory
 MEMORY_BYTES: Final = 12 * 1024 * 1024  # of tags, held manifests, rights and sizes in memory, of each
 DENIED_MAX_AGE: Final = 5.0  # seconds: access may be granted at any time
+PULLS_MAX: Final = 20_000  # times of last pull that are gathered, of each kind
 LIST_PATIENCE: Final = 5.0  # seconds that anybody waits for a list
 SUSPICION: Final = 5.0  # seconds between two examinations of a database that looks damaged
 
@@ -113,13 +115,14 @@ class Knowledge:
 
     async def save_manifest(self, repository: Repository, manifest: Manifest, tag: Tag | None = None) -> None:
         """The upstream has just said this manifest (for the tag, if one is given)."""
+        named = await run_by_size(manifest.size, _named_by, manifest)
         self._manifests.put((repository, manifest.digest), manifest)
         self._missing.drop(repository, manifest.digest, ManifestUnknown)
         if tag is not None:
             record = TagRecord(manifest.digest, manifest.media_type, manifest.size, self._now())
             self._tags.put((repository, tag), record)
             self._missing.drop(repository, tag, ManifestUnknown)
-        await self._write(self.store.save_manifest(repository, manifest, _named_by(manifest), tag))
+        await self._write(self.store.save_manifest(repository, manifest, named, tag))
 
     async def save_tag(self, repository: Repository, tag: Tag, record: TagRecord) -> None:
         """The upstream has just said what the tag means."""
@@ -240,13 +243,16 @@ class Knowledge:
     # --- last pulls ----------------------------------------------------------------------
 
     def note_tag_pull(self, repository: Repository, tag: Tag) -> None:
-        self._pulled_tags[(repository, tag)] = self._now()
+        if len(self._pulled_tags) < PULLS_MAX:
+            self._pulled_tags[(repository, tag)] = self._now()
 
     def note_manifest_pull(self, repository: Repository, digest: Digest) -> None:
-        self._pulled_manifests[(repository, digest)] = self._now()
+        if len(self._pulled_manifests) < PULLS_MAX:
+            self._pulled_manifests[(repository, digest)] = self._now()
 
     def note_blob_pull(self, digest: Digest) -> None:
-        self._pulled_blobs[digest] = self._now()
+        if len(self._pulled_blobs) < PULLS_MAX:
+            self._pulled_blobs[digest] = self._now()
 
     async def flush_pulls(self) -> None:
         """Write the times gathered since the last flush."""
@@ -282,7 +288,8 @@ class Knowledge:
     async def _save_again(self) -> None:
         """Another database: tell it what is in memory, which else it would not learn."""
         for repository, manifest in [(key[0], item) for key, item in self._manifests.items()]:
-            await self._write(self.store.save_manifest(repository, manifest, _named_by(manifest)))
+            named = await run_by_size(manifest.size, _named_by, manifest)
+            await self._write(self.store.save_manifest(repository, manifest, named))
         for repository, digest in [key for key, _ in self._rights.items()]:
             await self._write(self.store.confirm(repository, digest))
         for (repository, tag), record in self._tags.items():

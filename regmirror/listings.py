@@ -19,6 +19,7 @@ from regmirror.manifests import Manifest, NotAManifest, parse_document
 from regmirror.metadata.lists import CatalogPage
 from regmirror.mirror import Mirror
 from regmirror.names import Digest, Repository, Tag
+from regmirror.offload import run_by_size
 from regmirror.outcomes import COALESCED, HIT, MISS, STALE, Answer
 from regmirror.singleflight import SingleFlight
 from regmirror.upstream.client import UpstreamClient
@@ -126,7 +127,7 @@ class Listings:
             answer = await self._mirror.manifest(repository, tag)
         except ManifestUnknown:
             return JsonList()
-        return await asyncio.to_thread(_read_index, answer.content.payload)
+        return await run_by_size(answer.content.size, _read_index, answer.content.payload)
 
     async def _answer(
         self,

@@ -22,6 +22,7 @@ from regmirror.errors import ConfigError, UpstreamError, UpstreamFailed, Upstrea
 from regmirror.events import BytesFetched, Emit, Kind, VerificationFailed
 from regmirror.manifests import ACCEPTED, MANIFEST_MAX, OCI_INDEX, Manifest
 from regmirror.names import Digest, Reference, Repository
+from regmirror.offload import run_by_size
 from regmirror.upstream.caller import Call, Caller
 from regmirror.upstream.content import (
     BlobBody,
@@ -143,7 +144,9 @@ class UpstreamClient:
             payload = await self._read_short(exchange, MANIFEST_MAX, "manifest")
         expected = reference if isinstance(reference, Digest) else None
         try:
-            return read_manifest(self.name, exchange.headers, payload, expected, what)
+            return await run_by_size(
+                len(payload), read_manifest, self.name, exchange.headers, payload, expected, what
+            )
         except UpstreamLied:
             named = expected or claimed_digest(exchange.headers) or ""
             self._emit(VerificationFailed(self.name, "manifest", named, "upstream"))
@@ -256,7 +259,7 @@ class UpstreamClient:
                 seen.add(following)
                 payload, following = await self._page(kind, repository, following, what, listed.left)
                 listed.add(len(payload))
-                yield await asyncio.to_thread(read_page, self.name, payload, what)
+                yield await run_by_size(len(payload), read_page, self.name, payload, what)
 
     async def _page(
         self, kind: Literal["tags", "referrers"], repository: Repository, url: URL, what: str, limit: int

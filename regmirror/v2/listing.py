@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from typing import Any, Final
 from urllib.parse import urlencode
@@ -15,6 +14,7 @@ from regmirror.listings import Listings
 from regmirror.manifests import OCI_INDEX
 from regmirror.metadata.lists import CatalogPage
 from regmirror.names import Digest, Repository
+from regmirror.offload import run_by_size
 from regmirror.routing import DOCKER_HUB
 from regmirror.v2.exchange import Exchange
 from regmirror.v2.responses import COMMON, json_response, warning_header
@@ -51,7 +51,7 @@ class Listing:
         wanted = exchange.request.query.getall("artifactType", [])
         found, headers = answer.content, {}
         if wanted:
-            found = await asyncio.to_thread(found.select, "artifactType", wanted)
+            found = await run_by_size(len(found.text), found.select, "artifactType", wanted)
             headers["OCI-Filters-Applied"] = "artifactType"
         if answer.warning:
             headers["Warning"] = warning_header(answer.warning)

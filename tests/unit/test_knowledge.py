@@ -1,13 +1,17 @@
 """Memory in front of the database: what is newest counts, and a failing database costs no pull."""
 
 import asyncio
+import json
+import threading
 
 from sqlalchemy.exc import OperationalError
 
+from regmirror import knowledge as knowledge_module
 from regmirror.errors import BlobUnknown, ManifestUnknown
 from regmirror.events import NotStored
 from regmirror.freshness import TagRecord
 from regmirror.knowledge import Knowledge
+from regmirror.manifests import OCI_MANIFEST, Manifest
 from regmirror.names import Digest, Repository, Tag
 
 APP, LATEST = Repository("docker.io", "team/app"), Tag("latest")
@@ -87,3 +91,43 @@ def test_what_is_missing_is_missing_as_what_it_was_asked_for():
     except ManifestUnknown as caught:
         refused = caught
     assert (type(refused), refused.message) == (ManifestUnknown, error.message)
+
+
+def manifest_of(layers):
+    items = [{"digest": f"sha256:{number:064}", "size": 1} for number in range(layers)]
+    payload = json.dumps({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "layers": items}).encode()
+    return Manifest(Digest.of(payload), OCI_MANIFEST, payload)
+
+
+async def test_a_large_manifest_is_parsed_in_a_thread(monkeypatch):
+    """B100: the loop of everybody else goes on meanwhile."""
+    threads, real = [], knowledge_module.parse_document
+
+    def parse(payload):
+        threads.append(threading.current_thread())
+        return real(payload)
+
+    monkeypatch.setattr(knowledge_module, "parse_document", parse)
+    knowledge = Knowledge(BrokenStore(), emit=lambda event: None, missing_max_age=10)
+    await knowledge.save_manifest(APP, manifest_of(500))
+    assert len(threads) == 1
+    assert threads[0] is not threading.main_thread()
+
+
+async def test_one_manifest_does_not_push_all_rights_out_of_memory():
+    """B67, B100: it brings none."""
+    knowledge = Knowledge(BrokenStore(), emit=lambda event: None, missing_max_age=10)
+    await knowledge.save_manifest(APP, manifest_of(500))
+    assert len(knowledge._rights) == 0
+
+
+async def test_times_of_last_pull_are_gathered_in_a_bounded_number(monkeypatch):
+    """B100: between two flushes anything may be pulled."""
+    monkeypatch.setattr(knowledge_module, "PULLS_MAX", 2)
+    knowledge = Knowledge(BrokenStore(), emit=lambda event: None, missing_max_age=10)
+    for number in range(5):
+        knowledge.note_tag_pull(APP, Tag(f"t{number}"))
+        knowledge.note_manifest_pull(APP, Digest(f"sha256:{number:064}"))
+        knowledge.note_blob_pull(Digest(f"sha256:{number:064}"))
+    assert len(knowledge._pulled_tags) == len(knowledge._pulled_manifests) == 2
+    assert len(knowledge._pulled_blobs) == 2
