@@ -36,6 +36,7 @@ T = TypeVar("T")
 MANIFEST_BYTES: Final = 16 * 1024 * 1024  # of manifests kept in memory
 MEMORY_BYTES: Final = 12 * 1024 * 1024  # of tags, held manifests, rights and sizes in memory, of each
 DENIED_MAX_AGE: Final = 5.0  # seconds: access may be granted at any time
+DESCRIPTOR_BYTES: Final = 400  # of a descriptor that is to be written
 PULLS_MAX: Final = 20_000  # times of last pull that are gathered, of each kind
 LIST_PATIENCE: Final = 5.0  # seconds that anybody waits for a list
 SUSPICION: Final = 5.0  # seconds between two examinations of a database that looks damaged
@@ -122,7 +123,8 @@ class Knowledge:
             record = TagRecord(manifest.digest, manifest.media_type, manifest.size, self._now())
             self._tags.put((repository, tag), record)
             self._missing.drop(repository, tag, ManifestUnknown)
-        await self._write(self.store.save_manifest(repository, manifest, named, tag))
+        size = manifest.size + len(named) * DESCRIPTOR_BYTES
+        await self._write(self.store.save_manifest(repository, manifest, named, tag), size)
 
     async def save_tag(self, repository: Repository, tag: Tag, record: TagRecord) -> None:
         """The upstream has just said what the tag means."""
@@ -289,7 +291,7 @@ class Knowledge:
         """Another database: tell it what is in memory, which else it would not learn."""
         for repository, manifest in [(key[0], item) for key, item in self._manifests.items()]:
             named = await run_by_size(manifest.size, _named_by, manifest)
-            await self._write(self.store.save_manifest(repository, manifest, named))
+            await self._write(self.store.save_manifest(repository, manifest, named), manifest.size)
         for repository, digest in [key for key, _ in self._rights.items()]:
             await self._write(self.store.confirm(repository, digest))
         for (repository, tag), record in self._tags.items():
@@ -310,8 +312,8 @@ class Knowledge:
             self._tell_failure(error)
             raise MetadataUnavailable from error
 
-    async def _write(self, transaction: Transaction) -> None:
-        await self._writes.do(transaction)
+    async def _write(self, transaction: Transaction, size: int = 0) -> None:
+        await self._writes.do(transaction, size)
 
     def _tell_failure(self, error: Exception) -> None:
         message = str(getattr(error, "orig", error))

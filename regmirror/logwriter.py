@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Final
 
 LINES_MAX: Final = 20_000  # lines waiting at most; what comes beyond is dropped and counted
+CHARACTERS_MAX: Final = 8 * 1024 * 1024  # of those lines: a path alone may have 16 KiB
 GATHER: Final = 0.02  # seconds between two writes under load, so that one call writes many lines
 CHUNK: Final = select.PIPE_BUF - 160  # bytes a call, with room for the line about dropped ones
 CLOSING: Final = 2.0  # seconds that the last lines may take
@@ -29,6 +30,7 @@ class LogWriter:
         # Texts alone: objects that wait here would make the garbage collector look at everything
         # again and again, which holds up answers by tens of milliseconds.
         self._lines: deque[str] = deque()
+        self._added = self._taken = 0  # characters of all lines so far: by who puts them, by the thread
         self._refused = 0  # lines that found no room; counted by who puts them
         self._lost = 0  # lines that could not be written, less those that were told of
         self._is_torn = False  # the last line in the file lacks its end
@@ -38,9 +40,11 @@ class LogWriter:
 
     def put(self, line: str) -> None:
         """Have a line written soon, ended by its line feed."""
-        if len(self._lines) >= LINES_MAX:
+        waiting = self._added - self._taken
+        if len(self._lines) >= LINES_MAX or waiting + len(line) > CHARACTERS_MAX:
             self._refused += 1
             return
+        self._added += len(line)
         self._lines.append(line)
         if not self._wake.is_set():
             self._wake.set()
@@ -62,7 +66,9 @@ class LogWriter:
         """Write what is waiting, whole lines with each call."""
         chunk, count = bytearray(), 0
         while self._lines:
-            line = self._lines.popleft().encode()
+            text = self._lines.popleft()
+            self._taken += len(text)
+            line = text.encode()
             if chunk and len(chunk) + len(line) > CHUNK:
                 self._write(bytes(chunk), count)
                 chunk, count = bytearray(), 0

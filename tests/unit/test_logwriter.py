@@ -99,8 +99,10 @@ def test_two_processes_share_a_pipe_without_mixing_their_lines(pipe):
         ]
 
 
-def test_a_pipe_that_nobody_reads_costs_lines_and_tells_how_many(pipe, monkeypatch):
-    monkeypatch.setattr(logwriter, "LINES_MAX", 10)
+@pytest.mark.parametrize(("limit", "value"), [("LINES_MAX", 10), ("CHARACTERS_MAX", 10 * select.PIPE_BUF)])
+def test_a_pipe_that_nobody_reads_costs_lines_and_tells_how_many(pipe, monkeypatch, limit, value):
+    """B100: of lines in any number and of any length."""
+    monkeypatch.setattr(logwriter, limit, value)
     read, write = pipe
     line = "x" * (select.PIPE_BUF - 1) + "\n"
     writer = LogWriter(write, tell)

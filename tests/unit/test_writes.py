@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from regmirror.writes import Writes
+from regmirror.writes import PENDING_BYTES, Writes
 from tests.mirror_fixture import until
 
 
@@ -126,3 +126,17 @@ async def test_closing_drops_what_has_not_begun(told, done, lock):
     assert [str(error) for error in told] == ["not written: the server is stopping"]
     lock.set()
     await until(lambda: done == ["late"], "what was running has ended")
+
+
+async def test_writes_that_wait_hold_no_more_than_their_bytes(writes, done, lock, told):
+    """B100: a manifest of 8 MiB waits in each, and any client causes one."""
+    await writes.do(locked(done, "late", lock))
+    await writes.do(quick(done, "large"), PENDING_BYTES)
+    await writes.do(quick(done, "more"), 1)
+    await writes.do(quick(done, "small"))
+    assert len(told) == 1
+    lock.set()
+    await until(lambda: not writes.is_late, "all are written")
+    assert done == ["late", "large", "small"]
+    await writes.do(quick(done, "again"), PENDING_BYTES)
+    assert done[-1] == "again"
