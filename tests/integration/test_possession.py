@@ -18,7 +18,6 @@ from tests.fake_registry import (
     FakeStorage,
     Html,
     IgnoreRange,
-    Redirect,
     SetHeaders,
     Status,
     StripHeaders,
@@ -75,7 +74,7 @@ async def test_a_redirect_proves_nothing(private, other, method, status):
     """B67: registry.k8s.io redirects requests for any digest; the storage has no such object."""
     async with FakeStorage(other) as storage:
         other.blob_location = None
-        other.fault(Redirect(f"{storage.url}/none", status), kind="blob", times=None)
+        other.fault(Status(status, {"Location": f"{storage.url}/none"}), kind="blob", times=None)
         assert await refused(private, method) in {404, 502}
         assert await refused(private, method) in {404, 502}
     assert rights(private) == []
