@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from regmirror.globs import compile_glob
+from regmirror.urls import has_possible_authority
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d|w)")
@@ -74,6 +75,7 @@ Duration = Annotated[float, BeforeValidator(parse_duration), PlainSerializer(for
 Size = Annotated[ByteSize, BeforeValidator(parse_size), PlainSerializer(format_size)]
 
 
+_NO_AUTHORITY = "names a host or a port that cannot exist; write host:port with a port from 1 to 65535"
 ANY_ADDRESS = "0.0.0.0"  # noqa: S104 - a mirror is for the machines around it
 
 
@@ -199,6 +201,8 @@ class Upstream(Section):
     def _url_is_a_host(cls, url: str) -> str:
         if url and not re.fullmatch(r"https?://[^/\s@?#]+/?", url):
             raise ValueError("write http:// or https:// and a host, without path, user or query")
+        if url and not has_possible_authority(url):
+            raise ValueError(_NO_AUTHORITY)
         return url
 
     @field_validator("http_proxy")
@@ -206,6 +210,8 @@ class Upstream(Section):
     def _proxy_is_http(cls, proxy: str) -> str:
         if proxy and not re.fullmatch(r"https?://\S+", proxy):
             raise ValueError("write the address of the proxy as http://host:port")
+        if proxy and not has_possible_authority(proxy):
+            raise ValueError(_NO_AUTHORITY)
         return proxy
 
     @model_validator(mode="after")
@@ -283,4 +289,11 @@ def split_address(address: str) -> tuple[str, int]:
     host, colon, port = address.rpartition(":")
     if not colon or not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535:
         raise ValueError("write an address as host:port, as in 0.0.0.0:5000")
-    return host.strip("[]") or ANY_ADDRESS, int(port)
+    host = host.strip("[]") or ANY_ADDRESS
+    try:
+        host.encode("idna")  # as the socket does
+    except UnicodeError:
+        raise ValueError("names a host that cannot exist; write an address as 0.0.0.0:5000") from None
+    if "\0" in host:
+        raise ValueError("names a host that cannot exist; write an address as 0.0.0.0:5000")
+    return host, int(port)

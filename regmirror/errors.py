@@ -25,6 +25,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from regmirror.urls import hide_userinfo
+
 
 class RegmirrorError(Exception):
     """The base of everything raised on purpose; its text is one sentence for a person."""
@@ -33,13 +35,16 @@ class RegmirrorError(Exception):
 class ConfigError(RegmirrorError):
     """A configuration value that cannot be used.
 
-    ``key`` is dotted as in ``mirror.toml``; ``value`` is shown as written, secrets excepted.
+    ``key`` is dotted as in ``mirror.toml``. Users and passwords of URLs are removed from the key
+    and the value; every other secret has to be left out by the caller.
     """
 
     def __init__(self, key: str, value: object, reason: str) -> None:
-        self.key, self.value, self.reason = key, value, reason
-        shown = "" if value is None else f" = {value!r}"
-        super().__init__(f"{key}{shown}: {reason}")
+        self.key = hide_userinfo(key)
+        self.value = hide_userinfo(value) if isinstance(value, str) else value
+        self.reason = reason
+        shown = "" if value is None else f" = {self.value!r}"
+        super().__init__(f"{self.key}{shown}: {reason}")
 
 
 class RegistryError(RegmirrorError):

@@ -12,18 +12,23 @@ from pathlib import Path
 from typing import Any, Final
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError
 
 from regmirror.changes import Snapshot, Stamp, tls_files, upstream_files
-from regmirror.config import BUILT_IN, Config
+from regmirror.config import BUILT_IN, Config, upstream_url
 from regmirror.errors import ConfigError
 from regmirror.names import is_host
+from regmirror.urls import has_possible_authority
 
 PREFIX: Final = "REGMIRROR_"
 _NOT_KEYS: Final = {"REGMIRROR_CONFIG"}
-_SECRETS: Final = {"password", "secret"}
-_USERINFO: Final = re.compile(r"(?<=//)[^/?#\s]*@")
+#: Keys whose values are never shown, nor anything below them. The URL of a webhook is a secret.
+_SECRETS: Final = {"password", "secret", "webhooks"}
+#: A value of an unknown key, or in place of a table, may be anything, such as a password.
+_UNKNOWN_VALUE: Final = {"extra_forbidden", "model_type", "model_attributes_type", "dict_type"}
+_QUOTED: Final = re.compile(r"'[^']{2,}'|\"[^\"]{2,}\"")
 #: Keys of later releases: refused rather than ignored, since ignoring them would open a door.
 _NOT_YET: Final = (
     ("access", "htpasswd", "this version serves pulls to everybody and cannot authenticate"),
@@ -88,7 +93,9 @@ def _read(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError("--config", str(path), (error.strerror or str(error)).lower()) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError("--config", str(path), f"is not TOML: {error}") from None
+        # The parser quotes keys, and in a broken file a password may stand where a key belongs.
+        why = _QUOTED.sub("...", str(error))
+        raise ConfigError("--config", str(path), f"is not TOML: {why}") from None
     hosted = values.get("hosted")
     if isinstance(hosted, dict) and "default_upstream" in hosted:
         # The overview of all keys shows this one below [hosted], where TOML makes it a key of
@@ -134,10 +141,6 @@ def _explain(error: ValidationError) -> ConfigError:
     """The first thing that is wrong, in one sentence."""
     first = error.errors(include_url=False)[0]
     key = ".".join(f'"{part}"' if "." in str(part) else str(part) for part in first["loc"])
-    secret = any(str(part) in _SECRETS for part in first["loc"])
-    value = None if secret or isinstance(first["input"], dict) else first["input"]
-    if isinstance(value, str):
-        value = _USERINFO.sub("***@", value)
     if first["type"] == "extra_forbidden":
         reason = "is not a configuration key; see mirror.toml for all of them"
         is_split = len(first["loc"]) == 3 and "." not in str(first["loc"][1])
@@ -146,7 +149,16 @@ def _explain(error: ValidationError) -> ConfigError:
     else:
         reason = re.sub(r"^(Value error|Assertion failed), ", "", first["msg"])
         reason = reason[0].lower() + reason[1:]
-    return ConfigError(key or "configuration", value, reason)
+    return ConfigError(key or "configuration", _visible_value(first), reason)
+
+
+def _visible_value(details: ErrorDetails) -> object:
+    """The value of a known key that holds no secret; None for every other value."""
+    value = details["input"]
+    is_secret = any(str(part) in _SECRETS for part in details["loc"])
+    if is_secret or details["type"] in _UNKNOWN_VALUE:
+        return None
+    return value if isinstance(value, str | int | float) else None
 
 
 def _host_in(location: tuple[int | str, ...]) -> str:
@@ -162,6 +174,8 @@ def _check_upstreams(config: Config) -> None:
                 raise ConfigError(key, host, "is not a host name; write it in lower case")
             if seen.setdefault(host, name) != name:
                 raise ConfigError(key, host, f"already names the upstream {seen[host]}")
+        if upstream.enabled and not has_possible_authority(upstream_url(name, upstream)):
+            raise ConfigError(key, name, "is a host or a port that cannot exist; correct it or set url")
     if config.default_upstream not in config.known_hosts():
         remedy = f'is not one of the upstreams; add [upstreams."{config.default_upstream}"]'
         raise ConfigError("default_upstream", config.default_upstream, remedy)

@@ -59,7 +59,17 @@ LAYERS: dict[str, list[str]] = {
         "eviction",
         "routing",
     ],
-    "vocabulary": ["errors", "names", "manifests", "globs", "lru", "jsonlist", "offload", "singleflight"],
+    "vocabulary": [
+        "urls",
+        "errors",
+        "names",
+        "manifests",
+        "globs",
+        "lru",
+        "jsonlist",
+        "offload",
+        "singleflight",
+    ],
 }
 #: The version stands in the package itself, which imports nothing.
 VERSION = "__init__"

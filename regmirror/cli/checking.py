@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import re
 import socket
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from pydantic import SecretStr
 
@@ -15,9 +14,7 @@ from regmirror.cli.output import print_json
 from regmirror.cli.toml import dump
 from regmirror.config import Config, split_address
 from regmirror.errors import ConfigError
-
-HIDDEN: Final = "********"
-_PASSWORD_IN_URL: Final = re.compile(r"(?<=://)([^/@\s:]*):[^/@\s]*(?=@)")
+from regmirror.urls import HIDDEN, hide_password
 
 
 def run(context: Context) -> None:
@@ -53,7 +50,7 @@ def hide_secrets(value: Any) -> Any:
         case SecretStr():
             return HIDDEN if value.get_secret_value() else ""
         case str():
-            return _PASSWORD_IN_URL.sub(rf"\1:{HIDDEN}", value)
+            return hide_password(value)
         case dict():
             return {key: hide_secrets(item) for key, item in value.items()}
         case list():

@@ -21,6 +21,7 @@ from regmirror.upstream.rawbody import M, Move
 from regmirror.upstream.transport import Exchange
 
 _CONTENT_RANGE: Final = re.compile(r"bytes\s+(\d{1,19})-(\d{1,19})/(\d{1,19}|\*)", re.IGNORECASE)
+_LENGTH: Final = re.compile(r"[0-9]{1,19}")
 _REPORT_EVERY: Final = 8 * 1024 * 1024  # bytes between two reports of a download's progress
 
 
@@ -39,7 +40,7 @@ def claimed_digest(headers: Mapping[str, str]) -> Digest | None:
 
 def content_length(headers: Mapping[str, str]) -> int | None:
     text = headers.get("Content-Length", "").strip()
-    return int(text) if text.isascii() and text.isdigit() else None
+    return int(text) if _LENGTH.fullmatch(text) else None
 
 
 def refuse_pages(upstream: str, headers: Mapping[str, str], what: str) -> None:

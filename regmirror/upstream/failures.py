@@ -165,7 +165,7 @@ def retry_after(text: str, now: datetime | None = None) -> float:
         return float(min(int(text[:10]), RETRY_AFTER_MAX))
     try:
         until = parsedate_to_datetime(text)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return RETRY_AFTER_DEFAULT
     if until.tzinfo is None:
         until = until.replace(tzinfo=UTC)

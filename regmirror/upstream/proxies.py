@@ -7,14 +7,17 @@ networks as ``10.0.0.0/8``, or ``*``.
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.request import getproxies_environment
 
 from yarl import URL
 
+from regmirror.errors import ConfigError
 from regmirror.upstream.credentials import basic_authorization
 from regmirror.upstream.trust import host_of
+from regmirror.urls import has_possible_authority
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +33,14 @@ class Proxies:
 
     @classmethod
     def from_environment(cls, http_proxy: str = "") -> Proxies:
-        """``http_proxy`` for everything if it is set, else HTTP_PROXY and HTTPS_PROXY."""
+        """``http_proxy`` for everything if it is set, else HTTP_PROXY and HTTPS_PROXY.
+
+        Raises ConfigError for a variable that is no address of a proxy.
+        """
         environment = getproxies_environment()
         named = {scheme: http_proxy or environment.get(scheme, "") for scheme in ("http", "https")}
-        return cls({scheme: _url(text) for scheme, text in named.items() if text}, environment)
+        proxies = {scheme: _url(f"{scheme.upper()}_PROXY", text) for scheme, text in named.items() if text}
+        return cls(proxies, environment)
 
     def find(self, url: URL) -> tuple[URL | None, dict[str, str]]:
         """The proxy for ``url`` without user and password, and the headers that are for it."""
@@ -50,8 +57,12 @@ class Proxies:
         return any(_excepts(entry, host_of(url), url.port) for entry in entries)
 
 
-def _url(text: str) -> URL:
-    return URL(text if "://" in text else f"http://{text}")
+def _url(name: str, text: str) -> URL:
+    url = text if "://" in text else f"http://{text}"
+    if not re.match("https?://", url, re.IGNORECASE) or not has_possible_authority(url):
+        reason = "is no address of a proxy (environment); write http://host:port or remove the variable"
+        raise ConfigError(name, text, reason)
+    return URL(url)
 
 
 def _excepts(entry: str, host: str, port: int | None) -> bool:
@@ -63,8 +74,8 @@ def _excepts(entry: str, host: str, port: int | None) -> bool:
     except ValueError:
         pass
     name, colon, number = entry.rpartition(":")
-    if colon and number.isdigit():
-        if int(number) != port:
+    if colon and number.isascii() and number.isdigit():
+        if number.lstrip("0") != str(port):
             return False
         entry = name
     domain = entry.strip("[]").removeprefix("*").lstrip(".")

@@ -64,7 +64,7 @@ class TokenRequest:
 
     def __repr__(self) -> str:
         method = "GET" if self.form is None else "POST"
-        return f"TokenRequest({method} {self.url.host}{self.url.path})"  # the form is secret
+        return f"TokenRequest({method} {self.url.raw_host}{self.url.raw_path})"  # the form is secret
 
 
 @dataclass(frozen=True, slots=True)

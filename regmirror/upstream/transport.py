@@ -67,7 +67,7 @@ class Exchange:
 
     @property
     def host(self) -> str:
-        return self.url.host or ""
+        return self.url.raw_host or ""
 
     async def read(self) -> bytes | memoryview:
         """Whatever has arrived, at least one byte, to be used until the next call; nothing at the end."""
@@ -167,7 +167,7 @@ class Transport:
         release = _nothing if is_probe else await self._wait_for_turn(admit, is_bulk=is_bulk)
         with ExitStack() as undo:
             undo.callback(release)
-            with mapped(self.name, url.host or ""):
+            with mapped(self.name, url.raw_host or ""):
                 response = await self._request(method, url, headers, form)
             undo.pop_all()
         return Exchange(self.name, response, release, self._hear, self._config.read_timeout)

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 from yarl import URL
 
+from regmirror.urls import check_authority
+
 if TYPE_CHECKING:
     from publicsuffixlist import PublicSuffixList
 
@@ -94,6 +96,10 @@ def check_redirect(target: URL, previous: URL, home: URL) -> None:
 def _require_web_address(url: URL) -> None:
     if url.scheme not in ("http", "https") or not url.raw_host:
         raise Untrusted("is not an http address")
+    try:
+        check_authority(url)
+    except ValueError:
+        raise Untrusted("names a host or a port that cannot exist") from None
     if url.raw_user is not None or url.raw_password is not None:
         raise Untrusted("carries a user name")
 

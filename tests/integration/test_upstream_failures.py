@@ -85,9 +85,13 @@ async def test_a_name_that_cannot_be_resolved(monkeypatch):
 
 
 async def test_a_name_that_is_none():
-    """B38: a label longer than 63 characters."""
-    async with asking(f"https://{'a' * 64}.example") as client:
-        assert await reason_of(client, UpstreamFailed) == "redirect"
+    """B38, B55: a label longer than 63 characters, and an empty one in punycode."""
+    for host in (f"{'a' * 64}.example", "xn--"):
+        answer = f"HTTP/1.1 307 \r\nLocation: http://{host}/x\r\nContent-Length: 0\r\n\r\n"
+        async with speaking(saying(answer.encode())) as home, asking(f"http://{home}") as client:
+            with pytest.raises(UpstreamFailed, match="a host or a port that cannot exist") as caught:
+                await client.get_manifest(ALPINE, LATEST)
+        assert caught.value.reason == "redirect"
 
 
 async def test_an_unknown_authority(secure):

@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from regmirror.cli import clients, output, status, toml
-from regmirror.cli.checking import HIDDEN, hide_secrets
+from regmirror.cli.checking import hide_secrets
 from regmirror.cli.clients import Address, Client
 from regmirror.cli.naming import Naming
 from regmirror.config import Config
 from regmirror.errors import DigestInvalid, ManifestUnknown, NameInvalid, NameUnknown, RegmirrorError
 from regmirror.names import Digest, Repository, Tag
+from regmirror.urls import HIDDEN
 
 PLAIN = Address("mirror.example.com:5000", is_plain=True)
 SECURE = Address("mirror.example.com", is_plain=False)
@@ -269,6 +270,12 @@ def test_secrets_are_hidden_and_their_absence_is_not():
     assert visible["upstreams"]["docker.io"]["http_proxy"] == "http://me:********@proxy:3128"
     assert visible["upstreams"]["docker.io"]["username"] == "me"
     assert visible["upstreams"]["quay.io"]["password"] == ""
+
+
+def test_of_a_proxy_the_whole_password_is_hidden():
+    """B62: a password may hold "@", "/" and ":"."""
+    proxy = "http://me:hun@ter/2:x@proxy:3128"
+    assert hide_secrets({"http_proxy": proxy}) == {"http_proxy": "http://me:********@proxy:3128"}
 
 
 # --- output

@@ -1,10 +1,15 @@
 """Reading the configuration: file, environment, command line, and everything that can be wrong."""
 
+import json
 import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from regmirror.cli import toml
 from regmirror.config import Config
 from regmirror.errors import ConfigError
 from regmirror.settings import find_file, load
@@ -115,7 +120,7 @@ def test_default_upstream_below_hosted_is_the_one_of_the_top_level(write):
 
 
 WRONG = [
-    ("[server]\nlissten = 1", "server.lissten", "1", "see mirror.toml"),
+    ("[server]\nlissten = 1", "server.lissten", None, "see mirror.toml"),
     ("[sever]\nlisten = ''", "sever", None, "see mirror.toml"),
     ("[upstreams.docker.io]\nusername = 'x'", "upstreams.docker.io", None, '[upstreams."docker.io"]'),
     ("[server]\nlisten = 'x'", "server.listen", "'x'", "host:port"),
@@ -166,8 +171,8 @@ WRONG = [
     ("[upstreams.'my.reg']\nread_timeout='0'", 'upstreams."my.reg".read_timeout', None, "greater than 0"),
     ("[upstreams.'my.reg']\nallow=['[z-a]']", 'upstreams."my.reg".allow.0', "'[z-a]'", "not a pattern"),
     ("[upstreams.'my.reg']\nallow='**'", 'upstreams."my.reg".allow', "'**'", "list"),
-    ("upstreams = 5", "upstreams", "5", "dict"),
-    ("server = 'x'", "server", "'x'", "Server"),
+    ("upstreams = 5", "upstreams", None, "dict"),
+    ("server = 'x'", "server", None, "Server"),
     ("a = ", "--config", None, "is not TOML"),
     ("a = 1\na = 2", "--config", None, "is not TOML"),
 ]
@@ -211,6 +216,25 @@ def test_a_wrong_variable_is_explained(name, value, named, monkeypatch):
         "[upstreams.'my.reg']\npassword = ['hunter2']",
         "[upstreams.'my.reg']\nhttp_proxy = 'socks5://me:hunter2@proxy'",
         "[upstreams.'my.reg']\nurl = 'https://me:hunter2@reg'",
+        "[upstreams.'my.reg']\nurl = 'https://me:one/hunter2@two@reg'",
+        "[upstreams.'my.reg']\nurl = 'https://reg?token=hunter2'",
+        "[upstreams.'my.reg']\nhttp_proxy = 'me:hunter2@proxy:3128'",
+        "[upstreams.'my.reg']\npasword = 'hunter2'",
+        "[upstreams.'my.reg'.auth]\npassword = 'hunter2'",
+        "[upstreams.'my.reg']\nauth = ['hunter2']",
+        "[[upstreams]]\nname = 'my.reg'\npassword = 'hunter2'",
+        "[upstreams]\n'my.reg' = 'hunter2'",
+        "[upstreams.'https://me:hunter2@reg']",
+        "[upstreams.'my.reg']\naliases = ['me:hunter2@reg']",
+        "upstreams = 'hunter2'",
+        "password = 'hunter2'",
+        "server = 'hunter2'",
+        "[metadata]\nurl = 'postgresql://u:hun@hunter2@h'",
+        "[storage]\nurl = 's3://bucket?secret=hunter2'",
+        "[[webhooks]]\nurl = 'https://hooks.example/hunter2'\nevents = ['nonsense']",
+        "[[webhooks]]\nurl = ['https://hooks.example/hunter2']",
+        "webhooks = 'https://hooks.example/hunter2'",
+        "[hunter2]\n[hunter2]",
         "[[webhooks]]\nurl = 'x'\nsecret = {a = 'hunter2'}",
     ],
 )
@@ -220,6 +244,106 @@ def test_no_explanation_shows_a_secret(text, write):
         load(write(text))
     assert "hunter2" not in str(caught.value)
     assert "hunter2" not in repr(caught.value)
+
+
+SECRETS = st.text("abcdefghjkmnpqrtuvwxyz0123456789@:/?#%+", min_size=1).map(
+    lambda text: f"s3cr3t{text}t3rc3s"
+)
+#: Where a secret may stand by mistake; every one of these configurations is invalid.
+PLACES = [
+    lambda secret: {"upstreams": {"my.reg": {"pasword": secret}}},
+    lambda secret: {"upstreams": {"my.reg": {"auth": {"user": secret}}}},
+    lambda secret: {"upstreams": {"my.reg": {"auth": [{"password": secret}]}}},
+    lambda secret: {"upstreams": {"my.reg": {"password": [secret]}}},
+    lambda secret: {"upstreams": {"my.reg": secret}},
+    lambda secret: {"upstreams": [{"name": "my.reg", "password": secret}]},
+    lambda secret: {"upstreams": secret},
+    lambda secret: {"upstreams": {"my.reg": {"url": f"https://me:{secret}@my.reg"}}},
+    lambda secret: {"upstreams": {"my.reg": {"url": f"https://{secret}@a@my.reg/path"}}},
+    lambda secret: {"upstreams": {"my.reg": {"http_proxy": f"socks5://me:{secret}@proxy"}}},
+    lambda secret: {"upstreams": {"my.reg": {"http_proxy": f"me:{secret}@proxy:3128"}}},
+    lambda secret: {"upstreams": {"my.reg": {"http_proxy": f"http://me:{secret}@proxy:99999"}}},
+    lambda secret: {"metadata": {"url": f"postgresql://me:{secret}@host/db"}},
+    lambda secret: {"storage": {"url": f"s3://host/bucket?key={secret}"}},
+    lambda secret: {"storage": {"pasword": secret}},
+    lambda secret: {"storage": secret},
+    lambda secret: {"webhooks": [{"url": f"https://hooks.example/{secret}", "events": ["pull"]}]},
+    lambda secret: {"webhooks": [{"url": f"https://hooks.example/{secret}", "events": ["none"]}]},
+    lambda secret: {"webhooks": [{"url": "x", "secret": {"is": secret}}]},
+    lambda secret: {"webhooks": secret},
+    lambda secret: {"password": secret},
+    lambda secret: {"access": {"token": secret}},
+]
+
+
+@given(secret=SECRETS, place=st.sampled_from(PLACES), is_file=st.booleans())
+def test_a_secret_in_a_wrong_place_is_shown_nowhere(secret, place, is_file):
+    """B62, B80: misspelled keys, wrong shapes, URLs with several "@"; by file and by environment."""
+    tables = place(secret)
+    with TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
+        path = Path(directory) / "my.toml"
+        if is_file:
+            path.write_text(toml.dump(tables), encoding="utf-8")
+        else:
+            path.touch()
+            for name, value in tables.items():
+                text = value if isinstance(value, str) else json.dumps(value)
+                patch.setenv(f"REGMIRROR_{name.upper()}", text)
+        with pytest.raises(ConfigError) as caught:
+            load(path)
+    shown = f"{caught.value} {caught.value!r} {caught.value.key} {caught.value.value}"
+    assert "s3cr3t" not in shown
+    assert "t3rc3s" not in shown
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("REGMIRROR_UPSTREAMS__DOCKER_IO__PASWORD", "hunter2"),
+        ("REGMIRROR_UPSTREAMS__DOCKER_IO", "hunter2"),
+        ("REGMIRROR_UPSTREAMS", "hunter2"),
+        ("REGMIRROR_PASWORD", "hunter2"),
+        ("REGMIRROR_WEBHOOKS", '["https://hooks.example/hunter2"]'),
+    ],
+)
+def test_a_secret_in_a_wrong_variable_is_not_shown(name, value, monkeypatch):
+    """B62."""
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError) as caught:
+        load()
+    assert "hunter2" not in f"{caught.value} {caught.value.value}"
+
+
+IMPOSSIBLE = ["host:99999", "host:0", "host:x", "xn--", f"{'a' * 64}.example", "[::1", ":80", "a..b"]
+
+
+@pytest.mark.parametrize("authority", IMPOSSIBLE)
+@pytest.mark.parametrize("key", ["url", "http_proxy"])
+def test_an_address_that_cannot_exist_is_explained(key, authority, write):
+    """B80: when the configuration is read, not at the first request."""
+    with pytest.raises(ConfigError) as caught:
+        load(write(f"[upstreams.'my.reg']\n{key} = 'http://{authority}'"))
+    assert caught.value.key == f'upstreams."my.reg".{key}'
+    assert caught.value.value == f"http://{authority}"
+    assert "host:port" in caught.value.reason
+
+
+def test_the_name_of_an_upstream_without_a_url_is_a_possible_address(write):
+    """B80: with a url the name is never connected to."""
+    with pytest.raises(ConfigError) as caught:
+        load(write("[upstreams.'my.reg:99999']"))
+    assert caught.value.key == 'upstreams."my.reg:99999"'
+    assert "set url" in caught.value.reason
+    assert load(write("[upstreams.'my.reg:99999']\nurl = 'http://my.reg'")).upstreams["my.reg:99999"].url
+
+
+@pytest.mark.parametrize("listen", [f"{'a' * 64}:1", "a..b:1", "a\\u0000b:1"])
+def test_an_address_to_listen_at_that_cannot_exist_is_explained(listen, write):
+    """B80."""
+    with pytest.raises(ConfigError) as caught:
+        load(write(f'[server]\nlisten = "{listen}"'))
+    assert caught.value.key == "server.listen"
+    assert "cannot exist" in caught.value.reason
 
 
 def test_a_file_that_cannot_be_read_is_explained(tmp_path):

@@ -109,6 +109,10 @@ def test_a_relative_location_is_relative_to_the_request():
         "https://localhost/x",
         "https://[::1]/x",
         "https://cdn.example:99999/x",
+        "https://cdn.example:0/x",
+        "https://xn--/x",
+        f"https://{'a' * 64}.example/x",
+        "https://a..b/x",
         "https://cdn.example/a b",
         "https://cdn.example/ä",
         "",
@@ -144,6 +148,46 @@ def test_the_proxies_of_the_environment_are_used_by_scheme(environment):
     proxies = Proxies.from_environment()
     assert proxies.find(URL("https://reg.example"))[0] == URL("http://secure.proxy:3128")
     assert proxies.find(URL("http://reg.example"))[0] == URL("http://plain.proxy:3128")
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://me:a@s3cret@proxy:99999",
+        "me:s3cret@proxy:x",
+        "socks5://me:s3cret@proxy",
+        "http://xn--",
+        "http://",
+    ],
+)
+def test_a_variable_that_is_no_address_of_a_proxy_is_explained(environment, address):
+    """B80, B63: the variable, its value without the password, and what to do."""
+    environment("HTTPS_PROXY", address)
+    with pytest.raises(ConfigError) as caught:
+        Proxies.from_environment()
+    assert caught.value.key == "HTTPS_PROXY"
+    assert "http://host:port" in caught.value.reason
+    assert "s3cret" not in f"{caught.value} {caught.value.value}"
+
+
+def test_a_port_of_no_proxy_that_is_no_number_excepts_nothing(environment):
+    """B63: a superscript digit, and more digits than an int may be read from."""
+    environment("HTTPS_PROXY", "http://proxy:3128")
+    environment("NO_PROXY", f"reg.example:\u00b2,reg.example:{'1' * 5000}")
+    assert Proxies.from_environment().find(URL("https://reg.example"))[0] == URL("http://proxy:3128")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Thu, 01 Jan 1970 00:00:00 +9999999999999",
+        "Thu, 01 Jan 99999999999999999999 00:00:00 GMT",
+        "9" * 5000,
+    ],
+)
+def test_a_time_to_wait_that_cannot_be_computed_is_bounded(text):
+    """B30: numbers too large for a date or an int."""
+    assert 60 <= retry_after(text) <= 3600
 
 
 def test_the_proxy_of_an_upstream_beats_the_environment(environment):

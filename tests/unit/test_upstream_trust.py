@@ -125,6 +125,8 @@ def test_an_http_realm_on_the_own_host_is_upgraded():
         "file:///etc/passwd",
         "https://user:secret@auth.docker.io/token",
         "https://auth.docker.io:99999/token",
+        "https://xn--/token",
+        f"https://{'a' * 64}.docker.io/token",
         "https://[::1/token",
     ],
 )
