@@ -32,6 +32,7 @@ Flight = SingleFlight[Key, Answer[T]]
 
 PATIENCE: Final = 1.5  # seconds a client waits for an upstream while a stale answer is at hand
 UNCACHED_PATIENCE: Final = 2.8  # seconds it waits for one that shows no sign of life; clients fall back at 3
+LONGEST: Final = 25.0  # seconds a client waits at most for one request; containerd gives up at 30
 MOMENT: Final = 0.05  # seconds for work that others have waited for long enough, should it just end
 
 
@@ -39,7 +40,7 @@ class Asking:
     """The way from the mirror to its upstreams.
 
     ``patience`` and ``uncached_patience`` are the seconds a client waits with and without a stale
-    answer at hand.
+    answer at hand; ``longest`` bounds the wait for an upstream that shows signs of life.
     """
 
     def __init__(
@@ -50,9 +51,10 @@ class Asking:
         offline: bool,
         patience: float = PATIENCE,
         uncached_patience: float = UNCACHED_PATIENCE,
+        longest: float = LONGEST,
     ) -> None:
         self._knowledge, self._upstreams, self._offline = knowledge, upstreams, offline
-        self._patience, self._uncached_patience = patience, uncached_patience
+        self._patience, self._uncached_patience, self._longest = patience, uncached_patience, longest
         self._begun: WeakKeyDictionary[asyncio.Task[Any], float] = WeakKeyDictionary()
 
     def upstream(self, repository: Repository) -> UpstreamClient:
@@ -85,16 +87,20 @@ class Asking:
         joined = key in flight
         with self.saying_unknown(key, unknown):
             task = flight.start(key, work)
-            answer = await self.wait_for(key[0], task, has_stale=has_stale)
+            answer = await self.wait_for(key[0], task, has_stale=has_stale, subject=str(key[1]))
         if joined and answer.outcome.result == "miss":
             return replace(answer, outcome=COALESCED)
         return answer
 
-    async def wait_for(self, repository: Repository, task: asyncio.Task[T], *, has_stale: bool) -> T:
+    async def wait_for(
+        self, repository: Repository, task: asyncio.Task[T], *, has_stale: bool, subject: str = ""
+    ) -> T:
         """What shared work comes to, if it does in time; the work goes on in any case."""
         now = asyncio.get_running_loop().time()
         age = now - self._begun.setdefault(task, now)
-        return await self.patiently(repository, lambda: asyncio.shield(task), age=age, has_stale=has_stale)
+        return await self.patiently(
+            repository, lambda: asyncio.shield(task), age=age, has_stale=has_stale, subject=subject
+        )
 
     async def patiently(
         self,
@@ -103,32 +109,42 @@ class Asking:
         *,
         age: float = 0.0,
         has_stale: bool = False,
+        subject: str = "",
     ) -> T:
         """What ``ask`` returns, which has been in the air for ``age`` seconds.
 
-        Raises UpstreamTimeout with reason ``slow`` when patience has run out: with a stale answer
-        at hand in any case, else if the upstream has shown no sign of life since. ``ask`` is then
-        cancelled, and called again if the upstream is alive: so it must share the work.
+        Raises UpstreamTimeout with reason ``slow`` when patience has run out. Without a stale answer
+        at hand, a sign of life of this request begins it again, up to ``longest`` seconds in all;
+        other requests say nothing of this one. ``subject`` is the tag, the digest or the list that is
+        requested. ``ask`` may be cancelled and called again: so it must share the work.
         """
         if self._offline:
             return await ask()
-        health, loop = self._upstreams[repository.upstream].health, asyncio.get_running_loop()
-        patience = self._patience if has_stale else self._uncached_patience
+        health = self._upstreams[repository.upstream].health
         resting = health.find_rest()
-        began = loop.time() - age
-        try:
-            async with asyncio.timeout(MOMENT if resting else max(patience - age, MOMENT)) as waiting:
-                return await ask()
-        except TimeoutError:
-            if not waiting.expired():
-                raise
-        if resting:
-            raise resting
-        waited = loop.time() - began
-        if not has_stale and health.has_answered_within(waited):
-            return await ask()
-        health.note_slow(waited)
-        raise UpstreamTimeout(repository.upstream, "is slow to answer", reason="slow")
+        began = asyncio.get_running_loop().time() - age
+        signs = health.signs.watch(repository.name, subject)
+        patience = MOMENT if resting else self._patience if has_stale else self._uncached_patience
+        heard = began
+        while True:
+            try:
+                async with asyncio.timeout_at(self._deadline(began, heard, patience)) as waiting:
+                    return await ask()
+            except TimeoutError:
+                if not waiting.expired():
+                    raise
+            if resting:
+                raise resting
+            waited = asyncio.get_running_loop().time() - began
+            if has_stale or signs.heard_at <= heard or waited >= self._longest:
+                health.note_slow(waited)
+                raise UpstreamTimeout(repository.upstream, "is slow to answer", reason="slow")
+            heard = signs.heard_at
+
+    def _deadline(self, began: float, heard: float, patience: float) -> float:
+        """When patience runs out; never at once, since the work may just be about to end."""
+        now = asyncio.get_running_loop().time()
+        return max(min(heard + patience, began + self._longest), now + MOMENT)
 
     @contextmanager
     def saying_unknown(self, key: Key, unknown: type[RegistryError]) -> Iterator[None]:

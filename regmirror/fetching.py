@@ -12,13 +12,14 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from regmirror.errors import UpstreamError, UpstreamLied, UpstreamResting
+from regmirror.errors import UpstreamError, UpstreamLied, UpstreamResting, UpstreamTimeout
 from regmirror.names import Repository
 
 PAUSES: Final = (0.1, 0.5, 2.0)  # seconds before each retry that follows one without progress
 STALL: Final = 0.5  # seconds without a byte after which another upstream is asked, if there is one
 ASKED_MAX: Final = 16  # sources that are requested from at once, when those before did not deliver
 READ_TIMEOUT: Final = 30.0  # seconds; see ``Source``
+TRICKLE: Final = 64 * 1024  # bytes that a try which timed out must bring to count as progress
 RESTS_MAX: Final = 2  # waits in all for an upstream that is not asked because it keeps failing
 
 Sleep = Callable[[float], Awaitable[None]]
@@ -159,12 +160,21 @@ async def fetch(source: Source, sink: Sink, sleep: Sleep) -> None:
                     return
                 whole = True
             try:
-                pause = _pause(retries, error, is_final=is_final, has_progressed=sink.offset > before)
+                brought = sink.offset - before
+                pause = _pause(retries, error, is_final=is_final, has_progressed=_is_progress(error, brought))
             except UpstreamError:
                 sink.refuse(source, error)
                 raise
             await sleep(pause)
         sink.note_resumed()
+
+
+def _is_progress(error: UpstreamError, brought: int) -> bool:
+    """Whether a try brought enough to forgive those before it.
+
+    An upstream that sends a few bytes and then stalls, time after time, would never be given up.
+    """
+    return brought >= (TRICKLE if isinstance(error, UpstreamTimeout) else 1)
 
 
 def _pause(retries: _Retries, error: UpstreamError, *, is_final: bool, has_progressed: bool) -> float:

@@ -145,7 +145,9 @@ class Listings:
         joined = key in self._flight
         try:
             task = self._flight.start(key, ask)
-            found = await self._mirror.asking.wait_for(key[0], task, has_stale=kept is not None)
+            found = await self._mirror.asking.wait_for(
+                key[0], task, has_stale=kept is not None, subject=key[1] or "list"
+            )
         except (UpstreamNotFound, UpstreamDenied):
             self._kept.drop(key)
             raise

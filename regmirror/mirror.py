@@ -178,7 +178,7 @@ class Mirror:
         if flying is not None and flying.source.repository.upstream == source.repository.upstream:
             age = asyncio.get_running_loop().time() - flying.began
         return await self.asking.patiently(
-            source.repository, lambda: self._parts.downloads.join(digest, source), age=age
+            source.repository, lambda: self._parts.downloads.join(digest, source), age=age, subject=digest
         )
 
     async def head_blob(self, repository: Repository, digest: Digest) -> Answer[int | None]:

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Final, Literal
 
 from yarl import URL
@@ -93,7 +94,7 @@ class Caller:
         self._probing = Probing(self.health, self._probe)
         self._probing.is_off = offline
         self._wanted: Call | None = None  # what a probe asks for: the last that failed or was refused
-        self._transport = Transport(name, config, home, self.health.hear)
+        self._transport = Transport(name, config, home)
         self._source = source or credential_source(name, home, config, clock=clock)
         self._auth = Authenticator(name, home, config.auth_hosts, clock)
         self._token_flights: SingleFlight[TokenKey, Token] = SingleFlight()
@@ -229,7 +230,9 @@ class Caller:
             case Find(is_refused):
                 return await self._source.find(call.repository, is_refused=is_refused)
             case Fetch(grant):
-                return await self._token_flights.do(grant.key, lambda: self._fetch(grant))
+                token = await self._token_flights.do(grant.key, lambda: self._fetch(grant))
+                self.health.signs.note(call.repository, call.url.raw_name)
+                return token
 
     # --- requests and redirects ---
 
@@ -276,10 +279,10 @@ class Caller:
                 is_bulk=call.is_bulk,
                 is_probe=call.is_probe,
                 admit=lambda: self._admit(call) if is_home else None,
+                hear=partial(self._hear, call),
             )
             exchange.is_home = is_home
-            if is_home:
-                self.health.hear()
+            self._hear(call, is_home=is_home)
             if not 200 <= exchange.status < 300:
                 await exchange.dismiss()
         except UpstreamError as error:
@@ -291,6 +294,12 @@ class Caller:
             self.health.note_allowance(told.limit, told.remaining)
             self._emit(told)
         return exchange
+
+    def _hear(self, call: Call, *, is_home: bool) -> None:
+        """Something came for ``call``. Another host says nothing of how the upstream is."""
+        self.health.signs.note(call.repository, call.url.raw_name)
+        if is_home:
+            self.health.hear()
 
     def _tell(self, call: Call, url: URL, status: int, started: float, reason: str = "") -> None:
         seconds = self._clock() - started

@@ -7,7 +7,6 @@ distribution specification v1.1, "Pull" and "Content discovery".
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -34,15 +33,13 @@ from regmirror.upstream.content import (
     refuse_pages,
 )
 from regmirror.upstream.credentials import CredentialSource
-from regmirror.upstream.failures import error_for_status, mapped
+from regmirror.upstream.failures import error_for_status
 from regmirror.upstream.pages import PAGES_MAX, ListBytes, next_page, read_page
 from regmirror.upstream.records import SharedRecord
 from regmirror.upstream.transport import Exchange
 
 ACCEPT: Final = ", ".join(ACCEPTED)
 PAGE: Final = 1000  # tags asked for at once
-#: A short answer as a whole may take so many times ``read_timeout``: byte by byte is no answer.
-_PATIENCE: Final = 4
 _NO_HEAD: Final = (405, 501)
 
 
@@ -302,9 +299,7 @@ class UpstreamClient:
         if announced is not None and announced > limit:
             message = f"{exchange.host} announced {announced} bytes, more than {limit}"
             raise UpstreamFailed(self.name, message, reason="too-large")
-        with mapped(self.name, exchange.host):
-            async with asyncio.timeout(_PATIENCE * self.read_timeout):
-                payload = await exchange.read_all(limit)
+        payload = await exchange.read_all(limit)
         self._emit(BytesFetched(self.name, kind, len(payload)))
         return payload
 

@@ -27,6 +27,7 @@ from regmirror.circuit import (
 from regmirror.errors import UpstreamError, UpstreamRateLimited, UpstreamResting
 from regmirror.events import CircuitChanged, Emit, Kind
 from regmirror.upstream.records import SharedRecord, Transition
+from regmirror.upstream.signs import SignsOfLife
 
 GLANCE: Final = 1.0  # seconds that a glance may be old
 
@@ -57,6 +58,7 @@ class Health:
         self._last = Circuit()
         self._looked_at = -GLANCE
         self._heard_at = -math.inf
+        self.signs = SignsOfLife()
 
     def close(self) -> None:
         self._record.close()

@@ -7,9 +7,9 @@ goes wrong is raised as an UpstreamError; see ``failures``.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
-from typing import Final
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import ExitStack, asynccontextmanager, suppress
+from typing import Final, Protocol
 
 import aiohttp
 from multidict import CIMultiDictProxy
@@ -19,6 +19,7 @@ from regmirror import __version__
 from regmirror.config import Upstream
 from regmirror.errors import UpstreamError, UpstreamFailed, UpstreamUnreachable
 from regmirror.upstream.addresses import Addresses
+from regmirror.upstream.deadlines import UNWANTED, MinimumRate, short_deadline, with_deadline
 from regmirror.upstream.failures import mapped
 from regmirror.upstream.proxies import Proxies
 from regmirror.upstream.rawbody import M, Move, RawBody, take_over
@@ -30,6 +31,16 @@ USER_AGENT: Final = f"regmirror/{__version__}"
 READ_BUFFER: Final = 512 * 1024  # bytes; the default of 64 KiB halves the speed of a download
 _HEADER_MAX: Final = 64 * 1024  # signed URLs in Location outgrow the default of 8 KiB
 _DRAIN_MAX: Final = 64 * 1024  # of a body that nobody wants, to keep its connection
+
+
+class Hear(Protocol):
+    """Called when a part of a body arrives, from the upstream itself or from another host."""
+
+    def __call__(self, *, is_home: bool) -> None: ...
+
+
+def _hear_nothing(*, is_home: bool) -> None:
+    """Nobody wants to know."""
 
 
 class Exchange:
@@ -44,11 +55,11 @@ class Exchange:
         upstream: str,
         response: aiohttp.ClientResponse,
         release: Callable[[], None],
-        hear: Callable[[], None],
+        hear: Hear,
         read_timeout: float,
     ) -> None:
         self._upstream, self._response, self._release, self._hear = upstream, response, release, hear
-        self._timeout = read_timeout
+        self._timeout, self._rate = read_timeout, MinimumRate(upstream, read_timeout)
         self._raw: RawBody | None = None  # the rest of a body that aiohttp reads no more
         self.is_home = True  # the upstream itself answered, not a host it redirected to
         self.excerpt = ""  # the start of an error's body, once it has been read
@@ -71,10 +82,9 @@ class Exchange:
 
     async def read(self) -> bytes | memoryview:
         """Whatever has arrived, at least one byte, to be used until the next call; nothing at the end."""
-        with mapped(self._upstream, self.host):
+        async with self._waiting():
             chunk = await (self._raw.read() if self._raw else self._response.content.readany())
-        if self.is_home:
-            self._hear()
+        self._note(len(chunk))
         return chunk
 
     async def splice(self, move: Move[M]) -> M | None:
@@ -86,32 +96,47 @@ class Exchange:
             self._raw = take_over(self._response, self._timeout)
         if self._raw is None:
             return None
-        with mapped(self._upstream, self.host):
+        async with self._waiting():
             moved = await self._raw.splice(move)
-        if moved is not None and self.is_home:
-            self._hear()
+        if moved is not None:
+            self._note(moved.count)
         return moved
 
+    @asynccontextmanager
+    async def _waiting(self) -> AsyncIterator[None]:
+        with mapped(self._upstream, self.host):
+            async with self._rate.waiting(self.host):
+                yield
+
+    def _note(self, count: int) -> None:
+        self._rate.note(count)
+        self._hear(is_home=self.is_home)
+
     async def read_all(self, limit: int) -> bytes:
-        """The whole body; UpstreamFailed as soon as it is longer than ``limit`` bytes."""
-        chunks, size = [], 0
-        while chunk := await self.read():
-            chunks.append(chunk)
-            size += len(chunk)
-            if size > limit:
-                message = f"{self.host} sent more than {limit} bytes"
-                raise UpstreamFailed(self._upstream, message, reason="too-large")
-        return b"".join(chunks)
+        """The whole body; UpstreamFailed as soon as it is longer than ``limit`` bytes.
+
+        It has a deadline, which depends on ``limit``; UpstreamTimeout is raised after it.
+        """
+        body = bytearray()
+        async with with_deadline(self._upstream, self.host, short_deadline(limit, self._timeout)):
+            while chunk := await self.read():
+                body += chunk
+                if len(body) > limit:
+                    message = f"{self.host} sent more than {limit} bytes"
+                    raise UpstreamFailed(self._upstream, message, reason="too-large")
+        return bytes(body)
 
     async def dismiss(self) -> None:
         """Close an answer that is no content, keeping the start of its body as ``excerpt``.
 
-        What can be read is read, so that the connection can be used again; no error is raised.
+        What arrives within a moment is read, so that the connection can be used again; no error is
+        raised.
         """
         body = b""
         try:
-            while len(body) < _DRAIN_MAX and (chunk := await self.read()):
-                body += chunk
+            async with with_deadline(self._upstream, self.host, min(UNWANTED, self._timeout)):
+                while len(body) < _DRAIN_MAX and (chunk := await self.read()):
+                    body += chunk
         except UpstreamError:
             pass
         finally:
@@ -133,13 +158,12 @@ class Transport:
     """The connections to one upstream, its token endpoint and its storage.
 
     ``max_connections`` bounds the exchanges in flight. They wait for a slot here and never in
-    aiohttp's pool, where waiting would count against the connect timeout. ``hear`` is told when
-    something comes from the upstream itself.
+    aiohttp's pool, where waiting would count against the connect timeout.
     """
 
-    def __init__(self, name: str, config: Upstream, home: URL, hear: Callable[[], None]) -> None:
+    def __init__(self, name: str, config: Upstream, home: URL) -> None:
         self.name, self.home = name, home
-        self._config, self._hear = config, hear
+        self._config = config
         self._certificates = Certificates.load(name, config)
         self._proxies = Proxies.from_environment(config.http_proxy)
         self._slots = Slots(config.max_connections)
@@ -157,12 +181,13 @@ class Transport:
         is_bulk: bool = False,
         is_probe: bool = False,
         admit: Callable[[], None] = lambda: None,
+        hear: Hear = _hear_nothing,
     ) -> Exchange:
         """Send one request and wait for its answer's headers; the caller closes the exchange.
 
         ``is_bulk`` marks the long transfers, which may not take the last slots. ``admit`` raises
         what keeps this request from being sent, when its turn has come. A probe waits for no
-        turn: what hangs holds the slots.
+        turn: what hangs holds the slots. ``hear`` is called for each part of the body.
         """
         release = _nothing if is_probe else await self._wait_for_turn(admit, is_bulk=is_bulk)
         with ExitStack() as undo:
@@ -170,7 +195,7 @@ class Transport:
             with mapped(self.name, url.raw_host or ""):
                 response = await self._request(method, url, headers, form)
             undo.pop_all()
-        return Exchange(self.name, response, release, self._hear, self._config.read_timeout)
+        return Exchange(self.name, response, release, hear, self._config.read_timeout)
 
     def dismiss_waiting(self) -> None:
         """Have everybody who waits for a slot ask again whether that is still allowed."""

@@ -8,11 +8,18 @@ import threading
 import pytest
 import trustme
 
-from regmirror.errors import UpstreamFailed, UpstreamTimeout, UpstreamUnreachable
+from regmirror.errors import (
+    UpstreamDenied,
+    UpstreamFailed,
+    UpstreamNotFound,
+    UpstreamRateLimited,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
 from regmirror.events import UpstreamAnswered
 from regmirror.names import Digest
 from tests.fake_registry import DropBeforeAnswer, FakeRegistry, FakeStorage, Redirect, random_bytes
-from tests.integration.asking import ALPINE, LATEST, NAME, Asking, asking, never, saying, speaking
+from tests.integration.asking import ALPINE, LATEST, NAME, NOTHING, Asking, asking, never, saying, speaking
 
 LAYER = random_bytes(300_000, seed=1)
 
@@ -197,6 +204,92 @@ async def test_an_answer_that_trickles_is_given_up(start):
         with pytest.raises(UpstreamTimeout) as caught:
             await client.get_manifest(ALPINE, LATEST)
         assert caught.value.reason == "read"
+
+
+SLOW = {"read_timeout": "50ms", "connect_timeout": "50ms"}
+REALM = 'WWW-Authenticate: Bearer realm="http://{host}/token",service="s"\r\n'
+
+
+def trickling(start, paths=("",)):
+    """A server that answers these paths with ``start``, and then a byte now and then without an end;
+    every other request with 401.
+    """
+
+    async def trickle(reader, writer):
+        while request := await reader.readuntil(b"\r\n\r\n"):
+            host = f"127.0.0.1:{writer.get_extra_info('sockname')[1]}"
+            if any(path in request.decode() for path in paths):
+                break
+            writer.write(f"HTTP/1.1 401 \r\n{REALM.format(host=host)}Content-Length: 0\r\n\r\n".encode())
+        writer.write(start.format(host=host).encode())
+        while not writer.is_closing():
+            writer.write(b"1\r\nx\r\n" if "chunked" in start else b"x")
+            await asyncio.sleep(0.005)
+
+    return speaking(trickle)
+
+
+@pytest.mark.parametrize("framing", ["Content-Length: 99999", "Transfer-Encoding: chunked", "X: y"])
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        ("404", UpstreamNotFound),
+        ("403", UpstreamDenied),
+        ("500", UpstreamFailed),
+        ("429", UpstreamRateLimited),
+    ],
+)
+async def test_an_error_whose_body_trickles_is_the_error(status, kind, framing):
+    """B35, B100: nobody waits for the end of a body that nobody wants."""
+    start = f"HTTP/1.1 {status} \r\n{framing}\r\n\r\n"
+    async with trickling(start) as host, asking(f"http://{host}", **SLOW) as client:
+        async with asyncio.timeout(10):
+            with pytest.raises(kind):
+                await client.get_manifest(ALPINE, LATEST)
+
+
+async def test_a_redirect_whose_body_trickles_is_followed(upstream):
+    """B35, B55."""
+    image = upstream.add_image("library/alpine", "latest", [LAYER])
+    path = "/v2/library/alpine/manifests/latest"
+    start = f"HTTP/1.1 307 \r\nLocation: {upstream.url}{path}\r\nContent-Length: 99999\r\n\r\n"
+    async with trickling(start) as host, asking(f"http://{host}", **SLOW) as client, asyncio.timeout(10):
+        assert (await client.get_manifest(ALPINE, LATEST)).payload == image.manifest
+
+
+@pytest.mark.parametrize("start", ["HTTP/1.1 200 \r\n\r\n", "HTTP/1.1 200 \r\nX: ", "HTTP/1.1 401 \r\n\r\n"])
+async def test_a_token_that_trickles_is_given_up(start):
+    """B35, B100: the body of a token endpoint, and its headers."""
+    async with trickling(start, paths=("/token",)) as host, asking(f"http://{host}", **SLOW) as client:
+        async with asyncio.timeout(10):
+            with pytest.raises(UpstreamTimeout):
+                await client.get_manifest(ALPINE, LATEST)
+
+
+@pytest.mark.parametrize("framing", ["Content-Length: 9999999", "Transfer-Encoding: chunked", "X: y"])
+async def test_a_blob_that_trickles_is_given_up(framing):
+    """B35, B100: each byte satisfies the idle timeout."""
+    start = f"HTTP/1.1 200 \r\n{framing}\r\n\r\n"
+    received = bytearray()
+    async with trickling(start) as host, asking(f"http://{host}", **SLOW) as client, asyncio.timeout(10):
+        with pytest.raises(UpstreamTimeout, match="too slowly"):
+            await client.fetch(NOTHING, into=received)
+    assert set(received) == {ord("x")}
+
+
+async def test_empty_framing_is_no_part_of_a_body():
+    """B35, B100: a chunk extension without an end keeps a connection busy and brings nothing."""
+
+    async def extend(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 \r\nTransfer-Encoding: chunked\r\n\r\n1;")
+        while not writer.is_closing():
+            writer.write(b"x")
+            await asyncio.sleep(0.005)
+
+    async with speaking(extend) as host, asking(f"http://{host}", **SLOW) as client, asyncio.timeout(10):
+        with pytest.raises(UpstreamTimeout):
+            await client.fetch(NOTHING)
 
 
 async def an_idle_upstream_is_given_up(read_timeout):

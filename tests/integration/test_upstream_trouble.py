@@ -1,6 +1,7 @@
 """An upstream that keeps failing, hangs, or limits: what it is spared, and what clients get."""
 
 import asyncio
+import math
 from contextlib import suppress
 
 import pytest
@@ -9,10 +10,10 @@ from regmirror.asking import Asking
 from regmirror.config import Upstream
 from regmirror.errors import UpstreamError, UpstreamResting, UpstreamTimeout
 from regmirror.events import CircuitChanged, UpstreamAnswered
-from regmirror.names import Repository
+from regmirror.names import Digest, Repository
 from regmirror.upstream.registry import Upstreams
 from tests.fake_registry import FakeRegistry, FakeStorage, Hold, RateLimit, Status, StripHeaders, random_bytes
-from tests.integration.asking import ALPINE, LATEST, NAME, asking
+from tests.integration.asking import ALPINE, LATEST, NAME, asking, speaking
 from tests.integration.pulling import pull_image
 from tests.mirror_fixture import run_program, until
 
@@ -261,8 +262,10 @@ async def test_the_answer_that_nobody_waited_for_is_there_for_the_next(start_mir
     assert (upstream.count("manifest"), upstream.count("blob", "GET")) == (1, 1)
 
 
-async def test_a_slow_upstream_that_answers_others_is_waited_for(start_mirror, upstream, image):
-    """B34: it is alive, and its own times bound the wait."""
+async def test_clients_fall_back_from_a_request_that_hangs_while_others_are_answered(
+    start_mirror, upstream, image
+):
+    """B34: other requests say nothing of this one, and the upstream is not blamed."""
     mirror = await start_mirror(uncached_patience=0.2)
     await mirror.get("/v2/team/app/manifests/first")
     gate = upstream.hold(reference="1")
@@ -271,10 +274,35 @@ async def test_a_slow_upstream_that_answers_others_is_waited_for(start_mirror, u
     for number in range(6):
         assert (await mirror.get(f"/v2/team/app/manifests/other{number}")).status == 404
         await asyncio.wait([slow], timeout=0.05)
-    assert not slow.done()
-    gate.release()
-    assert (await slow).body == image.manifest
+    assert (await slow).status == 504
     assert circuit(mirror) == []
+    gate.release()
+    await mirror.events.until(lambda: upstream.count("manifest", "GET") == 8)
+    assert (await mirror.get(TAG)).body == image.manifest
+
+
+@pytest.mark.parametrize("is_blob", [True, False])
+async def test_each_response_to_a_request_is_a_sign_of_its_own_life(is_blob):
+    """B34, B23: a redirect that was answered, while the host behind it hangs."""
+    hung = asyncio.Event()
+
+    async def talk(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 307 \r\nLocation: /moved\r\nContent-Length: 0\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        hung.set()
+        await reader.read(-1)
+
+    async with speaking(talk) as host, asking(f"http://{host}") as client:
+        watch = client.health.signs.watch
+        own, other = watch(ALPINE.name, NOTHING if is_blob else LATEST), watch(ALPINE.name, "other")
+        request = (
+            client.blob_size(ALPINE, Digest(NOTHING)) if is_blob else client.get_manifest(ALPINE, LATEST)
+        )
+        task = asyncio.create_task(request)
+        await hung.wait()
+        assert own.heard_at > other.heard_at == -math.inf
+        task.cancel()
 
 
 @pytest.fixture
@@ -297,6 +325,26 @@ async def test_who_joins_what_hangs_does_not_wait_again(upstreams, has_stale):
             )
     assert caught.value.reason == "slow"
     assert not forever.done()
+
+
+@pytest.mark.parametrize("subject", ["1", "other"])
+async def test_a_request_that_hangs_has_a_deadline(upstreams, subject):
+    """B34: signs of life of other requests do not move it, and its own only up to a limit."""
+    asks = Asking(None, upstreams, offline=False, uncached_patience=0.05, longest=0.3)
+    health, forever = upstreams[NAME].health, asyncio.get_running_loop().create_future()
+    calls = []
+
+    def ask():
+        calls.append(subject)
+        health.hear()
+        health.signs.note("a/b", subject)
+        return asyncio.shield(forever)
+
+    async with asyncio.timeout(10):
+        with pytest.raises(UpstreamTimeout):
+            await asks.patiently(Repository(NAME, "a/b"), ask, subject="1")
+    assert (len(calls) > 1) == (subject == "1")
+    assert not health.is_open()
 
 
 async def test_work_in_the_air_is_not_waited_for_while_the_circuit_is_open(upstreams):

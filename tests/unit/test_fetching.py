@@ -2,8 +2,8 @@
 
 import pytest
 
-from regmirror.errors import UpstreamFailed, UpstreamLied, UpstreamResting
-from regmirror.fetching import PAUSES, RESTS_MAX, fetch
+from regmirror.errors import UpstreamFailed, UpstreamLied, UpstreamResting, UpstreamTimeout
+from regmirror.fetching import PAUSES, RESTS_MAX, TRICKLE, fetch
 from tests.unit.scripted import DATA, Says, Script, broken
 
 RESTING = UpstreamResting("registry.test", "is not asked", reason="circuit-open", retry_after=5.0)
@@ -106,3 +106,28 @@ async def test_what_is_moved_beside_this_program_is_counted_as_well(sleep):
 
     with pytest.raises(UpstreamLied, match="sent more than"):
         await fetch(Script([Says()]).source, Spliced(), sleep)
+
+
+LATE = UpstreamTimeout("registry.test", "did not answer", reason="read")
+LARGE = bytes(20 * TRICKLE)
+
+
+def stutter(brings):
+    """A source each of whose answers brings so many bytes, and then nothing for too long."""
+    stops = range(brings, 20 * brings, brings)
+    return Script([*(Says(LARGE, stop, error=LATE) for stop in stops), Says(LARGE)])
+
+
+async def test_bytes_that_trickle_forgive_no_failure(sleep, pauses):
+    """B35, B100: an upstream that sends a few bytes and stalls, at every try, is given up."""
+    with pytest.raises(UpstreamTimeout):
+        await fetch(stutter(TRICKLE // 2).source, Bytes(), sleep)
+    assert pauses == list(PAUSES[1:])
+
+
+async def test_a_slow_upstream_that_brings_much_each_time_is_not_given_up(sleep, pauses):
+    """B19."""
+    sink = Bytes()
+    await fetch(stutter(TRICKLE).source, sink, sleep)
+    assert len(sink.data) == len(LARGE)
+    assert pauses == [PAUSES[0]] * 19
