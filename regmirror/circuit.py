@@ -18,7 +18,7 @@ ALLOWANCE_MAX_AGE: Final = 60.0  # seconds that what is left of a rate limit is 
 _ROUNDING: Final = 1.0  # seconds; a sum of two times may come out a little larger
 
 #: What a 429 is about: manifests and lists, blobs, or tokens.
-Scope = Literal["manifests", "blobs", "tokens"]
+Scope = Literal["manifests", "blobs", "tokens", "storage"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +91,11 @@ def after_limit(circuit: Circuit, scope: Scope, seconds: float, now: float) -> C
     """The upstream has answered 429 and wants to be left alone for so many seconds.
 
     A limit on tokens holds for the manifests that they are for; one on blobs, which upstreams
-    limit last, holds for everything.
+    limit last, holds for everything. A host of the upstream's storage limits blobs alone.
     """
     until = now + min(seconds, WAIT_MAX)
+    if scope == "storage":
+        return replace(circuit, blobs_limited_until=_later(circuit.blobs_limited_until, until, now))
     manifests = _later(circuit.manifests_limited_until, until, now)
     if scope == "manifests":
         return replace(circuit, manifests_limited_until=manifests)
@@ -109,6 +111,7 @@ def seconds_limited(circuit: Circuit, scope: Scope, now: float) -> float:
     until = {
         "manifests": circuit.manifests_limited_until,
         "blobs": circuit.blobs_limited_until,
+        "storage": circuit.blobs_limited_until,
         "tokens": circuit.tokens_limited_until,
     }[scope]
     return _seconds_until(until, now, WAIT_MAX)

@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 
 from yarl import URL
 
+from regmirror.circuit import Scope
 from regmirror.config import Upstream
 from regmirror.errors import (
     UpstreamDenied,
@@ -146,7 +147,8 @@ class Caller:
             self._judge_failure(call, error, self._clock() - began)
             raise
         if exchange.status == 429:
-            scope = scope_of(call.kind) if exchange.is_home else "blobs"
+            is_storage = call.kind == "blob" and not exchange.is_home
+            scope: Scope = "storage" if is_storage else scope_of(call.kind)
             self.health.note_limit(scope, retry_after(exchange.headers.get("Retry-After", "")))
         if exchange.is_home and is_failing_status(exchange.status):
             self._wanted = call

@@ -394,6 +394,18 @@ async def test_a_limit_on_blobs_is_one_on_everything(mirror, upstream, image):
     assert (await mirror.get(path)).body == image.config
 
 
+async def test_a_limit_of_a_storage_host_is_one_on_blobs_alone(mirror, upstream, image):
+    """B30: the registry itself has limited nothing, so its manifests are requested as before."""
+    async with FakeStorage(upstream) as storage:
+        storage.fault(Status(429, {"Retry-After": "30"}), times=1)
+        path = f"/v2/team/app/blobs/{image.layer_digests[0]}"
+        answers = [await mirror.get(path), await mirror.get(path), await mirror.get(TAG)]
+        assert [answer.status for answer in answers] == [429, 429, 200]
+        assert (upstream.count("blob"), storage.count(), upstream.count("manifest")) == (1, 1, 1)
+        mirror.clock.advance(31)
+        assert (await mirror.get(path)).body == image.layers[0]
+
+
 async def test_a_limit_of_the_token_server_is_obeyed(start_mirror):
     """B30: by everything that would need another token."""
     async with FakeRegistry(auth="bearer") as upstream:
