@@ -15,7 +15,9 @@ class Certificates:
     """Contexts for the upstream's own host, and for storage and token endpoints elsewhere.
 
     ``True`` stands for aiohttp's own context with the system's authorities. The client
-    certificate identifies us, so that other hosts never see it.
+    certificate identifies us, so that other hosts never see it. ``insecure`` is a statement about
+    the upstream's own host: any other host, such as a token endpoint, has to show a certificate
+    of an authority of the system or of ``ca_file``.
     """
 
     own: ssl.SSLContext | bool
@@ -26,11 +28,15 @@ class Certificates:
         """Read the files that the configuration names; raises ConfigError with the key."""
         key = f'upstreams."{name}"'
         others = _trusting(config, f"{key}.ca_file")
-        if not config.client_certificate:
+        if not (config.client_certificate or config.insecure):
             return cls(others, others)
         own = _trusting(config, f"{key}.ca_file", is_private=True)
         if isinstance(own, ssl.SSLContext):
-            _show(own, config, key)
+            if config.client_certificate:
+                _show(own, config, key)
+            if config.insecure:
+                own.check_hostname = False
+                own.verify_mode = ssl.CERT_NONE
         return cls(own, others)
 
     def context(self, *, is_own_host: bool) -> ssl.SSLContext | bool:
@@ -39,7 +45,7 @@ class Certificates:
 
 def _trusting(config: Upstream, key: str, *, is_private: bool = False) -> ssl.SSLContext | bool:
     """A context with the authorities to trust; ``True`` if the shared one will do."""
-    if not (config.ca_file or config.insecure or is_private):
+    if not (config.ca_file or is_private):
         return True
     context = ssl.create_default_context()
     context.set_alpn_protocols(("http/1.1",))
@@ -49,9 +55,6 @@ def _trusting(config: Upstream, key: str, *, is_private: bool = False) -> ssl.SS
         except (OSError, ssl.SSLError) as error:
             reason = f"holds no certificates that can be read ({_brief(error)})"
             raise ConfigError(key, config.ca_file, reason) from None
-    if config.insecure:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
     return context
 
 

@@ -75,12 +75,15 @@ def may_receive_credentials(realm: URL, home: URL, auth_hosts: Iterable[str]) ->
     """Whether the upstream's credentials may go to ``realm`` (B61).
 
     They may go to the upstream's own host, to hosts of the same registrable domain and to those
-    listed in ``auth_hosts``; never by http if the upstream is reached by https.
+    listed in ``auth_hosts``; never by http if the upstream is reached by https, and to another host
+    that is not listed only by https, where its certificate is verified.
     """
     if home.scheme == "https" and realm.scheme != "https":
         return False
     host, own = host_of(realm), host_of(home)
-    return host == own or _is_listed(realm, auth_hosts) or _same_site(host, own)
+    if host == own or _is_listed(realm, auth_hosts):
+        return True
+    return realm.scheme == "https" and _same_site(host, own)
 
 
 def check_redirect(target: URL, previous: URL, home: URL) -> None:

@@ -407,6 +407,17 @@ def test_a_ca_file_is_added_to_the_authorities_of_the_system(pki):
     assert context.verify_mode == ssl.CERT_REQUIRED
 
 
+def test_insecure_is_about_the_upstreams_own_host_alone(pki):
+    """B63, B61: a token endpoint or a storage host elsewhere has to be verified."""
+    shown = {"client_certificate": str(pki / "client.pem"), "client_key": str(pki / "client.key")}
+    for options in ({}, {"ca_file": str(pki / "ca.pem")}, shown):
+        certificates = Certificates.load("r", Upstream(insecure=True, **options))
+        own = certificates.context(is_own_host=True)
+        others = certificates.context(is_own_host=False)
+        assert own.verify_mode == ssl.CERT_NONE
+        assert others is True or (others.verify_mode, others.check_hostname) == (ssl.CERT_REQUIRED, True)
+
+
 def test_insecure_takes_any_certificate():
     """B63."""
     context = Certificates.load("r", Upstream(insecure=True)).own

@@ -86,6 +86,7 @@ def test_credentials_go_to_the_own_host_and_the_same_registrable_domain(home, re
         ("https://10.0.0.5", "https://10.0.0.6/token"),
         ("https://registry-1.docker.io", "http://registry-1.docker.io/token"),
         ("https://registry-1.docker.io", "http://auth.docker.io/token"),
+        ("http://reg.example.com", "http://auth.example.com/token"),
     ],
 )
 def test_credentials_go_nowhere_else_and_never_by_http(home, realm):
