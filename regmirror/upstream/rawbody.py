@@ -17,10 +17,12 @@ from typing import Final, Protocol, TypeVar
 
 import aiohttp
 
+from regmirror.upstream.buffers import POOL
+
 PIECE: Final = 256 * 1024  # bytes a read of a plain body yields at most
-BUFFER: Final = 2 * 1024 * 1024  # bytes of each of an encrypted body's buffers
-BUFFERS: Final = 3  # one being filled, one full, one with the reader
 LINGER: Final = 0.002  # seconds a buffer with something in it may fill up
+READ_MAX: Final = 256 * 1024  # bytes of one piece of what aiohttp holds, so that no second copy is large
+SCRATCH: Final = 4096  # bytes for what still comes of a body that has been given up
 PLAIN_MIN: Final = 1024 * 1024  # bytes still to come that are worth a connection
 ENCRYPTED_MIN: Final = 8 * 1024 * 1024  # and a handshake
 
@@ -69,9 +71,9 @@ def take_over(response: aiohttp.ClientResponse, timeout: float) -> RawBody | Non
     is_encrypted = transport.get_extra_info("ssl_object") is not None
     if length - content.total_bytes < (ENCRYPTED_MIN if is_encrypted else PLAIN_MIN):
         return None
-    held = b""
-    while piece := content.read_nowait():  # taking it lets the parser go on with what it holds
-        held += piece
+    held: deque[bytes] = deque()
+    while piece := content.read_nowait(READ_MAX):  # taking it lets the parser go on with what it holds
+        held.append(piece)
     protocol.pause_reading()
     remaining = length - content.total_bytes
     if is_encrypted:
@@ -83,15 +85,14 @@ def take_over(response: aiohttp.ClientResponse, timeout: float) -> RawBody | Non
 class PlainBody:
     """``remaining`` bytes in a socket, after those that are ``held`` already."""
 
-    def __init__(self, descriptor: int, held: bytes, remaining: int, timeout: float) -> None:
+    def __init__(self, descriptor: int, held: deque[bytes], remaining: int, timeout: float) -> None:
         self._descriptor, self._timeout = descriptor, timeout
         self._held, self._remaining = held, remaining
 
     async def read(self) -> bytes:
         """See RawBody."""
         if self._held:
-            held, self._held = self._held, b""
-            return held
+            return self._held.popleft()
         while self._remaining:
             await self._wait()
             try:
@@ -137,15 +138,18 @@ class PlainBody:
 class EncryptedBody(asyncio.BufferedProtocol):
     """``remaining`` bytes that a TLS transport decrypts, after those that are ``held`` already."""
 
-    def __init__(self, transport: asyncio.Transport, held: bytes, remaining: int, timeout: float) -> None:
+    def __init__(
+        self, transport: asyncio.Transport, held: deque[bytes], remaining: int, timeout: float
+    ) -> None:
         self._transport, self._timeout = transport, timeout
         self._former = transport.get_protocol()
         self._held, self._remaining = held, remaining
-        self._free = deque(memoryview(bytearray(BUFFER)) for _ in range(BUFFERS))
+        self._buffers = POOL.borrow()
+        self._size, self._free = self._buffers.size, deque(self._buffers.take())
         self._current, self._filled = self._free.popleft(), 0
         self._full: deque[memoryview] = deque()
         self._lent: memoryview | None = None
-        self._has_ended = False
+        self._has_ended = self._is_closed = False
         self._arrived: asyncio.Future[None] | None = None
         transport.set_protocol(self)
         transport.resume_reading()
@@ -155,8 +159,7 @@ class EncryptedBody(asyncio.BufferedProtocol):
     async def read(self) -> bytes | memoryview:
         """See RawBody."""
         if self._held:
-            held, self._held = self._held, b""
-            return held
+            return self._held.popleft()
         self._take_back()
         while self._remaining and not self._full and not self._has_ended:
             is_enough = self._filled >= self._remaining or not await self._may_fill_up()
@@ -181,6 +184,12 @@ class EncryptedBody(asyncio.BufferedProtocol):
     def close(self) -> None:
         """See RawBody."""
         self._transport.pause_reading()
+        # The transport may keep this object until the peer has answered the end of TLS.
+        self._is_closed = True
+        self._current = memoryview(b"")
+        self._free.clear()
+        self._full.clear()
+        POOL.give_back(self._buffers)
 
     def _take(self) -> memoryview:
         """What has been filled, oldest first; nothing at the end."""
@@ -199,7 +208,7 @@ class EncryptedBody(asyncio.BufferedProtocol):
             return
         whole = memoryview(self._lent.obj)
         self._lent = None
-        if self._filled == BUFFER:
+        if self._filled == self._size:
             self._full.append(self._current)
             self._current, self._filled = whole, 0
             self._transport.resume_reading()
@@ -214,13 +223,15 @@ class EncryptedBody(asyncio.BufferedProtocol):
     # --- the transport's side ---
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self._current[self._filled :]
+        return memoryview(bytearray(SCRATCH)) if self._is_closed else self._current[self._filled :]
 
     def buffer_updated(self, nbytes: int) -> None:
+        if self._is_closed:
+            return
         self._filled += nbytes
-        if self._filled == BUFFER and self._free:
+        if self._filled == self._size and self._free:
             self._put_current()
-        elif self._filled == BUFFER:
+        elif self._filled == self._size:
             self._transport.pause_reading()
         self._wake()
 

@@ -18,6 +18,7 @@ from regmirror.errors import (
 )
 from regmirror.events import UpstreamAnswered
 from regmirror.names import Digest
+from regmirror.upstream.buffers import POOL
 from tests.fake_registry import DropBeforeAnswer, FakeRegistry, FakeStorage, Redirect, random_bytes
 from tests.integration.asking import ALPINE, LATEST, NAME, NOTHING, Asking, asking, never, saying, speaking
 
@@ -378,6 +379,27 @@ async def test_an_authority_of_our_own_is_trusted(secure, ca_file):
     """B63."""
     async with asking(secure.url, ca_file=ca_file) as client:
         assert (await client.get_manifest(ALPINE, LATEST)).payload
+
+
+@pytest.mark.parametrize("is_left", [True, False])
+async def test_an_encrypted_download_gives_its_memory_back(secure, ca_file, is_left):
+    """B18, B100: at its end, and when it is broken off."""
+    content = random_bytes(12_000_000)
+    digest = secure.add_blob("library/alpine", content)
+    async with asking(secure.url, ca_file=ca_file) as client:
+        async with client.open_blob(ALPINE, Digest(digest)) as body:
+            received = bytes(await body.read())
+            assert await body.splice(never_called) is None
+            assert POOL.borrowed > 0
+            while not is_left and (piece := await body.read()):
+                received += piece
+        assert content[: len(received)] == received
+        assert is_left or len(received) == len(content)
+        assert POOL.borrowed == 0
+
+
+async def never_called(descriptor, count):
+    raise AssertionError("what is encrypted cannot be moved by the kernel")
 
 
 async def test_insecure_takes_any_certificate(secure):
