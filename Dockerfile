@@ -1,9 +1,10 @@
 # Both stages come from the same base, so that the environment made in the first runs in the second.
+# The tag moves. To build the same image again, give the base by digest: --build-arg PYTHON_IMAGE=...@sha256:...
 ARG PYTHON_IMAGE=docker.io/library/python:3.13-slim
 
 FROM ${PYTHON_IMAGE} AS build
 WORKDIR /src
-# The environment has no pip of its own: the one outside fills it, and nothing in the image can install anything.
+# The environment has no pip of its own: the one of the base image fills it.
 RUN python -m venv --without-pip /opt/regmirror
 COPY pyproject.toml README.md LICENSE ./
 COPY requirements requirements
@@ -12,6 +13,11 @@ RUN PIP_CONSTRAINT=requirements/dev.lock PIP_BUILD_CONSTRAINT=requirements/dev.l
     pip --python /opt/regmirror/bin/python install --no-cache-dir .
 
 FROM ${PYTHON_IMAGE}
+# The base image brings pip, and ensurepip that could install it again; a server needs neither.
+RUN python -c "import importlib.util, pathlib, shutil; \
+homes = [pathlib.Path(spec.origin).parent for spec in map(importlib.util.find_spec, ('pip', 'ensurepip')) if spec]; \
+[shutil.rmtree(path) for home in homes for path in (home, *home.parent.glob(home.name + '-*.dist-info'))]" \
+    && rm -f /usr/local/bin/pip /usr/local/bin/pip3*
 COPY --from=build /opt/regmirror /opt/regmirror
 RUN install -d -o 10001 -g 10001 -m 0750 /var/lib/regmirror
 ENV PATH=/opt/regmirror/bin:$PATH \
