@@ -12,6 +12,7 @@ from regmirror.errors import UpstreamError, UpstreamResting, UpstreamTimeout
 from regmirror.events import CircuitChanged, UpstreamAnswered
 from regmirror.names import Digest, Repository
 from regmirror.upstream.registry import Upstreams
+from regmirror.upstream.signs import SignsOfLife
 from tests.fake_registry import FakeRegistry, FakeStorage, Hold, RateLimit, Status, StripHeaders, random_bytes
 from tests.integration.asking import ALPINE, LATEST, NAME, asking, speaking
 from tests.integration.pulling import pull_image
@@ -303,6 +304,23 @@ async def test_each_response_to_a_request_is_a_sign_of_its_own_life(is_blob):
         await hung.wait()
         assert own.heard_at > other.heard_at == -math.inf
         task.cancel()
+
+
+async def test_each_wait_of_a_client_ends_with_the_request_that_it_waits_for(
+    mirror, upstream, image, monkeypatch
+):
+    """B34: signs of life are noted under the names that waits go by."""
+    watched, noted = set(), set()
+    watch = SignsOfLife.watch
+    monkeypatch.setattr(SignsOfLife, "watch", lambda self, *name: (watched.add(name), watch(self, *name))[1])
+    monkeypatch.setattr(SignsOfLife, "note", lambda self, *name: noted.add(name))
+    blob = image.layer_digests[0]
+    paths = ["manifests/1", f"blobs/{blob}", "tags/list", f"referrers/{image.digest}"]
+    assert [(await mirror.get(f"/v2/team/app/{path}")).status for path in paths] == [200] * 4
+    assert (await mirror.head(f"/v2/team/app/blobs/{image.config_digest}")).status == 200
+    names = {"1", blob, "list", str(image.digest), image.config_digest}
+    assert {("team/app", name) for name in names} == watched
+    assert watched <= noted
 
 
 @pytest.fixture
