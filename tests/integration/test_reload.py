@@ -338,7 +338,7 @@ def serving(program):
 
 WRONG = [
     ("[freshness\n", "is not TOML"),
-    ('[freshness]\ntag_max_agee = "1m"\n', "freshness.tag_max_agee = '1m': is not a configuration key"),
+    ('[freshness]\ntag_max_agee = "1m"\n', "freshness.tag_max_agee: is not a configuration key"),
     ('[freshness]\ntag_max_age = "soon"\n', "freshness.tag_max_age = 'soon': write a duration"),
     (f'[upstreams."{NAME}"]\nca_file = "/nowhere/ca.pem"\n', "'/nowhere/ca.pem': the file does not exist"),
     (f'[upstreams."{NAME}"]\npassword = ["s3cret"]\n', f'upstreams."{NAME}".password: '),
