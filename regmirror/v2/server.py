@@ -8,6 +8,7 @@ clients complain about the answer instead of saying what is wrong.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -22,6 +23,9 @@ from regmirror.v2.prepared import REPEAT, PreparedAnswers, is_plain
 from regmirror.v2.responses import Internal, error_response
 
 DRAIN_LOOK: Final = 0.02  # seconds between looks whether the last connection has closed
+HEAD_END: Final = b"\r\n\r\n"
+HAS_BODY: Final = re.compile(rb"\r\n(?:transfer-encoding|content-length(?!:[ \t]*0[ \t]*\r))", re.IGNORECASE)
+HEADS_MAX: Final = 32  # requests of one piece that are parsed one by one; aiohttp queues as many
 
 
 @dataclass(frozen=True)
@@ -76,12 +80,21 @@ class _Connection(web.RequestHandler):
     piece that arrived was one whole request without a body: the parser then holds nothing back.
     """
 
-    __slots__ = ("_client", "_is_aligned", "_plain_headers", "_plain_request", "_prepared", "_server")
+    __slots__ = (
+        "_client",
+        "_is_aligned",
+        "_last",
+        "_plain_headers",
+        "_plain_request",
+        "_prepared",
+        "_server",
+    )
 
     def __init__(self, server: web.Server, prepared: Callable[[], PreparedAnswers], **options: Any) -> None:
         super().__init__(server, **options)
         self._server, self._prepared = server, prepared
         self._is_aligned = True
+        self._last = b""  # bytes of the piece that was parsed before
         self._plain_request = b""  # the bytes of the last request, if its answer may be kept,
         self._plain_headers: Any = None  # and whose bytes they are
         self._client = ""
@@ -93,7 +106,7 @@ class _Connection(web.RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         if not self._is_aligned:
-            super().data_received(data)
+            self._feed(data)
             return
         if self._is_idle():
             answer = self._prepared().find(data, self._client)
@@ -116,8 +129,8 @@ class _Connection(web.RequestHandler):
         )
 
     def _parse(self, data: bytes) -> None:
-        is_waited_for = not self._messages and data.find(b"\r\n\r\n") == len(data) - 4
-        super().data_received(data)
+        is_waited_for = not self._messages and data.find(HEAD_END) == len(data) - len(HEAD_END)
+        self._feed(data)
         self._plain_request = b""
         self._is_aligned = is_waited_for and len(self._messages) == 1
         if self._is_aligned:
@@ -126,6 +139,26 @@ class _Connection(web.RequestHandler):
             self._is_aligned = payload is EMPTY_PAYLOAD and headers is not None
             if self._is_aligned and is_plain(message):
                 self._plain_request, self._plain_headers = data, headers
+
+    def _feed(self, data: bytes) -> None:
+        """Parse each request without a body apart from what follows it.
+
+        The parser fails at bytes behind a request that ends the connection, and then drops that
+        request as well. It drops what follows a request with ``Upgrade``.
+        """
+        before, self._last = self._last, data[-3:]
+        split = (before + data[:3]).find(HEAD_END)  # an end that arrived in two pieces
+        start = 0 if split < 0 else split + len(HEAD_END) - len(before)
+        if start:
+            super().data_received(data[:start])
+        for _ in range(HEADS_MAX):
+            end = data.find(HEAD_END, start) + len(HEAD_END)
+            if end < len(HEAD_END) or HAS_BODY.search(data, start, end):
+                break
+            super().data_received(data[start:end])
+            start = end
+        if start < len(data) or not data:  # aiohttp gives nothing to have the parser go on
+            super().data_received(data[start:])
 
     async def finish_response(
         self, request: BaseRequest, resp: web.StreamResponse, start_time: float | None
