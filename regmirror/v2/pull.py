@@ -15,7 +15,7 @@ from regmirror.sender import Sender
 from regmirror.v2.conditions import matches_etag, may_use_range, parse_ranges
 from regmirror.v2.exchange import Exchange
 from regmirror.v2.prepared import REPEAT, Body, PreparedAnswers, Repeat
-from regmirror.v2.responses import FOREVER, content_headers, not_modified
+from regmirror.v2.responses import FOREVER, content_headers, not_modified, whole_response
 from regmirror.v2.streaming import BlobStream
 
 OCTETS: Final = "application/octet-stream"
@@ -43,7 +43,7 @@ class Pull:
         if _is_known(exchange.request, manifest.digest):
             return not_modified(headers)
         exchange.sent_bytes = manifest.size
-        response = web.Response(body=manifest.payload, headers=headers)
+        response = whole_response(manifest.payload, headers)
         if answer.outcome is HIT:
 
             def again() -> Body | None:

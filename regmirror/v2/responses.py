@@ -8,11 +8,14 @@ specification's JSON. Once an answer has begun, a failure closes the connection 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from typing import Any, Final
 
 from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.payload import Payload
 from aiohttp.web_request import BaseRequest
 
 from regmirror import __version__
@@ -23,6 +26,35 @@ SERVER: Final = f"regmirror/{__version__}"
 COMMON: Final = {"Docker-Distribution-Api-Version": "registry/2.0", "Server": SERVER}
 METHODS: Final = "GET, HEAD"
 FOREVER: Final = "max-age=31536000"
+
+
+SLICE: Final = 128 * 1024  # bytes; a longer body is written in slices
+
+
+class _Slices(Payload):
+    """A body that waits for its reader after each slice.
+
+    aiohttp joins bytes with their headers and gives all of it to the transport, so that each
+    connection whose client does not read holds a copy.
+    """
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        view = memoryview(self._value)
+        for start in range(0, len(view), SLICE):
+            await writer.write(view[start : start + SLICE])
+            await asyncio.sleep(0)  # a client that keeps up must not starve the others
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        return str(self._value, encoding, errors)
+
+
+def whole_response(body: bytes, headers: dict[str, str]) -> web.Response:
+    """200 with all of a body, which other responses may share."""
+    if len(body) <= SLICE:
+        return web.Response(body=body, headers=headers)
+    payload = _Slices(body)
+    payload._size = len(body)  # noqa: SLF001  # what a subclass tells ``size`` by
+    return web.Response(body=payload, headers=headers)
 
 
 class Internal(RegistryError):
@@ -55,7 +87,7 @@ def json_response(
 ) -> web.Response:
     """JSON with the bare media type: clients compare it as a text."""
     body = json.dumps(document, separators=(",", ":")).encode()
-    return web.Response(body=body, headers={**COMMON, **headers, "Content-Type": media_type})
+    return whole_response(body, {**COMMON, **headers, "Content-Type": media_type})
 
 
 def not_modified(headers: dict[str, str]) -> web.Response:

@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from regmirror.blobs.staging import Staging
 from regmirror.metadata.store import MetadataStore
 from regmirror.metrics import Metrics
-from regmirror.v2.responses import SERVER
+from regmirror.v2.responses import SERVER, whole_response
 
 
 class Ops:
@@ -50,7 +50,7 @@ class Ops:
         except SQLAlchemyError:
             pass  # the figures of the last time; /readyz says what is wrong
         headers = {"Content-Type": CONTENT_TYPE_LATEST, "Server": SERVER}
-        return web.Response(body=self._metrics.render(), headers=headers)
+        return whole_response(self._metrics.render(), headers)
 
 
 def _text(text: str, status: int = 200) -> web.Response:
