@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, ClassVar, Final, cast
@@ -19,6 +19,7 @@ from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_request import BaseRequest
 
 from regmirror.errors import RegistryError
+from regmirror.v2.connections import DeliveryMonitor
 from regmirror.v2.prepared import REPEAT, PreparedAnswers, is_plain
 from regmirror.v2.responses import Internal, error_response
 
@@ -45,6 +46,8 @@ class Runner(web.AppRunner):
     The application's own router and middlewares are passed over: they cost as much as an answer.
     """
 
+    _watching: asyncio.Task[None] | None = None
+
     async def drain(self, timeout: float) -> None:
         """Take no more connections, and wait until the answers in progress have left.
 
@@ -63,16 +66,32 @@ class Runner(web.AppRunner):
 
     async def _make_server(self) -> web.Server:
         await super()._make_server()
-        return _Server(self.app[EDGE], **self._kwargs)
+        server = _Server(self.app[EDGE], **self._kwargs)
+        self._watching = asyncio.create_task(server.watch())
+        return server
+
+    async def cleanup(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+        await super().cleanup()
 
 
 class _Server(web.Server):
     def __init__(self, edge: Edge, **options: Any) -> None:
         super().__init__(edge.serve, **options)
         self._prepared = edge.prepared
+        self.monitor = DeliveryMonitor()
 
     def __call__(self) -> web.RequestHandler:
         return _Connection(self, self._prepared, loop=self._loop, **self._kwargs)
+
+    async def watch(self) -> None:
+        """Drop readers that have stopped, until cancelled."""
+        await self.monitor.watch(self.open)
+
+    def open(self) -> Iterable[tuple[_Connection, asyncio.Transport]]:
+        """The open connections."""
+        return cast("dict[_Connection, asyncio.Transport]", self._connections).items()
 
 
 class _Connection(web.RequestHandler):
@@ -108,7 +127,7 @@ class _Connection(web.RequestHandler):
         if not self._is_aligned:
             self._feed(data)
             return
-        if self._is_idle():
+        if self.is_idle():
             answer = self._prepared().find(data, self._client)
             if answer is not None:
                 self._server.requests_count += 1
@@ -117,7 +136,11 @@ class _Connection(web.RequestHandler):
                 return
         self._parse(data)
 
-    def _is_idle(self) -> bool:
+    def idle_since(self) -> float:
+        """When it was last used, to compare with others."""
+        return self._next_keepalive_close_time
+
+    def is_idle(self) -> bool:
         """Whether nothing is in progress, in either direction, and the connection goes on."""
         return (
             self._waiter is not None

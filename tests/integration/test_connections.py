@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
+import ssl
 import sys
 
 import pytest
+import trustme
+
+from regmirror.v2 import connections
+from regmirror.v2.connections import LEAST, WINDOW
+from tests.fake_registry import random_bytes
+from tests.mirror_fixture import NAME, open_files, until
 
 TAG = "/v2/team/app/manifests/1"
 LIMITED = """
@@ -56,3 +64,168 @@ async def test_each_request_until_the_last_one_gets_its_response(mirror, pieces,
         received = await reader.read()
     writer.close()
     assert received.count(b"HTTP/1.") == received.count(b" 200 OK\r\n") == responses
+
+
+# --- readers that stop ---
+
+LARGE = 24_000_000  # bytes; more than the buffers of the kernel at both ends
+BLOB = random_bytes(LARGE)
+
+
+class Reader:
+    """A client that takes only what ``take`` says; its kernel holds little for it."""
+
+    def __init__(self, port, path, tls=None):
+        self._socket = socket.socket()
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 131_072)
+        self._socket.settimeout(10)
+        self._socket.connect(("127.0.0.1", port))
+        if tls:
+            self._socket = tls.wrap_socket(self._socket, server_hostname="127.0.0.1")
+        self._socket.sendall(request(path))
+
+    def take(self, count):
+        """Read so many bytes, or fewer at the end; how many."""
+        taken = 0
+        while taken < count and (piece := self._socket.recv(min(65_536, count - taken))):
+            taken += len(piece)
+        return taken
+
+    def close(self):
+        self._socket.close()
+
+
+@contextlib.asynccontextmanager
+async def stopped_readers(mirror, path, count=1, tls=None):
+    """Readers that took the first bytes and then nothing, until the mirror could send no more."""
+    readers = []
+    try:
+        for _ in range(count):
+            readers.append(await asyncio.to_thread(Reader, mirror.port, path, tls))
+            await asyncio.to_thread(readers[-1].take, 1_000)
+        await until(lambda: len(busy(mirror)) >= count, "all are in progress")
+        yield readers
+    finally:
+        for reader in readers:
+            reader.close()
+
+
+def busy(mirror):
+    return [transport for connection, transport in mirror.server.open() if not connection.is_idle()]
+
+
+async def look(mirror, after):
+    """What the monitor finds so many seconds after now; what it closes is closed on return."""
+    mirror.server.monitor.look(mirror.server.open(), asyncio.get_running_loop().time() + after)
+    await asyncio.sleep(0)
+
+
+async def look_on(mirror, condition):
+    """Look once in each window until the condition holds; what was on its way arrives meanwhile."""
+    for number in range(1, 200):
+        await look(mirror, number * WINDOW)
+        if condition():
+            return
+        await asyncio.sleep(0.02)
+    pytest.fail("not within many windows")
+
+
+@pytest.fixture
+def large_manifest(upstream):
+    image = upstream.add_image("team/app", "1", [b""], annotations={"padding": "x" * 7_500_000})
+    return image.manifest
+
+
+@pytest.fixture
+def path(upstream):
+    return f"/v2/team/app/blobs/{upstream.add_blob('team/app', BLOB)}"
+
+
+@pytest.fixture(params=["http", "https"])
+async def served(request, start_mirror):
+    """A mirror, and the TLS context of its clients."""
+    if request.param == "http":
+        return await start_mirror(), None
+    authority, context = trustme.CA(), ssl.create_default_context()
+    authority.configure_trust(context)
+    return await start_mirror(authority=authority), context
+
+
+@pytest.mark.parametrize("state", ["cold", "warm"])
+@pytest.mark.parametrize("kind", ["blob", "manifest"])
+async def test_a_reader_that_stops_is_dropped(served, upstream, path, large_manifest, kind, state):
+    """B100: whoever writes, and by whatever protocol: one deadline for progress."""
+    mirror, tls = served
+    path = path if kind == "blob" else TAG
+    if state == "warm":
+        await mirror.get(path, {"Connection": "close"})
+    async with stopped_readers(mirror, path, tls=tls):
+        await look(mirror, 0)
+        await look(mirror, WINDOW / 2)
+        assert len(busy(mirror)) == 1
+        await look_on(mirror, lambda: not busy(mirror))
+        await until(lambda: not list(mirror.server.open()), "nothing is left of it")
+    await until(lambda: not any("/data/blobs/" in name for name in open_files()), "the file is closed")
+
+
+async def test_a_reader_that_takes_next_to_nothing_is_dropped(mirror, path):
+    """B100: a few bytes now and then are no progress."""
+    await mirror.get(path)
+    async with stopped_readers(mirror, path) as [reader]:
+        for after in range(0, 3 * int(WINDOW), 10):
+            await look(mirror, after)
+            with contextlib.suppress(OSError):
+                await asyncio.to_thread(reader.take, 1)
+        await until(lambda: not busy(mirror), "it is dropped")
+
+
+async def test_a_slow_reader_gets_everything(mirror, path):
+    """B17: a little more than the least that is asked of it, in each window, for many windows."""
+    await mirror.get(path)
+    async with stopped_readers(mirror, path) as [reader]:
+        for number in range(40):
+            await look(mirror, number * WINDOW / 2)
+            before = acknowledged(mirror)
+            assert await asyncio.to_thread(reader.take, 4 * LEAST) == 4 * LEAST
+            await until(lambda: acknowledged(mirror) >= before + LEAST, "it is noticed")  # noqa: B023
+        rest = LARGE - 40 * 4 * LEAST - 1_000
+        assert await asyncio.to_thread(reader.take, rest) == rest
+
+
+def acknowledged(mirror):
+    [transport] = busy(mirror)
+    return connections._count(transport.get_extra_info("socket"))[0]
+
+
+async def test_a_reader_that_waits_for_the_upstream_is_not_dropped(mirror, upstream, path):
+    """B17: a slow upstream is not the client's fault."""
+    pause = upstream.pause(after=100_000, times=1)
+    async with mirror.open(path) as response:
+        assert await response.content.readexactly(99_999) == BLOB[:99_999]
+        for number in range(5):
+            await look(mirror, number * WINDOW)
+        pause.release()
+        assert await response.read() == BLOB[99_999:]
+
+
+async def test_stopped_readers_give_back_the_connections_of_their_upstream(start_mirror, upstream, path):
+    """B100, B35: while nothing can be stored, each reader has a connection to the upstream."""
+    limits = {"storage": {"max_size": "1000"}, "upstreams": {NAME: {"max_connections": 8}}}
+    mirror = await start_mirror(**limits)
+    other = upstream.add_blob("team/app", b"another")
+    async with stopped_readers(mirror, path, count=7):
+        await look(mirror, 0)
+        waiting = asyncio.create_task(mirror.get(f"/v2/team/app/blobs/{other}"))
+        await until(lambda: len(busy(mirror)) == 8, "it waits")
+        await look_on(mirror, waiting.done)
+        answer = await waiting
+        assert (answer.status, answer.body) == (200, b"another")
+
+
+async def test_responses_that_are_not_read_are_not_copied(mirror, upstream, large_manifest):
+    """B100: each connection holds a slice of a manifest, not all of it."""
+    await mirror.get(TAG)
+    async with stopped_readers(mirror, TAG, count=20):
+        await asyncio.sleep(0)
+        held = sum(transport.get_write_buffer_size() for transport in busy(mirror))
+        assert held <= 20 * 512 * 1024
