@@ -22,11 +22,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
-from aiohttp import web
-
 from regmirror import __version__, logs
 from regmirror.changes import plan_changes
-from regmirror.endpoint import BACKLOG, Certificate, bind, load_tls, url_of
+from regmirror.endpoint import Certificate, bind, load_tls, url_of
 from regmirror.reload import Read, keeping_the_old, log_reloaded, say, say_reloaded
 from regmirror.settings import take_snapshot
 from regmirror.signals import Signals
@@ -61,7 +59,9 @@ def _serve(config: Config, read: Read, signals: Signals) -> int:
         # prometheus-client looks for this when it is imported, so it is set before ``app`` is.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="regmirror-metrics-")
     from regmirror.app import prepare
+    from regmirror.v2.listener import raise_descriptor_limit
 
+    raise_descriptor_limit()
     sockets = bind(config.server.listen, count)
     try:
         prepare(config)
@@ -140,7 +140,7 @@ async def _serve_worker(
         tasks.append(asyncio.create_task(certificate.watch()))
     try:
         tls = certificate.context if certificate else None
-        await web.SockSite(runner, sock, ssl_context=tls, backlog=BACKLOG).start()
+        await runner.listen(sock, tls)
         # What is there by now stays, so that no collection has to look at it again.
         gc.freeze()
         ready()

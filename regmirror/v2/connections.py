@@ -1,4 +1,4 @@
-"""The open connections of a worker: which readers have stopped.
+"""The open connections of a worker: which readers have stopped, and which connections may be closed.
 
 One deadline covers everything that is written to a client, whoever writes it: a transport's buffer,
 TLS, or a sender thread. The kernel counts what the client has acknowledged, so that a look every few
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import heapq
 import socket
 import struct
 import termios
@@ -23,6 +24,7 @@ LOOK: Final = 5.0  # seconds between two looks
 # process that reads slowly announces room in steps of 64 KiB, or 1/16 of a large buffer.
 WINDOW: Final = 120.0  # seconds
 LEAST: Final = 32 * 1024  # bytes
+SHARE: Final = 16  # of the idle connections, one in so many is closed at once
 
 _BYTES_ACKED: Final = struct.Struct("120xQ")  # of ``struct tcp_info``, since Linux 4.1
 _COUNT: Final = struct.Struct("i")
@@ -34,6 +36,12 @@ class Connection(Protocol):
     def is_idle(self) -> bool:
         """Whether it waits for a request, and everything has been written."""
         ...
+
+    def idle_since(self) -> float:
+        """When it was last used, to compare with others."""
+        ...
+
+    def force_close(self) -> None: ...
 
 
 Open = tuple[Connection, asyncio.Transport]
@@ -101,3 +109,12 @@ def _abort(sock: socket.socket, transport: asyncio.Transport) -> None:
     with suppress(OSError):  # the peer has gone already
         sock.shutdown(socket.SHUT_RDWR)  # ends what a sender thread is writing by a duplicate, too
     transport.abort()
+
+
+def close_longest_idle(connections: Iterable[Connection]) -> int:
+    """Close some connections that wait for a request, the longest idle first; how many."""
+    idle = [connection for connection in connections if connection.is_idle()]
+    chosen = heapq.nsmallest(len(idle) // SHARE + 1, idle, key=lambda connection: connection.idle_since())
+    for connection in chosen:
+        connection.force_close()
+    return len(chosen)

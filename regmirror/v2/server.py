@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
+import ssl
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -19,7 +21,8 @@ from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_request import BaseRequest
 
 from regmirror.errors import RegistryError
-from regmirror.v2.connections import DeliveryMonitor
+from regmirror.v2.connections import DeliveryMonitor, close_longest_idle
+from regmirror.v2.listener import ConnectionServer, Listener
 from regmirror.v2.prepared import REPEAT, PreparedAnswers, is_plain
 from regmirror.v2.responses import Internal, error_response
 
@@ -47,6 +50,10 @@ class Runner(web.AppRunner):
     """
 
     _watching: asyncio.Task[None] | None = None
+
+    async def listen(self, sock: socket.socket, tls: ssl.SSLContext | None) -> None:
+        """Serve on a socket that listens already."""
+        await Listener(self, cast("_Server", self.server), sock, tls).start()
 
     async def drain(self, timeout: float) -> None:
         """Take no more connections, and wait until the answers in progress have left.
@@ -76,7 +83,7 @@ class Runner(web.AppRunner):
         await super().cleanup()
 
 
-class _Server(web.Server):
+class _Server(ConnectionServer):
     def __init__(self, edge: Edge, **options: Any) -> None:
         super().__init__(edge.serve, **options)
         self._prepared = edge.prepared
@@ -92,6 +99,9 @@ class _Server(web.Server):
     def open(self) -> Iterable[tuple[_Connection, asyncio.Transport]]:
         """The open connections."""
         return cast("dict[_Connection, asyncio.Transport]", self._connections).items()
+
+    def close_longest_idle(self) -> int:
+        return close_longest_idle(connection for connection, _ in self.open())
 
 
 class _Connection(web.RequestHandler):

@@ -14,7 +14,7 @@ import trustme
 from regmirror.v2 import connections
 from regmirror.v2.connections import LEAST, WINDOW
 from tests.fake_registry import random_bytes
-from tests.mirror_fixture import NAME, open_files, until
+from tests.mirror_fixture import NAME, open_files, run_program, until
 
 TAG = "/v2/team/app/manifests/1"
 LIMITED = """
@@ -64,6 +64,84 @@ async def test_each_request_until_the_last_one_gets_its_response(mirror, pieces,
         received = await reader.read()
     writer.close()
     assert received.count(b"HTTP/1.") == received.count(b" 200 OK\r\n") == responses
+
+
+# --- descriptors ---
+
+
+@contextlib.contextmanager
+def idle_connections(port, count):
+    """So many connections that never ask for anything."""
+    ends = []
+    try:
+        for _ in range(count):
+            ends.append(socket.create_connection(("127.0.0.1", port), timeout=10))  # noqa: PERF401  # closed below
+        yield ends
+    finally:
+        for end in ends:
+            end.close()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_idle_connections_in_any_number_stop_no_pull(upstream, storage, workers):
+    """B100: the longest idle are closed to make room, and the log says little about it."""
+    image = upstream.add_image("team/app", "1", [random_bytes(300_000)])
+    started = run_program(storage, {NAME: upstream}, workers=workers, through=limited(512, 512))
+    async with started as program:
+        with idle_connections(program.port, 1200):
+            for _ in range(3):
+                pulled = await program.get(TAG, {"Connection": "close"})
+                assert (pulled.status, pulled.body) == (200, image.manifest)
+                layer = await program.get(f"/v2/team/app/blobs/{image.layer_digests[0]}")
+                assert (layer.status, layer.body) == (200, image.layers[0])
+            assert len(program.log) < 20_000
+            for pid in program.workers() or [program.process.pid]:
+                assert len(open_files(pid)) < 300
+    assert upstream.count("blob", "GET") == 1
+
+
+async def test_what_is_in_progress_is_not_closed_to_make_room(upstream, storage):
+    """B100: a response in progress goes on beside any number of idle connections."""
+    blob = random_bytes(4_000_000)
+    digest = upstream.add_blob("team/app", blob)
+    pause = upstream.pause(after=2_000_000, times=1)
+    async with (
+        run_program(storage, {NAME: upstream}, through=limited(512, 512)) as program,
+        program.open(f"/v2/team/app/blobs/{digest}") as response,
+    ):
+        begin = await response.content.readexactly(1_000)
+        with idle_connections(program.port, 600):
+            pause.release()
+            assert begin + await response.read() == blob
+
+
+async def test_the_soft_limit_of_descriptors_is_raised(upstream, storage):
+    """B100: what systemd and shells give to every process is not what this one may have."""
+    async with run_program(storage, {NAME: upstream}, through=limited(128, 1024)) as program:
+        with idle_connections(program.port, 300) as ends:
+            assert (await program.get("/v2/")).status == 200
+            await until(lambda: len(open_files(program.process.pid)) > 300, "all are open")
+            ends[0].sendall(request("/v2/"))
+            assert ends[0].recv(17) == b"HTTP/1.1 200 OK\r\n"
+
+
+async def test_unfinished_handshakes_stop_no_pull(upstream, storage, tmp_path):
+    """B100: connections to the TLS port that say nothing are closed, too."""
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1")
+    certificate.private_key_pem.write_to_path(tmp_path / "key.pem")
+    certificate.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    server = {"tls": {"certificate": str(tmp_path / "cert.pem"), "key": str(tmp_path / "key.pem")}}
+    started = run_program(storage, {NAME: upstream}, through=limited(512, 512), server=server)
+    async with started as program:
+        context = ssl.create_default_context()
+        authority.configure_trust(context)
+        with idle_connections(program.port, 700):
+            reader, writer = await asyncio.open_connection("127.0.0.1", program.port, ssl=context)
+            writer.write(request("/v2/", "Connection: close"))
+            async with asyncio.timeout(10):
+                assert (await reader.read()).startswith(b"HTTP/1.1 200 OK\r\n")
+            writer.close()
 
 
 # --- readers that stop ---
