@@ -87,6 +87,17 @@ def read_cached(descriptor: int, buffer: bytearray, offset: int) -> int:
         return 0
 
 
+def is_cached(descriptor: int, offset: int) -> bool:
+    """Whether reading the byte at ``offset`` would not wait; true if the file system cannot tell."""
+    try:
+        os.preadv(descriptor, [bytearray(1)], offset, os.RWF_NOWAIT)
+    except BlockingIOError:
+        return False
+    except OSError:  # reading says what is wrong
+        return True
+    return True
+
+
 async def read_pieces(descriptor: int, start: int, stop: int) -> AsyncIterator[bytes]:
     """The bytes in pieces; a thread reads what the kernel does not hold in memory: a cold disk must
     not stop the event loop.

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import os
 import socket
+import threading
 
 import pytest
 
-from regmirror.sender import INLINE, STEP, FileTooShort, Sender
+from regmirror.sender import INLINE, LOADERS, STEP, FileTooShort, Sender, _Job
 from tests.fake_registry import random_bytes
 from tests.mirror_fixture import open_files, until
 
@@ -187,10 +189,99 @@ async def test_closing_aborts_what_is_being_sent(sender, source, connect):
         await sending
 
 
-async def test_a_reader_without_progress_is_given_up(sender, source, connect, monkeypatch):
-    """B17: who takes nothing for minutes holds no descriptor for ever."""
-    monkeypatch.setattr("regmirror.sender._TICK", 0.01)
-    monkeypatch.setattr("regmirror.sender.STALL", 0.05)
+async def test_a_socket_that_is_shut_down_ends_what_is_sent(sender, source, connect):
+    """B17: so the connection of a reader that has stopped is dropped, and no descriptor stays."""
     server, _ = connect()
-    with pytest.raises(ConnectionAbortedError, match="no progress"):
-        await sender.send(server.fileno(), source, 0, len(DATA))
+    sending = asyncio.create_task(sender.send(server.fileno(), source, 0, len(DATA)))
+    await until(lambda: sender._threads != [], "a thread has the job")
+    server.shutdown(socket.SHUT_RDWR)
+    with pytest.raises(BrokenPipeError):
+        await sending
+
+
+# --- bytes that are on the disk alone ---
+
+
+@pytest.fixture
+def cold(tmp_path):
+    """A file whose bytes the kernel does not hold in memory, where the file system can do that."""
+    descriptor = os.open(tmp_path / "cold", os.O_RDWR | os.O_CREAT)
+    os.write(descriptor, DATA)
+    os.fsync(descriptor)
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    yield descriptor
+    os.close(descriptor)
+
+
+@pytest.fixture
+def slow_disk(monkeypatch, cold):
+    """An event: until it is set, nothing of ``cold`` is in memory, and whatever reads it there waits.
+
+    What the kernel says of it changes as soon as somebody asks: it begins to read.
+    """
+    ready, load = threading.Event(), _Job.load
+    number = os.fstat(cold).st_ino
+
+    def wait(job):
+        assert ready.wait(20)
+        load(job)
+
+    def is_there(descriptor):
+        return ready.is_set() or os.fstat(descriptor).st_ino != number
+
+    monkeypatch.setattr(_Job, "load", wait)
+    monkeypatch.setattr("regmirror.sender.is_cached", lambda descriptor, _: is_there(descriptor))
+    yield ready
+    ready.set()
+
+
+@pytest.mark.parametrize("count", [1, 1_000, INLINE, len(DATA)])
+async def test_what_is_on_the_disk_alone_arrives(sender, cold, connect, count):
+    server, client = connect()
+    receiving = asyncio.create_task(receive(client, count))
+    await sender.send(server.fileno(), cold, 0, count)
+    assert await receiving == DATA[:count]
+
+
+@pytest.mark.parametrize("count", [1_000, len(DATA)])
+async def test_a_slow_disk_delays_only_those_who_need_it(sender, source, cold, connect, slow_disk, count):
+    """B17: more streams than there are threads wait for the disk; others and the loop go on."""
+    pairs = [connect() for _ in range(LOADERS + 3)]
+    waiting = [asyncio.create_task(sender.send(end.fileno(), cold, 0, count)) for end, _ in pairs]
+    receiving = [asyncio.create_task(receive(client, count)) for _, client in pairs]
+    await asyncio.sleep(0)
+    await _send_whole(sender, source, connect)
+    assert not [task for task in waiting if task.done()]
+    slow_disk.set()
+    await asyncio.gather(*waiting)
+    assert all(received == DATA[:count] for received in await asyncio.gather(*receiving))
+
+
+async def test_closing_aborts_what_waits_for_the_disk(cold, connect, slow_disk):
+    sender = Sender()
+    before = len(open_files())
+    pairs = [connect() for _ in range(LOADERS + 3)]
+    sending = [asyncio.create_task(sender.send(end.fileno(), cold, 0, len(DATA))) for end, _ in pairs]
+    await until(lambda: sender._loaders._work_queue.qsize() == 3, "all wait for the disk")
+    asyncio.get_running_loop().call_later(0.05, slow_disk.set)
+    await asyncio.to_thread(sender.close)
+    ended = await asyncio.gather(*sending, return_exceptions=True)
+    assert {type(error) for error in ended} == {ConnectionAbortedError}
+    assert len(open_files()) == before + 2 * len(pairs)
+
+
+async def test_a_disk_that_fails_is_an_error(sender, source, cold, connect, slow_disk, monkeypatch):
+    """B44: the response ends, and others go on."""
+
+    def fail(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    server, _ = connect()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pread", fail)
+        sending = asyncio.create_task(sender.send(server.fileno(), cold, 0, len(DATA)))
+        await until(lambda: sender._threads and sender._threads[0]._loading, "it waits for the disk")
+        slow_disk.set()
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            await sending
+    await _send_whole(sender, source, connect)
