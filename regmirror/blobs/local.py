@@ -18,6 +18,7 @@ import fcntl
 import os
 import time
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -29,6 +30,7 @@ from regmirror.names import Digest
 
 ALGORITHMS = ("sha256", "sha512")
 BATCH: Final = 1000  # blobs listed at once
+SYNCS: Final = 4  # threads that make files durable or remove them; nobody else waits for these
 
 
 class LocalBlob:
@@ -123,6 +125,7 @@ class LocalBlobStore:
         self._directories = {name: root / "blobs" / name for name in ALGORITHMS}
         self._prefixes = {name: f"{directory}/" for name, directory in self._directories.items()}
         self._quarantine = root / "quarantine"
+        self._syncs = ThreadPoolExecutor(SYNCS, "sync")
 
     def prepare(self) -> None:
         """Create the directories; raises OSError where that is not allowed."""
@@ -171,7 +174,8 @@ class LocalBlobStore:
         return self.open(digest)
 
     async def adopt(self, staged: Path, digest: Digest) -> None:
-        await asyncio.to_thread(self._adopt, staged, self.path(digest))
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._syncs, self._adopt, staged, self.path(digest))
 
     def _adopt(self, staged: Path, final: Path) -> None:
         _sync(staged)
@@ -184,7 +188,7 @@ class LocalBlobStore:
             raise
 
     async def delete(self, digest: Digest) -> int | None:
-        return await asyncio.to_thread(self._delete, digest)
+        return await asyncio.get_running_loop().run_in_executor(self._syncs, self._delete, digest)
 
     def _delete(self, digest: Digest) -> int | None:
         removable = self.lock_for_removal(digest)

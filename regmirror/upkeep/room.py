@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -18,7 +19,7 @@ from typing import Final
 from sqlalchemy.exc import SQLAlchemyError
 
 from regmirror.blobs.base import NoRoom
-from regmirror.blobs.staging import Staging
+from regmirror.blobs.staging import Reservation, Staging
 from regmirror.eviction import (
     Candidate,
     Need,
@@ -35,6 +36,7 @@ from regmirror.names import Digest
 from regmirror.upkeep.gc import Tally, Tell
 from regmirror.upkeep.remover import Remover
 
+THREADS: Final = 2  # that look how much room there is
 PAGE: Final = 500  # candidates read at once
 TAG_SLACK: Final = 86_400.0  # seconds a tag outlives the blobs that were pulled when it was
 
@@ -65,6 +67,7 @@ class Room:
         self.limits = limits
         self._root, self._keepers = root, keepers
         self._staging = Staging(root / "staging")
+        self._threads = ThreadPoolExecutor(THREADS, "room")  # no download waits for reads or syncs
         self._evicting = asyncio.Lock()  # held only by downloads that find no room
 
     async def reserve(self, digest: Digest, size: int | None) -> None:
@@ -134,7 +137,7 @@ class Room:
         return await self._keepers.metadata.blob_bytes()
 
     async def _need(self, digest: Digest | None, size: int) -> Need:
-        arriving, left = await asyncio.to_thread(lambda: (self._staging.reservations(), _free(self._root)))
+        arriving, left = await asyncio.get_running_loop().run_in_executor(self._threads, self._measure)
         whole = sum(item.size for name, item in arriving.items() if name != digest)
         to_come = sum(item.to_come for item in arriving.values())
         free = need_for_free_space(left, to_come, self.limits.min_free)
@@ -143,6 +146,9 @@ class Room:
         except SQLAlchemyError:
             return free  # nobody knows how much there is; the file system's limit still holds
         return larger(quota, free)
+
+    def _measure(self) -> tuple[dict[Digest, Reservation], int]:
+        return self._staging.reservations(), _free(self._root)
 
     def _no_room(self, size: int | None) -> NoRoom:
         if self.limits.max_size and (size or 0) > self.limits.max_size:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from aiohttp import web
@@ -14,6 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from regmirror.blobs.staging import Staging
 from regmirror.metadata.store import MetadataStore
 from regmirror.metrics import Metrics
+from regmirror.singleflight import SingleFlight
 from regmirror.v2.responses import SERVER, whole_response
 
 
@@ -22,6 +24,8 @@ class Ops:
 
     def __init__(self, storage: Path, metadata: MetadataStore, metrics: Metrics) -> None:
         self._storage, self._metadata, self._metrics = storage, metadata, metrics
+        self._probes: SingleFlight[str, str] = SingleFlight()
+        self._thread = ThreadPoolExecutor(1, "probe")
         self.handlers = {"/healthz": self.healthz, "/readyz": self.readyz, "/metrics": self.metrics}
 
     async def healthz(self, request: BaseRequest) -> web.Response:
@@ -39,8 +43,12 @@ class Ops:
             await self._metadata.ping()
         except SQLAlchemyError as error:
             return _text(f"the database cannot be read: {getattr(error, 'orig', error)}\n", 503)
-        obstacle = await asyncio.to_thread(Staging(self._storage / "staging").find_obstacle)
+        obstacle = await self._probes.do("staging", self._find_obstacle)
         return _text(f"ready\nnothing can be stored: {obstacle}\n" if obstacle else "ready\n")
+
+    async def _find_obstacle(self) -> str:
+        staging = Staging(self._storage / "staging")
+        return await asyncio.get_running_loop().run_in_executor(self._thread, staging.find_obstacle)
 
     async def metrics(self, request: BaseRequest) -> web.Response:
         """Prometheus text format."""

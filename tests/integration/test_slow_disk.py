@@ -1,0 +1,87 @@
+"""A disk that takes its time delays nobody who can do without it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from contextlib import contextmanager
+
+import pytest
+import trustme
+
+from regmirror.blobs.staging import Staging
+from regmirror.events import DownloadEnded
+from tests.fake_registry import random_bytes
+from tests.mirror_fixture import until
+
+SYNCING = 40  # blobs; more than any pool of threads here has
+
+
+@contextmanager
+def waiting(monkeypatch, owner, name, concerns=lambda *_: True):
+    """Each call of ``owner.name`` that ``concerns`` picks waits until the end; those that have begun."""
+    begun, ready, call = [], threading.Event(), getattr(owner, name)
+
+    def wait(*given):
+        if concerns(*given):
+            begun.append(given)
+            assert ready.wait(30)
+        return call(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, wait)
+        try:
+            yield begun
+        finally:
+            ready.set()
+
+
+@pytest.mark.parametrize("secure", [False, True])
+async def test_blobs_that_are_being_synced_delay_no_other(start_mirror, upstream, monkeypatch, secure):
+    """B23, B35: the headers of a cold blob, its bytes, a warm blob, and whether the server is ready."""
+    mirror = await start_mirror(authority=trustme.CA() if secure else None)
+    warm, cold = random_bytes(900_000, seed=1), random_bytes(900_000, seed=2)
+    paths = [f"/v2/team/app/blobs/{upstream.add_blob('team/app', blob)}" for blob in (warm, cold)]
+    assert (await mirror.get(paths[0])).body == warm
+    await mirror.events.wait_for(DownloadEnded)
+    blobs = [random_bytes(1_000, seed=100 + number) for number in range(SYNCING)]
+    others = [f"/v2/team/app/blobs/{upstream.add_blob('team/app', blob)}" for blob in blobs]
+    with waiting(monkeypatch, os, "fsync") as begun:
+        assert [answer.body for answer in await asyncio.gather(*map(mirror.get, others))] == blobs
+        await until(lambda: begun, "they are being synced")
+        for path, blob in zip(paths, (warm, cold), strict=True):
+            assert (await mirror.get(path)).body == blob
+        assert (await mirror.get("/readyz")).body == b"ready\n"
+    await mirror.events.wait_for(DownloadEnded, SYNCING + 2)
+    assert len(mirror.stored()) == SYNCING + 2
+
+
+async def test_probes_of_a_slow_disk_are_one_and_delay_nothing(mirror, upstream, monkeypatch):
+    """B23, B100: however many ask whether the server is ready."""
+    blob = random_bytes(1_000)
+    path = f"/v2/team/app/blobs/{upstream.add_blob('team/app', blob)}"
+    with waiting(monkeypatch, Staging, "find_obstacle") as begun:
+        asking = [asyncio.create_task(mirror.get("/readyz")) for _ in range(SYNCING)]
+        await mirror.began(SYNCING)
+        await until(lambda: begun, "the disk is tried")
+        assert (await mirror.get(path)).body == blob
+        assert len(begun) == 1
+    assert {(await answer).body for answer in asking} == {b"ready\n"}
+
+
+async def test_slow_reads_for_tls_delay_no_download(start_mirror, upstream, monkeypatch):
+    """B23: those who read what is not in memory wait; the headers of a cold blob do not."""
+    mirror = await start_mirror(authority=trustme.CA())
+    warm, cold = random_bytes(900_000, seed=1), random_bytes(900_000, seed=2)
+    paths = [f"/v2/team/app/blobs/{upstream.add_blob('team/app', blob)}" for blob in (warm, cold)]
+    assert (await mirror.get(paths[0])).body == warm
+    await mirror.events.wait_for(DownloadEnded)
+    monkeypatch.setattr("regmirror.blobs.local.read_cached", lambda *_: 0)
+    with waiting(monkeypatch, os, "pread", lambda _, count, __: count > 100_000) as begun:
+        reading = [asyncio.create_task(mirror.get(paths[0])) for _ in range(SYNCING)]
+        await mirror.began(SYNCING)
+        await until(lambda: begun, "they are being read")
+        async with mirror.open(paths[1]) as response:
+            assert (response.status, response.headers["Content-Length"]) == (200, str(len(cold)))
+    assert {answer.body for answer in await asyncio.gather(*reading)} == {warm}
