@@ -20,11 +20,11 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
-from regmirror.blobs.local import is_cached
+from regmirror.blobs.local import count_cached
 
 STEP: Final = 2 * 1024 * 1024  # bytes a call at most: so that many clients advance evenly
 INLINE: Final = 256 * 1024  # bytes worth trying on the event loop itself
-PROBE: Final = 128 * 1024  # bytes of which one is tried; what the kernel reads ahead at least
+PROBE: Final = 1024 * 1024  # bytes of which one is tried: each try takes the interpreter's lock again
 LOAD: Final = 1024 * 1024  # bytes read into memory at once
 LOADERS: Final = 8  # threads that read
 
@@ -54,8 +54,9 @@ class _Job:
 
     def is_ready(self) -> bool:
         """Whether the next bytes are in the kernel's memory, as far as it can tell."""
-        if self.known <= self.offset:
-            self.known = self.offset + _count_cached(self.source, self.offset, min(self.count, STEP))
+        ahead = self.known - self.offset
+        if ahead < min(self.count, STEP):
+            self.known += count_cached(self.source, self.known, min(self.count - ahead, STEP), PROBE)
         return self.known > self.offset
 
     def load(self) -> None:
@@ -68,7 +69,7 @@ class _Job:
 
     def step(self) -> bool:
         """Send what is ready and fits now; true when everything is sent."""
-        sent = os.sendfile(self.target, self.source, self.offset, min(self.count, self.known - self.offset))
+        sent = os.sendfile(self.target, self.source, self.offset, min(STEP, self.known - self.offset))
         if sent == 0:
             raise FileTooShort(f"the file ends at {self.offset}, {self.count} bytes early")
         self.offset += sent
@@ -223,7 +224,7 @@ class Sender:
 
 def _try_now(target: int, source: int, offset: int, count: int) -> int:
     """Send a short range that seems to be in the kernel's memory; how much of it fitted."""
-    if count > INLINE or _count_cached(source, offset, count) < count:
+    if count > INLINE or count_cached(source, offset, count, PROBE) < count:
         return 0
     try:
         sent = os.sendfile(target, source, offset, count)
@@ -232,13 +233,3 @@ def _try_now(target: int, source: int, offset: int, count: int) -> int:
     if sent == 0:
         raise FileTooShort(f"the file ends at {offset}, {count} bytes early")
     return sent
-
-
-def _count_cached(source: int, offset: int, count: int) -> int:
-    """How many bytes from ``offset`` on the kernel seems to hold: one in each PROBE is tried."""
-    found = 0
-    for position in (*range(0, count, PROBE), count - 1):
-        if not is_cached(source, offset + position):
-            break
-        found = position + 1
-    return found

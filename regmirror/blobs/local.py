@@ -89,15 +89,21 @@ def read_cached(descriptor: int, buffer: bytearray, offset: int) -> int:
         return 0
 
 
-def is_cached(descriptor: int, offset: int) -> bool:
-    """Whether reading the byte at ``offset`` would not wait; true if the file system cannot tell."""
+def count_cached(descriptor: int, offset: int, count: int, step: int) -> int:
+    """How many of ``count`` bytes from ``offset`` on the kernel seems to hold in memory.
+
+    The last byte of each ``step`` is tried. All of them, if the file system cannot tell.
+    """
+    buffer, found = [bytearray(1)], 0
     try:
-        os.preadv(descriptor, [bytearray(1)], offset, os.RWF_NOWAIT)
+        for end in (*range(step, count, step), count):
+            os.preadv(descriptor, buffer, offset + end - 1, os.RWF_NOWAIT)
+            found = end
     except BlockingIOError:
-        return False
+        return found
     except OSError:  # reading says what is wrong
-        return True
-    return True
+        return count
+    return found
 
 
 async def read_pieces(descriptor: int, start: int, stop: int) -> AsyncIterator[bytes]:
