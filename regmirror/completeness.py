@@ -17,14 +17,12 @@ from typing import Final
 from regmirror.blobs.local import LocalBlobStore
 from regmirror.knowledge import Knowledge
 from regmirror.lru import Lru, weigh_texts
-from regmirror.manifests import Descriptor, Manifest, NotAManifest, parse_document, references
+from regmirror.manifests import Manifest, NotAManifest, parse_document, references
 from regmirror.names import Digest, Repository
 from regmirror.offload import LARGE, run_by_size
+from regmirror.possession import COMMON
 from regmirror.reads import is_in_doubt
 
-#: ``{}``, the config of artifacts that have none (image specification, "Guidance for an Empty
-#: Descriptor"): everybody knows it.
-EMPTY: Final = Digest("sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a")
 DEPTH_MAX: Final = 3  # an index may name indexes
 MANIFESTS_MAX: Final = 2_000  # manifests that are read for one verdict
 COSTLY: Final = 50  # manifests read for a verdict that is kept
@@ -40,6 +38,15 @@ class _Look:
 
     repository: Repository
     gaps: dict[Digest, str | None] = field(default_factory=dict)  # no more than MANIFESTS_MAX
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What a manifest names: in words what is missing of its own blobs, those blobs, its children."""
+
+    gap: str | None = None
+    blobs: list[Digest] = field(default_factory=list)
+    children: list[Digest] = field(default_factory=list)
 
 
 class Completeness:
@@ -75,14 +82,18 @@ class Completeness:
         return gap
 
     async def _find_gap(self, look: _Look, manifest: Manifest, depth: int) -> str | None:
-        gap, children = await run_by_size(manifest.size, self._examine, manifest.payload)
-        if gap is None and children and depth < DEPTH_MAX:
-            for child in children:
+        parts = await run_by_size(manifest.size, self._examine, manifest.payload)
+        if parts.gap is not None:
+            return parts.gap
+        if unproven := await self._knowledge.count_without_right(look.repository, parts.blobs):
+            return f"{unproven} of its blobs were stored through other repositories only"
+        if parts.children and depth < DEPTH_MAX:
+            for child in parts.children:
                 if await self._is_complete(look, child, depth + 1):
                     return None
-        if gap is None and children:
-            return f"of none of its {len(children)} images are all layers stored"
-        return gap
+        if parts.children:
+            return f"none of its {len(parts.children)} platform images is completely cached"
+        return None
 
     async def _is_complete(self, look: _Look, digest: Digest, depth: int) -> bool:
         if digest not in look.gaps:
@@ -94,17 +105,17 @@ class Completeness:
                 look.gaps[digest] = await self._find_gap(look, held, depth)
         return look.gaps[digest] is None
 
-    def _examine(self, payload: bytes) -> tuple[str | None, list[Digest]]:
-        """What is missing of the manifest's own parts, and its children."""
+    def _examine(self, payload: bytes) -> _Parts:
         try:
             named = references(parse_document(payload))
         except NotAManifest:
-            return None, []
+            return _Parts()
         children = [item.digest for item in named if item.role == "manifest"]
-        return self._gap([item for item in named if item.role in ("config", "layer")]), children
+        own = [item for item in named if item.role in ("config", "layer")]
+        wanted = {item.digest: item.role for item in own if item.fetchable and item.digest not in COMMON}
+        return _Parts(self._gap(wanted), list(wanted), children)
 
-    def _gap(self, parts: list[Descriptor]) -> str | None:
-        wanted = {item.digest: item.role for item in parts if item.fetchable and item.digest != EMPTY}
+    def _gap(self, wanted: dict[Digest, str]) -> str | None:
         missing = {digest for digest in wanted if not self._store.path(digest).exists()}
         if not missing:
             return None

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any, Final, TypeVar
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -161,6 +161,14 @@ class Knowledge:
         if proven:
             self._rights.put(key, True)
         return bool(proven)
+
+    async def count_without_right(self, repository: Repository, digests: Collection[Digest]) -> int:
+        """How many of these blobs the repository's upstream has neither sent nor proven to have."""
+        unknown = [digest for digest in digests if not self._rights.get((repository, digest))]
+        if not unknown:
+            return 0
+        proven = await self._read(self.store.find_rights(repository, unknown))
+        return len(unknown) - len(proven or ())
 
     def recall_right(self, repository: Repository, digest: Digest, size: int) -> bool:
         """Whether memory says that this content may be served there, and that it has that size."""

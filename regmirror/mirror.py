@@ -11,9 +11,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Final, Literal
 
 from regmirror.asking import PATIENCE, UNCACHED_PATIENCE, Asking, Key
 from regmirror.blobs.base import Blob
@@ -29,11 +30,13 @@ from regmirror.knowledge import Knowledge
 from regmirror.manifests import Manifest, Summary
 from regmirror.names import Digest, Reference, Repository, Tag
 from regmirror.outcomes import COALESCED, HIT, MISS, STORED, Answer
-from regmirror.possession import Sample, Sampler, sends
+from regmirror.possession import COMMON, Sample, Sampler, sends
 from regmirror.reads import is_in_doubt
 from regmirror.resolver import Policy, Resolver
 from regmirror.singleflight import SingleFlight
 from regmirror.upstream.client import UpstreamClient
+
+DISPUTE: Final = 20.0  # seconds that a client waits for the end of another repository's download
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ class Mirror:
         completeness = Completeness(parts.knowledge, parts.store)
         self._resolver = Resolver(parts.knowledge, self.asking, completeness, policy)
         self._sizes: SingleFlight[Key, Answer[int | None]] = SingleFlight()
-        self._proofs: SingleFlight[Key, Answer[None]] = SingleFlight()
+        self._proofs: SingleFlight[Key, Answer[bool]] = SingleFlight()
         self._sampler = Sampler()
 
     async def close(self) -> None:
@@ -125,15 +128,29 @@ class Mirror:
 
     async def blob(self, repository: Repository, digest: Digest) -> Answer[Blob]:
         """The blob, opened; close it. Raises BlobUnknown or another RegistryError."""
+        answer = await self._open_proven(repository, digest)
+        if answer is None:  # another repository's download: it ends, and either it or this one is right
+            with suppress(TimeoutError):
+                async with asyncio.timeout(DISPUTE):
+                    await self._parts.downloads.settle(digest)
+            answer = await self._open_proven(repository, digest)
+        if answer is None:
+            message = f"two upstreams send different bytes as {digest}; it can be had when one has ended"
+            raise Unavailable(message, retry_after=5)
+        self._knowledge.note_blob_pull(digest)
+        return answer
+
+    async def _open_proven(self, repository: Repository, digest: Digest) -> Answer[Blob] | None:
+        """The blob; None if other bytes arrive for another repository than this one's upstream has."""
         answer, is_proven = await self._open(repository, digest)
         try:
-            if not is_proven:
-                await self._require_possession(repository, digest, answer.content)
+            if is_proven or await self._is_possessed(repository, digest, answer.content):
+                return answer
         except BaseException:
             answer.content.close()
             raise
-        self._knowledge.note_blob_pull(digest)
-        return answer
+        answer.content.close()
+        return None
 
     def repeat_blob(self, repository: Repository, digest: Digest, size: int) -> bytearray | None:
         """The bytes of the blob that ``blob`` would answer with, if memory alone proves the right to
@@ -186,7 +203,7 @@ class Mirror:
         stored = await self._open_stored(digest)
         if stored is not None:
             try:
-                await self._require_possession(repository, digest, stored)
+                await self._is_possessed(repository, digest, stored)
             finally:
                 stored.close()
             return Answer(stored.size, HIT)
@@ -203,22 +220,28 @@ class Mirror:
         size = await client.head_blob(repository, digest)
         return Answer(await client.blob_size(repository, digest) if size is None else size, MISS)
 
-    async def _require_possession(self, repository: Repository, digest: Digest, blob: Blob) -> None:
-        """Raise BlobUnknown unless the repository's own upstream has sent this blob, or proves now
-        that it has it (see ``possession``).
+    async def _is_possessed(self, repository: Repository, digest: Digest, blob: Blob) -> bool:
+        """Whether the repository's own upstream has sent this blob, or proves now that it has it (see
+        ``possession``).
+
+        False only of a blob in flight, whose own bytes may be the wrong ones. Of a stored one raises
+        BlobUnknown, or what went wrong with the upstream.
         """
-        if await self._knowledge.has_right(repository, digest):
-            return
-        if digest == Digest.of(b"", digest.algorithm):  # everybody has it
-            return
+        if digest in COMMON or await self._knowledge.has_right(repository, digest):
+            return True
+        flying = self._parts.downloads.find(digest)
+        if flying is not None and flying.verified and flying.proven_for == repository:
+            return True  # stored this moment, and about to be written down
         self._knowledge.refuse_missing(repository, digest, BlobUnknown)
+        is_verified = not isinstance(blob, Follower)
         sample = await self._take_sample(repository, digest, blob)
-        await self.asking.once(
+        answer = await self.asking.once(
             self._proofs,
             (repository, digest),
-            lambda: self._prove(repository, digest, sample),
+            lambda: self._prove(repository, digest, sample, is_verified=is_verified),
             BlobUnknown,
         )
+        return answer.content
 
     async def _take_sample(self, repository: Repository, digest: Digest, blob: Blob) -> Sample:
         if isinstance(blob, Follower) and blob.is_passing:  # its bytes can be read once only
@@ -228,9 +251,10 @@ class Mirror:
         except OSError as error:
             raise Unavailable(f"the stored blob cannot be read: {error}", retry_after=10) from error
 
-    async def _prove(self, repository: Repository, digest: Digest, sample: Sample) -> Answer[None]:
-        if await self._knowledge.has_right(repository, digest):  # proven a moment ago
-            return Answer(None, HIT)
+    async def _prove(
+        self, repository: Repository, digest: Digest, sample: Sample, *, is_verified: bool
+    ) -> Answer[bool]:
+        """Whether the upstream sends the bytes of ``sample``, written down if those are verified."""
         client = self.asking.upstream(repository)
         try:
             is_proven = await sends(partial(client.open_blob, repository, digest), sample)
@@ -238,11 +262,12 @@ class Mirror:
             if error.reason != "range":
                 raise
             is_proven = False  # its blob of this name is shorter, if there is one
-        if not is_proven:
+        if is_proven and is_verified:
+            await self._knowledge.confirm(repository, digest)
+        elif is_verified:
             message = f"sent other bytes for {repository.name}@{digest} than are stored"
             raise UpstreamNotFound(repository.upstream, message, reason="possession")
-        await self._knowledge.confirm(repository, digest)
-        return Answer(None, MISS)
+        return Answer(is_proven, MISS)
 
     async def _open_stored(self, digest: Digest) -> LocalBlob | None:
         """The stored file, if it has the size it must have; else it is put aside."""

@@ -20,6 +20,9 @@ from regmirror.names import Digest
 SMALL: Final = 64 * 1024  # bytes up to which a blob is compared as a whole
 LENGTH: Final = 64  # bytes compared of a larger one
 ENOUGH: Final = 4 * 1024  # bytes that must have arrived of a blob in flight before it is compared
+#: Content that everybody has: no bytes, and ``{}``, the config of artifacts that have none (image
+#: specification, "Guidance for an Empty Descriptor").
+COMMON: Final = frozenset({Digest.of(b""), Digest.of(b"", "sha512"), Digest.of(b"{}")})
 _WINDOWS: Final = 16  # windows to choose from
 _VARIED: Final = 16  # distinct byte values in a window that nobody can guess
 

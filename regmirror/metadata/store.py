@@ -6,8 +6,9 @@ is ``curation.py``.
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,13 @@ class MetadataStore:
             await self.database.first(query.where(_is(repository), rights.c.digest == str(digest)))
             is not None
         )
+
+    async def find_rights(self, repository: Repository, digests: Collection[Digest]) -> set[str]:
+        """Those of the blobs for which ``has_right`` is true."""
+        rights = t.repository_blobs
+        names = sa.func.json_each(json.dumps([*map(str, digests)])).table_valued("value")
+        query = sa.select(rights.c.digest).join(t.repositories).join(names, names.c.value == rights.c.digest)
+        return {row[0] for row in await self.database.all(query.where(_is(repository)))}
 
     async def find_size(self, digest: Digest) -> int | None:
         """The size of a stored blob; what manifests say of it is a claim, and not looked at."""

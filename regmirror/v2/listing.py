@@ -17,7 +17,7 @@ from regmirror.names import Digest, Repository
 from regmirror.offload import run_by_size
 from regmirror.routing import DOCKER_HUB
 from regmirror.v2.exchange import Exchange
-from regmirror.v2.responses import COMMON, json_response, warning_header
+from regmirror.v2.responses import COMMON, json_response, warning_header, whole_response
 
 MOST = 10_000  # entries in one page
 _INDEX: Final = b'{"schemaVersion":2,"mediaType":"%s","manifests":[%%s]}' % OCI_INDEX.encode()
@@ -98,4 +98,4 @@ def _response(
     document: bytes, parts: tuple[bytes, ...], headers: dict[str, str], media_type: str = "application/json"
 ) -> web.Response:
     """JSON of which most is text already."""
-    return web.Response(body=document % parts, headers={**COMMON, **headers, "Content-Type": media_type})
+    return whole_response(document % parts, {**COMMON, **headers, "Content-Type": media_type})

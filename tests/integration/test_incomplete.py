@@ -195,7 +195,7 @@ async def test_one_complete_image_of_an_index_is_enough(mirror, upstream, index)
     await mirror.reload(freshness=OFFLINE)
     missing = await mirror.get(TAG)
     assert missing.status == 404
-    assert "of none of its 2 images are all layers stored" in missing.json()["errors"][0]["message"]
+    assert "none of its 2 platform images is completely cached" in missing.json()["errors"][0]["message"]
     await mirror.reload()
     await store(mirror, *first.layer_digests)
     await mirror.reload(freshness=OFFLINE)

@@ -97,7 +97,7 @@ async def test_an_image_that_is_named_often_is_looked_for_once(tmp_path):
     outer = index(*[middle.digest] * 100)
     knowledge = Knowledge([inner, middle])
     looking = Completeness(knowledge, LocalBlobStore(tmp_path), Clock())
-    assert await looking.find_gap(APP, outer) == "of none of its 100 images are all layers stored"
+    assert await looking.find_gap(APP, outer) == "none of its 100 platform images is completely cached"
     assert knowledge.wanted == [middle.digest, inner.digest, lost]
 
 
