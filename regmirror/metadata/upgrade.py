@@ -27,13 +27,19 @@ def upgrade(path: Path) -> str | None:
 
     Raises DatabaseDamaged, or another ConfigError if it cannot be used.
     """
-    engine = sa.create_engine(f"sqlite:///{path}", connect_args={"timeout": 30})
+    # No isolation level: the driver else begins late, and runs DDL outside of its transactions.
+    arguments = {"timeout": 30, "isolation_level": None}
+    engine = sa.create_engine(f"sqlite:///{path}", connect_args=arguments)
     try:
         with engine.connect() as connection:
             connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+            if _revision(connection) == REVISION:
+                return None
+            connection.exec_driver_sql("BEGIN IMMEDIATE")  # all or nothing, and one process at a time
             if (found := _revision(connection)) == REVISION:
                 return None
             _migrate(connection, path)
+            connection.commit()
             return found
     except sa.exc.OperationalError as error:  # locked, read-only, in a directory of somebody else
         reason = f"{path} cannot be used: {error.orig}; see who owns it and who else uses it"
@@ -66,4 +72,3 @@ def _migrate(connection: sa.Connection, path: Path) -> None:
         found = _revision(connection)
         reason = f"{path} was written by a newer version (schema {found}); install that version"
         raise ConfigError("storage.path", str(path.parent), reason) from None
-    connection.commit()

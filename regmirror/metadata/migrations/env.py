@@ -1,4 +1,7 @@
-"""Called by Alembic with the connection that ``regmirror.metadata.upgrade`` has opened."""
+"""Called by Alembic with the connection that ``regmirror.metadata.upgrade`` has opened.
+
+Every migration runs in the transaction that is begun and committed there.
+"""
 
 from __future__ import annotations
 
