@@ -69,6 +69,7 @@ LAYERS: dict[str, list[str]] = {
         "jsonlist",
         "offload",
         "singleflight",
+        "files",
     ],
 }
 #: The version stands in the package itself, which imports nothing.

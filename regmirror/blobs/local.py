@@ -26,6 +26,7 @@ from typing import Final
 
 from regmirror.blobs.base import PIECE, StoredBlob
 from regmirror.errors import DigestInvalid
+from regmirror.files import DIRECTORY_MODE, make_directory, tighten, tighten_directory
 from regmirror.names import Digest
 
 ALGORITHMS = ("sha256", "sha512")
@@ -65,15 +66,16 @@ class Removable:
     Its calls wait for the disk: use them in a thread.
     """
 
-    def __init__(self, path: Path, descriptor: int) -> None:
-        self._path, self._descriptor = path, descriptor
+    def __init__(self, path: Path, descriptor: int, quarantine: Path) -> None:
+        self._path, self._descriptor, self._quarantine = path, descriptor, quarantine
         self.size = os.fstat(descriptor).st_size
 
     def unlink(self) -> None:
         """Remove the file, unless it has been replaced by another one meanwhile."""
-        with suppress(FileNotFoundError):
-            if os.path.samestat(self._path.stat(), os.fstat(self._descriptor)):
-                self._path.unlink()
+        taken = self._quarantine / f".{self._path.name}.{time.time_ns()}"
+        make_directory(self._quarantine)
+        if _take(self._path, taken, self._descriptor):
+            taken.unlink()
 
     def close(self) -> None:
         if self._descriptor >= 0:
@@ -134,9 +136,18 @@ class LocalBlobStore:
         self._syncs = ThreadPoolExecutor(SYNCS, "sync")
 
     def prepare(self) -> None:
-        """Create the directories; raises OSError where that is not allowed."""
-        for directory in (self.root, *self._directories.values(), self._quarantine):
+        """Create the directories, and close those of an older version to other users.
+
+        Raises OSError where that is not allowed.
+        """
+        self.root.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
+        ensure_directory(self.root)
+        blobs = self.root / "blobs"
+        make_directory(blobs)
+        for directory in (*self._directories.values(), self._quarantine):
             ensure_directory(directory)
+            tighten_directory(directory)
+        tighten(blobs)
 
     def path(self, digest: Digest) -> Path:
         return self._directories[digest.algorithm] / digest.encoded
@@ -215,7 +226,7 @@ class LocalBlobStore:
             return None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return Removable(path, descriptor)
+            return Removable(path, descriptor, self._quarantine)
         except BlockingIOError:
             os.close(descriptor)
             return None
@@ -223,12 +234,9 @@ class LocalBlobStore:
             os.close(descriptor)
             raise
 
-    async def quarantine(self, digest: Digest) -> None:
-        target = self._quarantine / f"{digest.encoded}.{time.time_ns()}"
-        try:
-            self.path(digest).replace(target)
-        except FileNotFoundError:
-            return
+    async def quarantine(self, digest: Digest, descriptor: int | None = None) -> bool:
+        """With ``descriptor`` only if that is still the stored file. Returns whether it has gone."""
+        return _take(self.path(digest), self._quarantine / f"{digest.encoded}.{time.time_ns()}", descriptor)
 
     def sweep_quarantine(self, older_than: float) -> None:
         """Remove what was put aside before that time (wall-clock seconds)."""
@@ -261,9 +269,27 @@ class LocalBlobStore:
 
 def ensure_directory(directory: Path) -> None:
     """Create it if need be; raises OSError if that fails or if it cannot be written."""
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     if not os.access(directory, os.W_OK | os.X_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(directory))
+
+
+def _take(path: Path, target: Path, descriptor: int | None) -> bool:
+    """Move a file away if it is the open one; whether it was.
+
+    It is moved first and compared then: between a comparison and a move another process may put
+    a good file in its place.
+    """
+    try:
+        path.rename(target)
+    except FileNotFoundError:
+        return False
+    if descriptor is None or os.path.samestat(target.stat(), os.fstat(descriptor)):
+        return True
+    with suppress(FileExistsError):  # a third one, as good as this
+        os.link(target, path)
+    target.unlink()
+    return False
 
 
 def _sync(path: Path) -> None:

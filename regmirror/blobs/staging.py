@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
-from regmirror import errors
+from regmirror import errors, files
 from regmirror.blobs.local import ensure_directory
 from regmirror.errors import DigestInvalid, RegistryError, Unavailable, UpstreamError
 from regmirror.names import Digest
@@ -99,14 +99,15 @@ class StagedFile:
         self._note_path = path.with_name(path.name + _NOTE)
         self.is_writer = False
         self.descriptor = -1  # of the bytes
-        self._note_descriptor = os.open(self._note_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._note_descriptor = files.create(self._note_path, os.O_RDWR)
 
     def open_bytes(self, *, create: bool = False) -> bool:
         """Have ``descriptor`` open; false if there are no bytes of this very note."""
         if self.descriptor >= 0:
             return True
         try:
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o644)
+            flags = os.O_RDWR | os.O_CLOEXEC
+            descriptor = files.create(self.path, flags) if create else os.open(self.path, flags)
         except FileNotFoundError:
             return False
         with suppress(OSError):
@@ -204,6 +205,7 @@ class Staging:
 
     def prepare(self) -> None:
         ensure_directory(self.directory)
+        files.tighten_directory(self.directory)
 
     def open(self, digest: Digest) -> StagedFile:
         """The note of ``digest``, created if there is none."""

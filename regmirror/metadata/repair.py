@@ -20,6 +20,7 @@ from typing import Final
 from urllib.parse import quote
 
 from regmirror.errors import ConfigError, RegmirrorError
+from regmirror.files import create_lock, make_directory, tighten
 from regmirror.metadata.database import Database
 from regmirror.metadata.upgrade import REVISION, DatabaseDamaged, upgrade
 from regmirror.names import Digest
@@ -70,6 +71,8 @@ class Keeper:
                 self._say(f"the disk is full: the database {self.path} is not used until there is room")
 
     def _prepare(self) -> None:
+        for suffix in _COMPANIONS:
+            tighten(_beside(self.path, suffix))
         if not self.path.exists() or not self.path.stat().st_size:
             self._restore("was lost")
             return
@@ -115,7 +118,7 @@ class Keeper:
         for suffix in _COMPANIONS:
             old = _beside(self.path, suffix)
             if old.exists():
-                self._quarantine.mkdir(parents=True, exist_ok=True)
+                make_directory(self._quarantine)
                 old.replace(_beside(self._quarantine / f"{self.path.name}.{stamp}", suffix))
                 moved = moved or not suffix
         return moved
@@ -210,7 +213,7 @@ def write_rows(path: Path, stored: Iterable[tuple[Digest, int, float]]) -> int:
 @contextmanager
 def _locked(path: Path, *, wait: bool) -> Iterator[bool]:
     """Whether this process is the one that repairs, until the end of the block."""
-    descriptor = os.open(_beside(path, ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    descriptor = create_lock(_beside(path, ".lock"))
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Final
 
 import sqlalchemy as sa
 
 from regmirror.errors import ConfigError
+from regmirror.files import create
 
 REVISION: Final = "0003"  # the newest script in migrations/versions
 FILE_NAME: Final = "regmirror.db"
@@ -31,6 +33,7 @@ def upgrade(path: Path) -> str | None:
     arguments = {"timeout": 30, "isolation_level": None}
     engine = sa.create_engine(f"sqlite:///{path}", connect_args=arguments)
     try:
+        _create(path)
         with engine.connect() as connection:
             connection.exec_driver_sql("PRAGMA journal_mode=WAL")
             if _revision(connection) == REVISION:
@@ -41,6 +44,9 @@ def upgrade(path: Path) -> str | None:
             _migrate(connection, path)
             connection.commit()
             return found
+    except OSError as error:
+        reason = f"{path} cannot be used: {(error.strerror or str(error)).lower()}"
+        raise ConfigError("storage.path", str(path.parent), reason) from None
     except sa.exc.OperationalError as error:  # locked, read-only, in a directory of somebody else
         reason = f"{path} cannot be used: {error.orig}; see who owns it and who else uses it"
         raise ConfigError("storage.path", str(path.parent), reason) from None
@@ -49,6 +55,12 @@ def upgrade(path: Path) -> str | None:
         raise DatabaseDamaged("storage.path", str(path.parent), reason) from None
     finally:
         engine.dispose()
+
+
+def _create(path: Path) -> None:
+    """SQLite would let others read it; what it creates beside it has the modes of the file."""
+    if not path.exists():
+        os.close(create(path, os.O_RDWR))
 
 
 def _revision(connection: sa.Connection) -> str | None:

@@ -24,6 +24,7 @@ from urllib.parse import quote
 
 from regmirror.circuit import Circuit
 from regmirror.config import Upstream, upstream_url
+from regmirror.files import DIRECTORY_MODE, create
 
 _LINE_MAX: Final = 2048  # bytes
 _REASON_MAX: Final = 200  # characters
@@ -104,11 +105,12 @@ class SharedRecord:
         if self._path is None:
             raise FileNotFoundError
         if is_change:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.parent.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
             if self._descriptor >= 0 and not _is_at(self._path, self._descriptor):
                 self._drop()
         if self._descriptor < 0:
-            self._descriptor = os.open(self._path, flags | os.O_CLOEXEC, 0o644)
+            opened = create if flags & os.O_CREAT else os.open
+            self._descriptor = opened(self._path, (flags & ~os.O_CREAT) | os.O_CLOEXEC)
 
     @contextmanager
     def _lock(self) -> Iterator[None]:

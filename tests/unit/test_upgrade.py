@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sqlite3
 import subprocess
@@ -108,7 +107,7 @@ def kill(connection, cursor, statement, *rest):
 sa.event.listen(sa.Engine, "before_cursor_execute", kill)
 upgrade(Path({str(path)!r}))
 """
-    ended = subprocess.run([sys.executable, "-c", code], check=False, cwd=os.getcwd())
+    ended = subprocess.run([sys.executable, "-c", code], check=False, cwd=Path.cwd())
     assert ended.returncode == -signal.SIGKILL
     assert content(path) == before
     assert upgrade(path) == "0001"
