@@ -43,7 +43,7 @@ from regmirror.settings import take_snapshot
 from regmirror.upkeep.keeping import Keeping, open_keeping
 from regmirror.upkeep.room import Room
 from regmirror.upkeep.schedule import Upkeep
-from regmirror.upkeep.scrub import Finding, Scrubbed, Scrubber
+from regmirror.upkeep.scrub import Finding, Scrubbed
 from regmirror.upstream.client import UpstreamClient
 from regmirror.upstream.registry import Upstreams
 from regmirror.v2.prepared import PreparedAnswers
@@ -172,16 +172,7 @@ class Running:
         """
         lasting = self._lasting
         keeping = open_keeping(lasting.root, lasting.metadata, lasting.emit, lasting.times.now)
-        scrubber = Scrubber(
-            keeping.inventory,
-            keeping.store,
-            lasting.emit,
-            self.heal,
-            rate,
-            lasting.times.now,
-            is_noted=False,
-        )
-        return await scrubber.scrub(tell)
+        return await keeping.scrubber(lasting.emit, self.heal, rate, is_noted=False).scrub(tell)
 
     async def heal(self, repository: Repository, digest: Digest) -> None:
         """See ``Service.heal``; returns when the blob is stored, if it can be."""

@@ -6,14 +6,16 @@ import fcntl
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from regmirror.blobs.local import LocalBlobStore
 from regmirror.blobs.staging import Staging
 from regmirror.config import Config
+from regmirror.errors import RegmirrorError
 from regmirror.events import Emit
+from regmirror.files import create, create_lock
 from regmirror.metadata.curation import Curation
 from regmirror.metadata.inventory import Inventory
 from regmirror.metadata.pins import Pins
@@ -23,6 +25,7 @@ from regmirror.upkeep.gc import Collector
 from regmirror.upkeep.purge import Purger
 from regmirror.upkeep.remover import Removable, Remover
 from regmirror.upkeep.room import Keepers, Limits, Room
+from regmirror.upkeep.scrub import Heal, Scrubber
 from regmirror.upkeep.sweep import Swept, sweep
 
 Flush = Callable[[], Awaitable[None]]
@@ -60,6 +63,19 @@ class Keeping:
         keepers = Keepers(self.metadata, self.curation, self.pins, self.remover, flush)
         return Room(self.root, limits_of(config), keepers)
 
+    def scrubber(self, emit: Emit, heal: Heal, rate: float, *, is_noted: bool = True) -> Scrubber:
+        """What it drops is forgotten by every worker."""
+        return Scrubber(
+            self.inventory,
+            self.store,
+            emit,
+            heal,
+            rate,
+            self.now,
+            is_noted=is_noted,
+            on_drop=Notice(self.root).give,
+        )
+
     async def sweep(self) -> Swept:
         """See ``sweep.py``. What an earlier removal left is finished first, not stored again."""
         await self.remover.finish_earlier()
@@ -94,19 +110,30 @@ def limits_of(config: Config) -> Limits:
     return Limits(int(config.storage.max_size), int(config.storage.min_free))
 
 
+class LockUnusable(RegmirrorError):
+    """A lock file cannot be opened or locked."""
+
+
 @contextmanager
 def try_alone(root: Path, what: str = "collection") -> Iterator[bool]:
-    """Whether no other process is at ``what`` here; until the end, none will be."""
-    descriptor = os.open(root / f"{what}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
+    """Whether no other process is at ``what`` here; until the end, none will be.
+
+    Raises LockUnusable.
+    """
+    path = root / f"{what}.lock"
+    with ExitStack() as opened:
         try:
+            descriptor = create_lock(path)
+            opened.callback(os.close, descriptor)
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            yield False
+            is_alone = False
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise LockUnusable(f"the lock {path} cannot be used: {reason}; see who owns it") from error
         else:
-            yield True
-    finally:
-        os.close(descriptor)
+            is_alone = True
+        yield is_alone
 
 
 class Notice:
@@ -121,19 +148,26 @@ class Notice:
         self._seen = self._stamp()
 
     def give(self) -> None:
-        self._path.touch()
-        os.utime(self._path)
+        os.close(create(self._path, os.O_RDONLY))
+        try:
+            os.utime(self._path)
+        except PermissionError:  # another user's, from an older version: take its place
+            new = self._path.with_name(f".notice-{os.getpid()}")
+            new.unlink(missing_ok=True)
+            os.close(create(new, os.O_RDONLY))
+            new.replace(self._path)
 
     def is_new(self) -> bool:
         """Whether it was given since the last look."""
         before, self._seen = self._seen, self._stamp()
         return before != self._seen
 
-    def _stamp(self) -> int:
+    def _stamp(self) -> tuple[int, int]:
         try:
-            return self._path.stat().st_mtime_ns
+            status = self._path.stat()
         except OSError:
-            return 0
+            return 0, 0
+        return status.st_ino, status.st_mtime_ns
 
 
 class _Pretended:

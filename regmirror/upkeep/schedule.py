@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Final
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -19,10 +19,10 @@ from regmirror.config import Config
 from regmirror.events import Emit, UpkeepEnded
 from regmirror.knowledge import Knowledge
 from regmirror.metadata.inventory import Chore
-from regmirror.upkeep.keeping import Keeping, Notice, limits_of, try_alone
+from regmirror.upkeep.keeping import Keeping, LockUnusable, Notice, limits_of, try_alone
 from regmirror.upkeep.room import Room
 from regmirror.upkeep.scrub import CHORE as SCRUB
-from regmirror.upkeep.scrub import Heal, Scrubber
+from regmirror.upkeep.scrub import Heal
 
 COLLECTION: Final = "collection"
 SWEEP_INTERVAL: Final = 86_400.0  # seconds between comparisons of all files and rows
@@ -40,6 +40,7 @@ class Upkeep:
         self._keeping, self._room, self._knowledge, self._emit = keeping, room, knowledge, emit
         self._notice = Notice(keeping.root)
         self._swept_at = float("-inf")  # by this process
+        self._lock_failures: set[str] = set()
 
     def follow_config(self, config: Config) -> None:
         """Work by another configuration from now on."""
@@ -70,7 +71,10 @@ class Upkeep:
         """Write the times of last pulls; evict what is too much; collect if that is due."""
         await self._knowledge.flush_pulls()
         await self._knowledge.check_database()
-        with suppress(SQLAlchemyError, OSError):  # told where it happened, and tried again
+        with (
+            self._lock_failures_logged(),
+            suppress(SQLAlchemyError, OSError),
+        ):  # told where it happened, and tried again
             await self._evict()
             await self.collect_if_due()
 
@@ -114,19 +118,27 @@ class Upkeep:
     async def scrub_if_due(self, heal: Heal) -> None:
         """Verify everything once an interval, from where the last run was broken off."""
         config, keeping = self.config.scrub, self._keeping
-        with suppress(SQLAlchemyError, OSError):
+        with self._lock_failures_logged(), suppress(SQLAlchemyError, OSError):
             if not config.interval or not await self._is_due(SCRUB, config.interval):
                 return
             with try_alone(keeping.root, "scrub") as is_alone:
                 if not is_alone:
                     return
                 began = time.monotonic()
-                scrubber = Scrubber(
-                    keeping.inventory, keeping.store, self._emit, heal, config.rate, keeping.now
-                )
+                scrubber = keeping.scrubber(self._emit, heal, config.rate)
                 done = await scrubber.scrub(lambda finding: None)
                 seconds = time.monotonic() - began
                 self._emit(UpkeepEnded("scrub", done.checked, done.rotten, 0, seconds))
+
+    @contextmanager
+    def _lock_failures_logged(self) -> Iterator[None]:
+        """A lock that cannot be used is logged once; the work is tried again."""
+        try:
+            yield
+        except LockUnusable as error:
+            if str(error) not in self._lock_failures:
+                self._lock_failures.add(str(error))
+                logging.getLogger(__name__).warning("%s", error)
 
     async def _is_due(self, name: str, interval: float) -> bool:
         chore, now = await self._keeping.inventory.find_chore(name), self._keeping.now()

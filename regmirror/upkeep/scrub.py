@@ -71,6 +71,7 @@ class Scrubber:
 
     ``is_noted``: a run goes on where the last one was broken off, and writes down how far it has
     come. Else it verifies everything, and leaves alone what another run has written down.
+    ``on_drop`` is called when rows have gone, which workers may remember.
     """
 
     inventory: Inventory
@@ -82,6 +83,7 @@ class Scrubber:
     clock: Callable[[], float] = time.monotonic
     sleep: Sleep = asyncio.sleep
     is_noted: bool = True
+    on_drop: Callable[[], None] = lambda: None
 
     async def scrub(self, tell: Callable[[Finding], None]) -> Scrubbed:
         """Verify everything, or what is left of a run that was broken off."""
@@ -105,13 +107,13 @@ class Scrubber:
     async def _verify(
         self, row: BlobRow, pacer: Pacer, scrubbed: Scrubbed, tell: Callable[[Finding], None]
     ) -> None:
-        why = await self._find_fault(row, pacer)
+        why = await self._put_aside(row, pacer)
         scrubbed.checked += 1
         scrubbed.bytes += row.size
         if why is None:
             return
-        await self.store.quarantine(row.digest)
         await self.inventory.drop_rows([row.digest])
+        self.on_drop()
         self.emit(VerificationFailed("", "blob", row.digest, "store"))
         self.emit(BlobRemoved(row.digest, row.size, "corrupt"))
         is_healed = await self._heal(row.digest)
@@ -119,15 +121,26 @@ class Scrubber:
         scrubbed.healed += is_healed
         tell(Finding(row.digest, row.size, why, is_healed))
 
-    async def _find_fault(self, row: BlobRow, pacer: Pacer) -> str | None:
-        """What is wrong with the blob; None if nothing is, or if it has gone meanwhile."""
+    async def _put_aside(self, row: BlobRow, pacer: Pacer) -> str | None:
+        """What was wrong with the blob; None if nothing is, or if it was replaced meanwhile."""
         try:
             descriptor = os.open(self.store.path(row.digest), os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             known = await self.inventory.known([row.digest])
-            return "its file is missing" if known else None
+            return "its file is missing" if known and not self.store.exists(row.digest) else None
         except OSError as error:
+            await self.store.quarantine(row.digest)
             return f"it cannot be opened: {error.strerror}"
+        try:
+            why = await self._find_fault(row, descriptor, pacer)
+            if why is None or not await self.store.quarantine(row.digest, descriptor):
+                return None
+            return why
+        finally:
+            os.close(descriptor)
+
+    async def _find_fault(self, row: BlobRow, descriptor: int, pacer: Pacer) -> str | None:
+        """What is wrong with the open file; None if nothing is."""
         try:
             size = os.fstat(descriptor).st_size
             if size != row.size:
@@ -137,8 +150,6 @@ class Scrubber:
                 await pacer.spend(await asyncio.to_thread(_hash_piece, descriptor, hasher, start))
         except OSError as error:
             return f"it cannot be read: {error.strerror}"
-        finally:
-            os.close(descriptor)
         return None if hasher.hexdigest() == row.digest.encoded else "its bytes have changed"
 
     async def _heal(self, digest: Digest) -> bool:
@@ -162,6 +173,7 @@ class Scrubber:
                 scrubbed.bytes += len(payload)
                 if Digest.of(payload, digest.algorithm) != digest:
                     await self.inventory.drop_manifest(text)
+                    self.on_drop()
                     self.emit(VerificationFailed("", "manifest", digest, "store"))
                     scrubbed.rotten += 1
                     tell(Finding(digest, len(payload), "its bytes have changed", is_healed=False))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
@@ -13,12 +14,13 @@ from regmirror.cli import scrubbing
 from regmirror.cli.context import Context
 from regmirror.errors import BlobUnknown
 from regmirror.events import BlobHealed, BlobRemoved, VerificationFailed
+from regmirror.manifests import Manifest
 from regmirror.metadata.inventory import Chore
 from regmirror.metadata.store import MetadataStore
 from regmirror.metadata.upgrade import database_path, upgrade
 from regmirror.names import Digest, Repository
 from regmirror.service import Service
-from regmirror.upkeep.keeping import open_keeping
+from regmirror.upkeep.keeping import Notice, open_keeping
 from regmirror.upkeep.scrub import CHORE, PIECE, Pacer, Scrubbed, Scrubber
 from tests.fake_registry import random_bytes
 
@@ -223,3 +225,44 @@ def test_a_scrub_by_hand_does_nothing_else(monkeypatch, tmp_path):
     monkeypatch.setattr(scrubbing, "open_running", remember)
     scrubbing.run(Context(None, json=True), None)
     assert [(item.gc.interval, item.scrub.interval) for item in opened] == [(0, 0)]
+
+
+async def test_a_scrub_tells_every_worker_to_forget_what_it_has_dropped(store):
+    """B47, B99: a manifest that is corrupt in the database is also in the memory of workers."""
+    keeping, payload = store.keeping, b'{"schemaVersion": 2}'
+    manifest = Manifest(Digest.of(payload), "application/vnd.oci.image.manifest.v1+json", payload)
+    await keeping.metadata.save_manifest(APP, manifest, [])
+    connection = sqlite3.connect(database_path(keeping.root))
+    connection.execute("UPDATE manifests SET payload = x'00'")
+    connection.commit()
+    connection.close()
+    notice = Notice(keeping.root)
+    done = await keeping.scrubber(store.events.append, store.heal, 0).scrub(lambda finding: None)
+    assert (done.rotten, notice.is_new()) == (1, True)
+    assert await keeping.metadata.find_manifest(manifest.digest) is None
+
+
+async def test_a_scrub_that_finds_nothing_leaves_memories_alone(store):
+    """B47."""
+    notice = Notice(store.keeping.root)
+    await store.keeping.scrubber(store.events.append, store.heal, 0).scrub(lambda finding: None)
+    assert not notice.is_new()
+
+
+async def test_a_good_blob_that_took_the_place_of_a_corrupt_one_stays(store, monkeypatch):
+    """B47: another process stores it while the scrub reads the corrupt one."""
+    digest = Digest.of(BLOBS[0])
+    store.spoil(digest)
+    path, find_fault = store.keeping.store.path(digest), Scrubber._find_fault
+
+    async def replace_then(self, row, *args):
+        why = await find_fault(self, row, *args)
+        if row.digest == digest:
+            path.with_name("new").write_bytes(BLOBS[0])
+            path.with_name("new").replace(path)
+        return why
+
+    monkeypatch.setattr(Scrubber, "_find_fault", replace_then)
+    assert (await store.scrub())[1] == []
+    assert path.read_bytes() == BLOBS[0]
+    assert list((store.keeping.root / "quarantine").iterdir()) == []
