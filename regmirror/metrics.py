@@ -154,7 +154,7 @@ class Metrics:
         self._followers = self._gauge(
             "download_followers", "Clients that read a blob in flight.", mode="livesum"
         )
-        self._bytes = self._gauge("store_bytes", "Bytes of stored blobs.")
+        self._bytes = self._gauge("store_bytes", "Bytes of stored blobs and manifests.")
         self._blobs = self._gauge("store_blobs", "Stored blobs.")
         self._manifests = self._gauge("store_manifests", "Stored manifests.")
         self._max_bytes = self._gauge("store_max_bytes", "The configured limit; 0 means none.")

@@ -231,14 +231,34 @@ class Staging:
         for path, touched_at in self._leftovers():
             if touched_at >= older_than:
                 continue
-            staged = StagedFile(path)
-            try:
-                if staged.try_lock() and staged.is_current():
-                    staged.discard()
-                    removed += 1
-            finally:
-                staged.close()
+            removed += self._discard(path)
         return removed
+
+    def remove_leftovers(self, wanted: int, *, is_dry: bool = False) -> list[tuple[Digest, int]]:
+        """Remove what no writer holds, oldest first, until ``wanted`` bytes are free.
+
+        Digest and size of each; with ``is_dry`` they stay.
+        """
+        removed: list[tuple[Digest, int]] = []
+        for path, _ in sorted(self._leftovers(), key=lambda item: item[1]) if wanted > 0 else ():
+            if sum(size for _, size in removed) >= wanted:
+                break
+            with suppress(OSError, DigestInvalid):
+                digest, size = Digest(path.name.replace("-", ":", 1)), path.stat().st_size
+                if size and self._discard(path, is_dry=is_dry):
+                    removed.append((digest, size))
+        return removed
+
+    def _discard(self, path: Path, *, is_dry: bool = False) -> bool:
+        """Remove a left-over, unless a writer holds it."""
+        staged = StagedFile(path)
+        try:
+            is_left = staged.try_lock() and staged.is_current()
+            if is_left and not is_dry:
+                staged.discard()
+            return is_left
+        finally:
+            staged.close()
 
     def _leftovers(self) -> Iterator[tuple[Path, float]]:
         """Each blob's file, or where it was if only its note is left, and when it was touched."""

@@ -87,7 +87,7 @@ def _store(config: Config, root: Path, totals: Totals) -> dict[str, Any]:
     usage = shutil.disk_usage(root)
     return {
         "path": str(root.absolute()),
-        "size": totals.blob_bytes,
+        "size": totals.blob_bytes + totals.manifest_bytes,
         "max_size": int(config.storage.max_size),
         "free": usage.free,
         "min_free": int(config.storage.min_free),

@@ -10,6 +10,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
+from heapq import merge
+from itertools import islice
 from typing import Any, Final, Literal, TypeVar
 
 import sqlalchemy as sa
@@ -19,7 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from regmirror.eviction import Candidate
 from regmirror.metadata import schema as t
 from regmirror.metadata.database import Database, whole
-from regmirror.metadata.holding import due_blobs, due_manifests, held_manifests, is_named
+from regmirror.metadata.holding import due_blobs, due_manifests, held_manifests, is_named, old_manifests
 from regmirror.metadata.reviews import AT_ONCE, EVERYWHERE, put_up, put_up_blobs, put_up_children
 from regmirror.names import Digest, Repository, Tag
 
@@ -155,6 +157,32 @@ class Curation:
                 await put_up(connection, "manifest", tag.repository_id, digests, now)
         return len(gone)
 
+    @whole
+    async def evict_manifests(self, candidates: Collection[Candidate], pulled_until: float) -> list[Removal]:
+        """Take manifests from their repositories, but for what has been pulled after that.
+
+        What they named is enqueued for collection.
+        """
+        now, held, removed = self._now(), t.repository_manifests.c, list[Removal]()
+        row = t.repositories.c
+        async with self.database.write() as connection:
+            for item in candidates:
+                query = (
+                    sa.select(row.upstream, row.name)
+                    .join(t.repository_manifests)
+                    .where(
+                        held.repository_id == item.repository_id,
+                        held.digest == str(item.digest),
+                        held.pulled_at <= pulled_until,
+                    )
+                )
+                if (found := (await connection.execute(query)).first()) is not None:
+                    why, repository = "least recently pulled", Repository(*found)
+                    removed.append(Removal(item.digest, item.size, why, repository))
+                    parameters = {"of_repository": item.repository_id, "of_digest": str(item.digest)}
+                    await _remove_manifests(connection, [{**parameters, "since": now, "due_at": now}])
+        return removed
+
     # --- blobs ---------------------------------------------------------------------------
 
     @whole
@@ -232,7 +260,16 @@ class Curation:
                 await connection.execute(sa.delete(t.removals).where(t.removals.c.digest.in_(chunk)))
 
     async def least_recently_pulled(self, after: Candidate | None, limit: int) -> list[Candidate]:
-        """The next ``limit`` blobs in the order in which they are evicted."""
+        """The next ``limit`` blobs and manifests in the order in which they are evicted."""
+        blobs = await self._old_blobs(after, limit)
+        found = merge(blobs, await self._old_manifests(after, limit), key=lambda item: item.place)
+        return [*islice(found, limit)]
+
+    async def _old_manifests(self, after: Candidate | None, limit: int) -> list[Candidate]:
+        rows = await self.database.all(old_manifests(None if after is None else after.place, limit))
+        return [Candidate(Digest(row[0]), row[1], row[2], row[3]) for row in rows]
+
+    async def _old_blobs(self, after: Candidate | None, limit: int) -> list[Candidate]:
         row = t.blobs.c
         query = sa.select(row.digest, row.size, row.pulled_at)
         if after is not None:

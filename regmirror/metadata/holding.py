@@ -6,11 +6,15 @@ blob by any stored manifest that names it.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
 
 from regmirror.metadata import schema as t
+
+#: What a reference takes in the database file: a row with two digests (170 bytes) and its entries
+#: in two indexes (85 bytes each), in pages that are two thirds full.
+REFERENCE_BYTES: Final = 512
 
 
 def due_manifests(due: float, limit: int) -> sa.Select[Any]:
@@ -77,6 +81,23 @@ def due_blobs(due: float, limit: int) -> sa.Select[Any]:
         is_named(review.digest).label("is_named"),
     ).select_from(t.reviews.outerjoin(t.blobs, blob.digest == review.digest))
     return query.where(review.kind == "blob", review.due_at <= due).order_by(review.due_at).limit(limit)
+
+
+def old_manifests(after: tuple[float, str, int] | None, limit: int) -> sa.Select[Any]:
+    """Manifests of repositories, least recently pulled first, with what the removal of each frees."""
+    held, other, refs = t.repository_manifests.c, t.repository_manifests.alias().c, t.manifest_references.c
+    place = sa.tuple_(held.pulled_at, held.digest, held.repository_id)
+    is_needed_longer = sa.exists().where(
+        other.digest == held.digest,
+        sa.tuple_(other.pulled_at, other.repository_id) > sa.tuple_(held.pulled_at, held.repository_id),
+    )
+    count = sa.select(sa.func.count()).where(refs.manifest == held.digest).scalar_subquery()
+    payload = sa.select(sa.func.length(t.manifests.c.payload)).where(t.manifests.c.digest == held.digest)
+    size = sa.case((is_needed_longer, 0), else_=payload.scalar_subquery() + count * REFERENCE_BYTES)
+    query = sa.select(held.digest, size, held.pulled_at, held.repository_id)
+    if after is not None:
+        query = query.where(place > sa.tuple_(*map(sa.literal, after)))
+    return query.order_by(held.pulled_at, held.digest, held.repository_id).limit(limit)
 
 
 def held_manifests(*conditions: Any) -> sa.Select[Any]:

@@ -17,6 +17,7 @@ from regmirror.metadata import schema as t
 from regmirror.metadata.database import Database, whole
 from regmirror.metadata.holding import is_held, is_named
 from regmirror.metadata.reviews import EVERYWHERE
+from regmirror.metadata.store import KNOWN
 from regmirror.names import Digest, Repository
 
 
@@ -116,6 +117,13 @@ class Inventory:
             async with self.database.write() as connection:
                 await connection.execute(insert(t.reviews).on_conflict_do_nothing(), rows)
         return len(rows)
+
+    @whole
+    async def drop_unknown_repositories(self) -> int:
+        """Repositories without a tag, a manifest or a right go; returns how many."""
+        row = t.repositories.c.id
+        async with self.database.write() as connection:
+            return (await connection.execute(sa.delete(t.repositories).where(row.not_in(KNOWN)))).rowcount
 
     # --- manifests, and where a blob may be had from ---------------------------------------
 

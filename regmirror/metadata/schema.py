@@ -84,6 +84,7 @@ repository_manifests = Table(
     # False where an older version wrote the row for less than the manifest's own bytes.
     Column("is_verified", Boolean, nullable=False, server_default=false()),
     Index("ix_repository_manifests_digest", "digest"),
+    Index("ix_repository_manifests_pulled_at", "pulled_at", "digest", "repository_id"),  # order of eviction
 )
 
 manifest_references = Table(
@@ -120,7 +121,7 @@ repository_blobs = Table(
 totals = Table(
     "totals",
     metadata,
-    Column("what", String, primary_key=True),  # blobs, manifests
+    Column("what", String, primary_key=True),  # blobs, manifests, references (their bytes are estimated)
     Column("count", Integer, nullable=False),
     Column("bytes", Integer, nullable=False),
 )

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert
@@ -21,6 +21,7 @@ from regmirror.freshness import TagRecord
 from regmirror.manifests import MANIFEST_MAX, Descriptor, Manifest
 from regmirror.metadata import schema as t
 from regmirror.metadata.database import Database, whole
+from regmirror.metadata.holding import REFERENCE_BYTES
 from regmirror.metadata.lists import CatalogPage, read_catalog, read_referrers, read_row, read_tags
 from regmirror.metadata.reviews import EVERYWHERE, put_up
 from regmirror.names import Digest, Repository, Tag
@@ -35,6 +36,7 @@ class Totals:
     manifests: int
     tags: int
     repositories: int
+    manifest_bytes: int = 0
 
     @classmethod
     def read(cls, row: Any) -> Totals:
@@ -46,14 +48,36 @@ def _total(what: str, column: Any) -> Any:
     return sa.select(column).where(t.totals.c.what == what).scalar_subquery()
 
 
+#: A manifest beyond these is passed on and not stored: clients reject more than about 4.4 MB, and
+#: an image has at most some hundred layers. It else takes many times its size in the database.
+STORED_MANIFEST_MAX: Final = 4_500_000
+STORED_REFERENCES_MAX: Final = 10_000
+
 BLOB_BYTES = _total("blobs", t.totals.c.bytes)
-#: Neither blobs nor manifests are counted for it, however many there are.
+MANIFEST_BYTES = (
+    _total("manifests", t.totals.c.bytes) + _total("references", t.totals.c.count) * REFERENCE_BYTES
+)
+#: Repositories of which something is known; a row without is dropped by the daily sweep.
+KNOWN = sa.union(
+    sa.select(t.tags.c.repository_id),
+    sa.select(t.repository_manifests.c.repository_id),
+    sa.select(t.repository_blobs.c.repository_id),
+)
+#: Neither blobs nor manifests are counted for it, however many there are; tags and repositories are.
 TOTALS = sa.select(
     _total("blobs", t.totals.c.count),
     BLOB_BYTES,
     _total("manifests", t.totals.c.count),
     sa.select(sa.func.count()).select_from(t.tags).scalar_subquery(),
-    sa.select(sa.func.count()).select_from(t.repositories).scalar_subquery(),
+    sa.select(sa.func.count())
+    .select_from(t.repositories)
+    .where(t.repositories.c.id.in_(KNOWN))
+    .scalar_subquery(),
+    MANIFEST_BYTES,
+)
+#: Nothing is counted for it: what anybody may ask for, as often as he likes.
+FIGURES = sa.select(
+    _total("blobs", t.totals.c.count), BLOB_BYTES, _total("manifests", t.totals.c.count), MANIFEST_BYTES
 )
 
 
@@ -163,9 +187,14 @@ class MetadataStore:
         """Counts and bytes of everything stored."""
         return Totals.read(await self.database.read_list(lambda link: read_row(link, TOTALS)))
 
-    async def blob_bytes(self) -> int:
-        """Bytes of all stored blobs."""
-        row = await self.database.first(sa.select(BLOB_BYTES))
+    async def figures(self) -> Totals:
+        """The counts and bytes that are kept; tags and repositories are not counted."""
+        blobs, size, manifests, manifest_bytes = await self.database.first(FIGURES) or (0, 0, 0, 0)
+        return Totals(blobs or 0, size or 0, manifests or 0, 0, 0, manifest_bytes or 0)
+
+    async def stored_bytes(self) -> int:
+        """Bytes of all stored blobs and manifests, with what manifests take to be found."""
+        row = await self.database.first(sa.select(BLOB_BYTES + MANIFEST_BYTES))
         return int(row[0] or 0) if row else 0
 
     # --- transactions --------------------------------------------------------------------
@@ -178,8 +207,13 @@ class MetadataStore:
         references: Iterable[Descriptor],
         tag: Tag | None = None,
     ) -> None:
-        """The repository's upstream has sent this manifest; if ``tag`` is given, it means it as of now."""
-        now, digest = self._now(), str(manifest.digest)
+        """The repository's upstream has sent this manifest; if ``tag`` is given, it means it as of now.
+
+        Nothing is written of a manifest that is too large to be stored.
+        """
+        now, digest, named = self._now(), str(manifest.digest), [*references]
+        if manifest.size > STORED_MANIFEST_MAX or len(named) > STORED_REFERENCES_MAX:
+            return
         async with self.database.write() as connection:
             mine = await _repository_id(connection, repository)
             await connection.execute(
@@ -201,7 +235,7 @@ class MetadataStore:
                     "size": item.size,
                     "fetchable": item.fetchable,
                 }
-                for position, item in enumerate(references)
+                for position, item in enumerate(named)
             ]
             if rows:
                 await connection.execute(insert(t.manifest_references).on_conflict_do_nothing(), rows)
@@ -237,7 +271,9 @@ class MetadataStore:
     async def forget_tag(self, repository: Repository, tag: Tag) -> None:
         """The upstream no longer has the tag."""
         async with self.database.write() as connection:
-            mine = await _repository_id(connection, repository)
+            mine = await _find_repository_id(connection, repository)
+            if mine is None:  # anybody may ask for names that do not exist
+                return
             gone = await connection.execute(
                 sa.delete(t.tags)
                 .where(t.tags.c.repository_id == mine, t.tags.c.name == str(tag))
@@ -313,9 +349,14 @@ def _is(repository: Repository) -> sa.ColumnElement[bool]:
     return sa.and_(t.repositories.c.upstream == repository.upstream, t.repositories.c.name == repository.name)
 
 
-async def _repository_id(connection: AsyncConnection, repository: Repository) -> int:
+async def _find_repository_id(connection: AsyncConnection, repository: Repository) -> int | None:
     query = sa.select(t.repositories.c.id).where(_is(repository))
-    found = (await connection.execute(query)).scalar()
+    found: int | None = (await connection.execute(query)).scalar()
+    return found
+
+
+async def _repository_id(connection: AsyncConnection, repository: Repository) -> int:
+    found = await _find_repository_id(connection, repository)
     if found is None:
         new = insert(t.repositories).values(upstream=repository.upstream, name=repository.name)
         found = (await connection.execute(new.returning(t.repositories.c.id))).scalar_one()

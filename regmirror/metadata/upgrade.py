@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from regmirror.errors import ConfigError
 from regmirror.files import create
 
-REVISION: Final = "0003"  # the newest script in migrations/versions
+REVISION: Final = "0004"  # the newest script in migrations/versions
 FILE_NAME: Final = "regmirror.db"
 
 

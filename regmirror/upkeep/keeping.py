@@ -61,7 +61,7 @@ class Keeping:
 
     def room(self, config: Config, flush: Flush) -> Room:
         keepers = Keepers(self.metadata, self.curation, self.pins, self.remover, flush)
-        return Room(self.root, limits_of(config), keepers)
+        return Room(self.root, limits_of(config), keepers, is_dry=self.is_dry)
 
     def scrubber(self, emit: Emit, heal: Heal, rate: float, *, is_noted: bool = True) -> Scrubber:
         """What it drops is forgotten by every worker."""

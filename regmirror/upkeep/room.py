@@ -63,8 +63,8 @@ class Keepers:
 class Room:
     """The space below ``root``; ``limits`` may be replaced while it is used."""
 
-    def __init__(self, root: Path, limits: Limits, keepers: Keepers) -> None:
-        self.limits = limits
+    def __init__(self, root: Path, limits: Limits, keepers: Keepers, *, is_dry: bool = False) -> None:
+        self.limits, self._is_dry = limits, is_dry
         self._root, self._keepers = root, keepers
         self._staging = Staging(root / "staging")
         self._threads = ThreadPoolExecutor(THREADS, "room")  # no download waits for reads or syncs
@@ -108,33 +108,38 @@ class Room:
             page = await self._keepers.curation.least_recently_pulled(after, PAGE)
             if not page:
                 break
-            candidates += page
-            free += sum(item.size for item in page if item.digest not in pinned.blobs)
             after = page[-1]
+            page = [item for item in page if (item.repository_id, str(item.digest)) not in pinned.manifests]
+            free += sum(item.size for item in page if item.digest not in pinned.blobs)
+            candidates += page
         return plan_eviction(candidates, pinned.blobs, need), pinned
 
     async def evict(self, need: Need, tell: Tell = lambda removal: None) -> Tally:
         """Evict what ``need`` asks for, as far as possible; what is being read stays."""
         tally, after = Tally(), None
         await self._keepers.flush()
+        left = await asyncio.to_thread(self._staging.remove_leftovers, need.wanted, is_dry=self._is_dry)
+        for digest, size in left:
+            _add(tally, Removal(digest, size, "left over by a download that was broken off"), tell)
         while True:
             rest = Need(max(0, need.required - tally.bytes), max(0, need.wanted - tally.bytes))
             plan, pinned = await self._plan(rest, after)
             if not plan.evicted:
                 return tally
             after = plan.evicted[-1]
-            digests = [item.digest for item in plan.evicted]
+            digests = [item.digest for item in plan.evicted if not item.repository_id]
+            manifests = [item for item in plan.evicted if item.repository_id]
+            tally.checked += len(plan.evicted)
             removed = await self._keepers.remover.remove(digests, "evicted", pulled_until=after.pulled_at)
-            tally.checked += len(digests)
             for digest, size in removed.gone:
-                removal = Removal(digest, size, "least recently pulled")
-                tally.add(removal)
-                tell(removal)
+                _add(tally, Removal(digest, size, "least recently pulled"), tell)
+            for removal in await self._keepers.curation.evict_manifests(manifests, after.pulled_at):
+                _add(tally, removal, tell)
             await self._keepers.curation.forget_tags(after.pulled_at - TAG_SLACK, pinned.tags, PAGE)
 
     async def used(self) -> int:
-        """Bytes of stored blobs."""
-        return await self._keepers.metadata.blob_bytes()
+        """Bytes of stored blobs and manifests."""
+        return await self._keepers.metadata.stored_bytes()
 
     async def _need(self, digest: Digest | None, size: int) -> Need:
         arriving, left = await asyncio.get_running_loop().run_in_executor(self._threads, self._measure)
@@ -156,6 +161,11 @@ class Room:
         if need_for_free_space(_free(self._root), size or 0, self.limits.min_free).required:
             return NoRoom("disk", "less than storage.min_free would be left, and nothing can be evicted")
         return NoRoom("quota", "storage.max_size is reached, and nothing can be evicted")
+
+
+def _add(tally: Tally, removal: Removal, tell: Tell) -> None:
+    tally.add(removal)
+    tell(removal)
 
 
 def _free(root: Path) -> int:

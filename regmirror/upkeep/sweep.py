@@ -42,6 +42,7 @@ async def sweep(inventory: Inventory, store: LocalBlobStore, staging: Staging | 
     await _compare_rows(inventory, store, swept)
     await _compare_files(inventory, store, swept)
     await inventory.put_up_unheld_manifests()
+    await inventory.drop_unknown_repositories()
     return swept
 
 

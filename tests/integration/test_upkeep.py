@@ -139,8 +139,8 @@ async def test_eviction_takes_the_least_recently_pulled_and_leaves_what_is_pinne
             mirror.clock.advance(10)
         assert await command(mirror, "pin", "team/app:1") == {"pattern": f"{NAME}/team/app:1"}
         assert [item["pattern"] for item in await command(mirror, "pins")] == [f"{NAME}/team/app:1"]
-        planned = await command(mirror, "evict", "--to", "21000", "--dry-run")
-        done = await command(mirror, "evict", "--to", "21000")
+        planned = await command(mirror, "evict", "--to", "25000", "--dry-run")
+        done = await command(mirror, "evict", "--to", "25000")
         assert planned["removed"] == done["removed"]
         gone = {item["digest"] for item in done["removed"]}
         assert images[0].layer_digests[0] in gone

@@ -21,6 +21,7 @@ from regmirror.errors import ConfigError
 from regmirror.freshness import TagRecord
 from regmirror.manifests import OCI_MANIFEST, Descriptor, Manifest
 from regmirror.metadata import schema
+from regmirror.metadata.holding import REFERENCE_BYTES
 from regmirror.metadata.store import MetadataStore, Totals
 from regmirror.metadata.upgrade import REVISION, database_path, upgrade
 from regmirror.names import Digest, Repository, Tag
@@ -162,7 +163,9 @@ async def test_a_manifest_saved_with_its_tag_is_what_the_tag_means_now(store, no
 async def test_a_manifest_may_be_saved_again_and_in_other_repositories(store):
     for repository in (APP, APP, OTHER):
         await store.save_manifest(repository, MANIFEST, REFERENCES, TAG)
-    assert await store.totals() == Totals(0, 0, manifests=1, tags=2, repositories=2)
+    size = MANIFEST.size + len(REFERENCES) * REFERENCE_BYTES
+    assert await store.totals() == Totals(0, 0, manifests=1, tags=2, repositories=2, manifest_bytes=size)
+    assert await store.figures() == Totals(0, 0, manifests=1, tags=0, repositories=0, manifest_bytes=size)
 
 
 @pytest.mark.parametrize(("digest", "changed_at"), [(MANIFEST.digest, 1_000.0), (LAYER, 1_050.0)])

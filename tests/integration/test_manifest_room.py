@@ -1,0 +1,160 @@
+"""Room that manifests and broken-off downloads take (B40)."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+
+import pytest
+
+from regmirror.config import Config
+from regmirror.manifests import Descriptor, Manifest
+from regmirror.metadata.holding import REFERENCE_BYTES
+from regmirror.metadata.store import STORED_REFERENCES_MAX, MetadataStore
+from regmirror.metadata.upgrade import database_path, upgrade
+from regmirror.names import Digest, Repository, Tag
+from regmirror.upkeep.keeping import open_keeping
+
+APP, OTHER = Repository("docker.io", "team/app"), Repository("docker.io", "team/other")
+TYPE = "application/vnd.oci.image.manifest.v1+json"
+
+
+def manifest(number, size=5_000):
+    payload = json.dumps({"number": number, "padding": "x" * size}).encode()
+    return Manifest(Digest.of(payload), TYPE, payload)
+
+
+def references(count):
+    return [Descriptor(Digest.of(b"%d" % n), 10, TYPE, "layer", fetchable=True) for n in range(count)]
+
+
+class World:
+    def __init__(self, root):
+        self.root, self.time = root, 1_000.0
+        upgrade(database_path(root))
+        self.metadata = MetadataStore(database_path(root), lambda: self.time)
+        self.keeping = open_keeping(root, self.metadata, lambda event: None, lambda: self.time)
+        self.keeping.store.prepare()
+        self.keeping.staging.prepare()
+
+    def room(self, max_size, *, is_dry=False):
+        async def flush():
+            pass
+
+        config = Config.model_validate({"storage": {"max_size": str(max_size), "min_free": "0"}})
+        room = self.keeping.room(config, flush)
+        room._is_dry = is_dry
+        return room
+
+    async def save(self, item, repository=APP, tag=None, count=1):
+        self.time += 10
+        await self.metadata.save_manifest(repository, item, references(count), tag)
+
+    def rows(self, query):
+        connection = sqlite3.connect(database_path(self.root))
+        try:
+            return connection.execute(query).fetchall()
+        finally:
+            connection.close()
+
+
+@pytest.fixture
+async def world(tmp_path):
+    world = World(tmp_path)
+    yield world
+    await world.metadata.close()
+
+
+async def test_manifests_and_their_references_count(world):
+    """B40: exactly, whatever comes and goes."""
+    items = [manifest(number) for number in range(3)]
+    for number, item in enumerate(items):
+        await world.save(item, count=number)
+    whole = sum(item.size for item in items) + 3 * REFERENCE_BYTES
+    assert await world.room(0).used() == whole
+    await world.save(items[0], OTHER)
+    assert await world.room(0).used() == whole + REFERENCE_BYTES
+    await world.keeping.curation.purge_manifests(APP, [items[2].digest])
+    assert await world.room(0).used() == whole - items[2].size - REFERENCE_BYTES
+
+
+async def test_the_least_recently_pulled_manifests_are_evicted(world):
+    """B40: and what they named is reviewed; what is pinned stays."""
+    items = [manifest(number) for number in range(4)]
+    for number, item in enumerate(items):
+        await world.save(item, tag=Tag(f"v{number}"))
+    await world.keeping.pins.add("docker.io/team/app:v0")
+    tally = await world.room(18_000).keep()
+    assert tally.removed == 1
+    assert {items[number].digest for number in (0, 2, 3)} == {
+        digest for (digest,) in world.rows("SELECT digest FROM manifests")
+    }
+    assert (str(references(1)[0].digest),) in world.rows("SELECT digest FROM reviews WHERE kind = 'blob'")
+    assert await world.room(18_000).used() <= 18_000
+
+
+async def test_a_manifest_that_is_pulled_elsewhere_frees_nothing_here(world):
+    """B40: two repositories hold the same one."""
+    shared, last = manifest(1), manifest(2)
+    await world.save(shared)
+    await world.save(shared, OTHER)
+    await world.save(last)
+    tally = await world.room(last.size + REFERENCE_BYTES + 1_000).keep()
+    assert (tally.removed, tally.bytes) == (2, shared.size + REFERENCE_BYTES)
+    assert [(last.digest,)] == world.rows("SELECT digest FROM manifests")
+
+
+async def test_the_database_uses_the_pages_of_evicted_manifests_again(world):
+    """B40, B100: with a limit the file does not grow with what has passed through."""
+    room, sizes = world.room(3_000_000), []
+    for number in range(24):
+        await world.save(manifest(number, 200_000), count=1_000)
+        await room.keep()
+        sizes.append(world.rows("PRAGMA page_count")[0][0] * 4096)
+    assert sizes[-1] < 2 * 3_000_000
+    assert sizes[-1] <= sizes[11] * 1.1
+
+
+@pytest.mark.parametrize(("count", "is_stored"), [(STORED_REFERENCES_MAX, 1), (STORED_REFERENCES_MAX + 1, 0)])
+async def test_a_manifest_with_too_many_references_is_not_stored(world, count, is_stored):
+    """B40, B100."""
+    item, named = manifest(1), references(1)
+    await world.metadata.save_manifest(APP, item, named * count, Tag("latest"))
+    assert len(world.rows("SELECT digest FROM manifests")) == is_stored
+    assert len(world.rows("SELECT id FROM repositories")) == is_stored
+
+
+async def test_what_broken_downloads_left_goes_first(world):
+    """B40: oldest first, and nothing that a writer holds."""
+    item = manifest(1)
+    await world.save(item)
+    written = [Digest.of(b"old"), Digest.of(b"held")]
+    staged = [world.keeping.staging.open(digest) for digest in written]
+    for file in staged:
+        file.truncate(10_000)
+    assert staged[1].try_lock()
+    staged[0].close()
+    seen = []
+    room = world.room(12_000)
+    need = await room.find_excess()
+    planned = []
+    await world.room(12_000, is_dry=True).evict(need, planned.append)
+    tally = await room.evict(need, seen.append)
+    assert planned[:1] == seen[:1]
+    assert [removal.digest for removal in seen][:1] == [written[0]]
+    assert tally.bytes >= 10_000
+    assert not staged[0].path.exists()
+    assert staged[1].path.exists()
+    staged[1].close()
+
+
+async def test_names_that_do_not_exist_leave_no_rows(world):
+    """B100: not in the database, and not in the figures."""
+    for number in range(20):
+        await world.metadata.forget_tag(Repository("docker.io", f"invented/{number}"), Tag("latest"))
+    assert world.rows("SELECT count(*) FROM repositories") == [(0,)]
+    await world.save(manifest(1))
+    await world.keeping.curation.purge_manifests(APP, None)
+    assert (await world.metadata.totals()).repositories == 0
+    await world.keeping.sweep()
+    assert world.rows("SELECT count(*) FROM repositories") == [(0,)]
