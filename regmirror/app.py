@@ -124,7 +124,7 @@ class Running:
         self._snapshot, self._lasting = snapshot, lasting
         self._service = open_service(lasting, snapshot.config)
         self._ending: dict[Service, asyncio.Task[None]] = {}  # services that were replaced, in order
-        self.ops = Ops(lasting.root, lasting.metadata, lasting.metrics)
+        self.ops = Ops(lasting.root, lasting.metadata, lasting.metrics, clock=lasting.times.clock)
 
     @property
     def config(self) -> Config:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Final
 
 from aiohttp import web
 from aiohttp.web_request import BaseRequest
@@ -15,16 +18,25 @@ from sqlalchemy.exc import SQLAlchemyError
 from regmirror.blobs.staging import Staging
 from regmirror.metadata.store import MetadataStore
 from regmirror.metrics import Metrics
-from regmirror.singleflight import SingleFlight
 from regmirror.v2.responses import SERVER, whole_response
+
+PROBE_AGE: Final = 5.0  # seconds for which the result of a write probe is repeated
 
 
 class Ops:
     """The handlers of ``/healthz``, ``/readyz`` and ``/metrics``; none of them asks upstream."""
 
-    def __init__(self, storage: Path, metadata: MetadataStore, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        storage: Path,
+        metadata: MetadataStore,
+        metrics: Metrics,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._storage, self._metadata, self._metrics = storage, metadata, metrics
-        self._probes: SingleFlight[str, str] = SingleFlight()
+        self._staging, self._clock = Staging(storage / "staging"), clock
+        self._probing, self._probed_at, self._obstacle = asyncio.Lock(), float("-inf"), ""
         self._thread = ThreadPoolExecutor(1, "probe")
         self.handlers = {"/healthz": self.healthz, "/readyz": self.readyz, "/metrics": self.metrics}
 
@@ -43,18 +55,24 @@ class Ops:
             await self._metadata.ping()
         except SQLAlchemyError as error:
             return _text(f"the database cannot be read: {getattr(error, 'orig', error)}\n", 503)
-        obstacle = await self._probes.do("staging", self._find_obstacle)
+        obstacle = await self._find_obstacle()
         return _text(f"ready\nnothing can be stored: {obstacle}\n" if obstacle else "ready\n")
 
     async def _find_obstacle(self) -> str:
-        staging = Staging(self._storage / "staging")
-        return await asyncio.get_running_loop().run_in_executor(self._thread, staging.find_obstacle)
+        """Try to write, once in ``PROBE_AGE`` seconds whoever asks, and never twice at once."""
+        async with self._probing:
+            if self._clock() >= self._probed_at + PROBE_AGE:
+                loop = asyncio.get_running_loop()
+                self._obstacle = await loop.run_in_executor(self._thread, self._staging.find_obstacle)
+                self._probed_at = self._clock()
+            return self._obstacle
 
     async def metrics(self, request: BaseRequest) -> web.Response:
         """Prometheus text format."""
         try:
-            totals = await self._metadata.totals()
-            self._metrics.set_store(totals.blobs, totals.blob_bytes, totals.manifests)
+            found = await self._metadata.figures()
+            size = found.blob_bytes + found.manifest_bytes
+            self._metrics.set_store(found.blobs, size, found.manifests)
         except SQLAlchemyError:
             pass  # the figures of the last time; /readyz says what is wrong
         headers = {"Content-Type": CONTENT_TYPE_LATEST, "Server": SERVER}

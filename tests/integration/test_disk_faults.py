@@ -350,6 +350,7 @@ async def test_ready_says_that_nothing_can_be_stored(mirror, monkeypatch, break_
     """B44: pulls go on, so that it stays 200."""
     assert (await mirror.get("/readyz")).body == b"ready\n"
     break_writes(0)
+    mirror.clock.advance(5)
     got = await mirror.get("/readyz")
     assert (got.status, got.body) == (200, b"ready\nnothing can be stored: no space left on device\n")
     monkeypatch.undo()
