@@ -17,7 +17,7 @@ from regmirror.config import Config, split_address
 from regmirror.metadata.reports import open_reports
 
 if TYPE_CHECKING:
-    from regmirror.metadata.store import Totals
+    from regmirror.metadata.totals import Totals
 
 PATIENCE: Final = 1.0  # seconds for a server to tell its figures
 METRICS_MAX: Final = 16 * 1024 * 1024
@@ -87,7 +87,8 @@ def _store(config: Config, root: Path, totals: Totals) -> dict[str, Any]:
     usage = shutil.disk_usage(root)
     return {
         "path": str(root.absolute()),
-        "size": totals.blob_bytes + totals.manifest_bytes,
+        "size": totals.blob_bytes,
+        "manifest_bytes": totals.manifest_bytes,
         "max_size": int(config.storage.max_size),
         "free": usage.free,
         "min_free": int(config.storage.min_free),

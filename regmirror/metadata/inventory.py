@@ -17,7 +17,7 @@ from regmirror.metadata import schema as t
 from regmirror.metadata.database import Database, whole
 from regmirror.metadata.holding import is_held, is_named
 from regmirror.metadata.reviews import EVERYWHERE
-from regmirror.metadata.store import KNOWN
+from regmirror.metadata.totals import KNOWN
 from regmirror.names import Digest, Repository
 
 

@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from regmirror.errors import RegmirrorError
 from regmirror.manifests import Manifest
 from regmirror.metadata import schema as t
-from regmirror.metadata.store import TOTALS, Totals
+from regmirror.metadata.totals import TOTALS, Totals
 from regmirror.metadata.upgrade import REVISION, database_path
 from regmirror.names import Digest, Reference, Repository, Tag
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,64 +21,15 @@ from regmirror.freshness import TagRecord
 from regmirror.manifests import MANIFEST_MAX, Descriptor, Manifest
 from regmirror.metadata import schema as t
 from regmirror.metadata.database import Database, whole
-from regmirror.metadata.holding import REFERENCE_BYTES
 from regmirror.metadata.lists import CatalogPage, read_catalog, read_referrers, read_row, read_tags
 from regmirror.metadata.reviews import EVERYWHERE, put_up
+from regmirror.metadata.totals import BLOB_BYTES, FIGURES, MANIFEST_BYTES, TOTALS, Totals
 from regmirror.names import Digest, Repository, Tag
-
-
-@dataclass(frozen=True, slots=True)
-class Totals:
-    """How much is stored."""
-
-    blobs: int
-    blob_bytes: int
-    manifests: int
-    tags: int
-    repositories: int
-    manifest_bytes: int = 0
-
-    @classmethod
-    def read(cls, row: Any) -> Totals:
-        """From the row that ``TOTALS`` gives."""
-        return cls(*(int(value or 0) for value in row))
-
-
-def _total(what: str, column: Any) -> Any:
-    return sa.select(column).where(t.totals.c.what == what).scalar_subquery()
-
 
 #: A manifest beyond these is passed on and not stored: clients reject more than about 4.4 MB, and
 #: an image has at most some hundred layers. It else takes many times its size in the database.
 STORED_MANIFEST_MAX: Final = 4_500_000
 STORED_REFERENCES_MAX: Final = 10_000
-
-BLOB_BYTES = _total("blobs", t.totals.c.bytes)
-MANIFEST_BYTES = (
-    _total("manifests", t.totals.c.bytes) + _total("references", t.totals.c.count) * REFERENCE_BYTES
-)
-#: Repositories of which something is known; a row without is dropped by the daily sweep.
-KNOWN = sa.union(
-    sa.select(t.tags.c.repository_id),
-    sa.select(t.repository_manifests.c.repository_id),
-    sa.select(t.repository_blobs.c.repository_id),
-)
-#: Neither blobs nor manifests are counted for it, however many there are; tags and repositories are.
-TOTALS = sa.select(
-    _total("blobs", t.totals.c.count),
-    BLOB_BYTES,
-    _total("manifests", t.totals.c.count),
-    sa.select(sa.func.count()).select_from(t.tags).scalar_subquery(),
-    sa.select(sa.func.count())
-    .select_from(t.repositories)
-    .where(t.repositories.c.id.in_(KNOWN))
-    .scalar_subquery(),
-    MANIFEST_BYTES,
-)
-#: Nothing is counted for it: what anybody may ask for, as often as he likes.
-FIGURES = sa.select(
-    _total("blobs", t.totals.c.count), BLOB_BYTES, _total("manifests", t.totals.c.count), MANIFEST_BYTES
-)
 
 
 class MetadataStore:

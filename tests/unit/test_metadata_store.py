@@ -22,7 +22,8 @@ from regmirror.freshness import TagRecord
 from regmirror.manifests import OCI_MANIFEST, Descriptor, Manifest
 from regmirror.metadata import schema
 from regmirror.metadata.holding import REFERENCE_BYTES
-from regmirror.metadata.store import MetadataStore, Totals
+from regmirror.metadata.store import MetadataStore
+from regmirror.metadata.totals import Totals
 from regmirror.metadata.upgrade import REVISION, database_path, upgrade
 from regmirror.names import Digest, Repository, Tag
 from tests.mirror_fixture import until

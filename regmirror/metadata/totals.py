@@ -1,0 +1,60 @@
+"""How much is stored, from what triggers keep and from counting."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from regmirror.metadata import schema as t
+from regmirror.metadata.holding import REFERENCE_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """How much is stored."""
+
+    blobs: int
+    blob_bytes: int
+    manifests: int
+    tags: int
+    repositories: int
+    manifest_bytes: int = 0
+
+    @classmethod
+    def read(cls, row: Any) -> Totals:
+        """From the row that ``TOTALS`` gives."""
+        return cls(*(int(value or 0) for value in row))
+
+
+def _total(what: str, column: Any) -> Any:
+    return sa.select(column).where(t.totals.c.what == what).scalar_subquery()
+
+
+BLOB_BYTES = _total("blobs", t.totals.c.bytes)
+MANIFEST_BYTES = (
+    _total("manifests", t.totals.c.bytes) + _total("references", t.totals.c.count) * REFERENCE_BYTES
+)
+#: Repositories of which something is known; a row without is dropped by the daily sweep.
+KNOWN = sa.union(
+    sa.select(t.tags.c.repository_id),
+    sa.select(t.repository_manifests.c.repository_id),
+    sa.select(t.repository_blobs.c.repository_id),
+)
+#: Neither blobs nor manifests are counted for it, however many there are; tags and repositories are.
+TOTALS = sa.select(
+    _total("blobs", t.totals.c.count),
+    BLOB_BYTES,
+    _total("manifests", t.totals.c.count),
+    sa.select(sa.func.count()).select_from(t.tags).scalar_subquery(),
+    sa.select(sa.func.count())
+    .select_from(t.repositories)
+    .where(t.repositories.c.id.in_(KNOWN))
+    .scalar_subquery(),
+    MANIFEST_BYTES,
+)
+#: Nothing is counted for it: what anybody may ask for, as often as he likes.
+FIGURES = sa.select(
+    _total("blobs", t.totals.c.count), BLOB_BYTES, _total("manifests", t.totals.c.count), MANIFEST_BYTES
+)
