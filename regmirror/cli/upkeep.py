@@ -35,6 +35,7 @@ from regmirror.metadata.database import DatabaseFailed
 from regmirror.metadata.reports import open_reports
 from regmirror.metadata.store import MetadataStore
 from regmirror.metadata.upgrade import database_path
+from regmirror.metadata.vacuum import give_back
 from regmirror.names import Digest
 from regmirror.upkeep.keeping import Keeping, Notice, open_keeping, pretending, try_alone
 
@@ -178,6 +179,7 @@ def _run(config: Config, work: Work, *, is_dry: bool, is_alone: bool = True) -> 
     except DatabaseFailed as error:
         raise RegmirrorError(f"the database cannot be used: {getattr(error, 'orig', error)}") from None
     if not is_dry:
+        give_back(database_path(root))
         Notice(root).give()
         time.sleep(NOTICE_TIME)
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 import sqlalchemy as sa
 
 from regmirror.errors import ConfigError
 from regmirror.files import create
+from regmirror.metadata.vacuum import make_shrinkable
 
 REVISION: Final = "0004"  # the newest script in migrations/versions
 FILE_NAME: Final = "regmirror.db"
@@ -35,6 +37,8 @@ def upgrade(path: Path) -> str | None:
     try:
         _create(path)
         with engine.connect() as connection:
+            if not path.stat().st_size:
+                make_shrinkable(_driver(connection))  # before anything is written
             connection.exec_driver_sql("PRAGMA journal_mode=WAL")
             if _revision(connection) == REVISION:
                 return None
@@ -43,6 +47,7 @@ def upgrade(path: Path) -> str | None:
                 return None
             _migrate(connection, path)
             connection.commit()
+            make_shrinkable(_driver(connection))
             return found
     except OSError as error:
         reason = f"{path} cannot be used: {(error.strerror or str(error)).lower()}"
@@ -55,6 +60,10 @@ def upgrade(path: Path) -> str | None:
         raise DatabaseDamaged("storage.path", str(path.parent), reason) from None
     finally:
         engine.dispose()
+
+
+def _driver(connection: sa.Connection) -> sqlite3.Connection:
+    return cast("sqlite3.Connection", connection.connection.driver_connection)
 
 
 def _create(path: Path) -> None:

@@ -19,6 +19,7 @@ from regmirror.config import Config
 from regmirror.events import Emit, UpkeepEnded
 from regmirror.knowledge import Knowledge
 from regmirror.metadata.inventory import Chore
+from regmirror.metadata.vacuum import give_back
 from regmirror.upkeep.keeping import Keeping, LockUnusable, Notice, limits_of, try_alone
 from regmirror.upkeep.room import Room
 from regmirror.upkeep.scrub import CHORE as SCRUB
@@ -77,6 +78,7 @@ class Upkeep:
         ):  # told where it happened, and tried again
             await self._evict()
             await self.collect_if_due()
+            await asyncio.to_thread(give_back, self._keeping.metadata.database.path)
 
     async def _evict(self) -> None:
         began = time.monotonic()
