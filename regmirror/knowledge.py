@@ -26,7 +26,7 @@ from regmirror.manifests import Descriptor, Manifest, NotAManifest, parse_docume
 from regmirror.metadata.database import ListsBusy
 from regmirror.metadata.lists import CatalogPage
 from regmirror.metadata.repair import RepairFailed, Watch, looks_damaged
-from regmirror.metadata.store import MetadataStore
+from regmirror.metadata.store import MetadataStore, is_storable
 from regmirror.names import Digest, Reference, Repository, Tag
 from regmirror.offload import run_by_size
 from regmirror.reads import Reads
@@ -119,12 +119,17 @@ class Knowledge:
         named = await run_by_size(manifest.size, _named_by, manifest)
         self._manifests.put((repository, manifest.digest), manifest)
         self._missing.drop(repository, manifest.digest, ManifestUnknown)
+        record = TagRecord(manifest.digest, manifest.media_type, manifest.size, self._now())
         if tag is not None:
-            record = TagRecord(manifest.digest, manifest.media_type, manifest.size, self._now())
             self._tags.put((repository, tag), record)
             self._missing.drop(repository, tag, ManifestUnknown)
-        size = manifest.size + len(named) * DESCRIPTOR_BYTES
-        await self._write(self.store.save_manifest(repository, manifest, named, tag), size)
+        if is_storable(manifest, named):
+            size = manifest.size + len(named) * DESCRIPTOR_BYTES
+            await self._write(self.store.save_manifest(repository, manifest, named, tag), size)
+            return
+        self._emit(NotStored("quota", f"a manifest of {manifest.size} bytes names {len(named)} items"))
+        if tag is not None:
+            await self._write(self.store.save_tag(repository, tag, record))
 
     async def save_tag(self, repository: Repository, tag: Tag, record: TagRecord) -> None:
         """The upstream has just said what the tag means."""

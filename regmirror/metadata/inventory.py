@@ -16,7 +16,7 @@ from sqlalchemy.dialects.sqlite import insert
 from regmirror.metadata import schema as t
 from regmirror.metadata.database import Database, whole
 from regmirror.metadata.holding import is_held, is_named
-from regmirror.metadata.reviews import EVERYWHERE
+from regmirror.metadata.reviews import EVERYWHERE, delete_manifest
 from regmirror.metadata.totals import KNOWN
 from regmirror.names import Digest, Repository
 
@@ -139,12 +139,7 @@ class Inventory:
     async def drop_manifest(self, digest: str) -> None:
         """A manifest that is not what its name says: it is fetched again when it is asked for."""
         async with self.database.write() as connection:
-            for table, column in (
-                (t.repository_manifests, t.repository_manifests.c.digest),
-                (t.manifest_references, t.manifest_references.c.manifest),
-                (t.manifests, t.manifests.c.digest),
-            ):
-                await connection.execute(sa.delete(table).where(column == digest))
+            await delete_manifest(connection, digest)
 
     async def find_sources(self, digest: Digest, limit: int = 5) -> list[Repository]:
         """Repositories that have a right to the blob, whose upstreams can therefore be asked for it."""

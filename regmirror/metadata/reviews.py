@@ -59,10 +59,18 @@ async def put_up_children(connection: AsyncConnection, rows: list[dict[str, Any]
 
 
 async def put_up_blobs(connection: AsyncConnection, rows: list[dict[str, Any]]) -> None:
-    """Manifests are about to go: review the blobs they name. For ``rows`` see above."""
+    """Manifests are about to go: review the blobs they name, as far as anything is known of those.
+
+    For ``rows`` see above.
+    """
     refs = t.manifest_references.c
     named = _selection("blob", sa.literal(EVERYWHERE), refs.digest).where(
-        refs.manifest == sa.bindparam("of_digest"), sa.or_(refs.role == "config", refs.role == "layer")
+        refs.manifest == sa.bindparam("of_digest"),
+        sa.or_(refs.role == "config", refs.role == "layer"),
+        sa.or_(
+            sa.exists().where(t.blobs.c.digest == refs.digest),
+            sa.exists().where(t.repository_blobs.c.digest == refs.digest),
+        ),
     )
     await connection.execute(_from(named), rows)
 
@@ -91,3 +99,13 @@ def _or_newer(statement: Any, condition: Any = None) -> Any:
         set_={"since": statement.excluded.since, "due_at": statement.excluded.due_at},
         where=condition,
     )
+
+
+async def delete_manifest(connection: AsyncConnection, digest: str) -> None:
+    """Delete a manifest everywhere; the daily sweep finds what it held."""
+    for table, column in (
+        (t.repository_manifests, t.repository_manifests.c.digest),
+        (t.manifest_references, t.manifest_references.c.manifest),
+        (t.manifests, t.manifests.c.digest),
+    ):
+        await connection.execute(sa.delete(table).where(column == digest))

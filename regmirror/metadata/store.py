@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sized
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +22,7 @@ from regmirror.manifests import MANIFEST_MAX, Descriptor, Manifest
 from regmirror.metadata import schema as t
 from regmirror.metadata.database import Database, whole
 from regmirror.metadata.lists import CatalogPage, read_catalog, read_referrers, read_row, read_tags
-from regmirror.metadata.reviews import EVERYWHERE, put_up
+from regmirror.metadata.reviews import EVERYWHERE, delete_manifest, put_up
 from regmirror.metadata.totals import BLOB_BYTES, FIGURES, MANIFEST_BYTES, TOTALS, Totals
 from regmirror.names import Digest, Repository, Tag
 
@@ -30,6 +30,11 @@ from regmirror.names import Digest, Repository, Tag
 #: an image has at most some hundred layers. It else takes many times its size in the database.
 STORED_MANIFEST_MAX: Final = 4_500_000
 STORED_REFERENCES_MAX: Final = 10_000
+
+
+def is_storable(manifest: Manifest, references: Sized) -> bool:
+    """Whether the manifest and the number of its references are within the bounds of the database."""
+    return manifest.size <= STORED_MANIFEST_MAX and len(references) <= STORED_REFERENCES_MAX
 
 
 class MetadataStore:
@@ -160,11 +165,9 @@ class MetadataStore:
     ) -> None:
         """The repository's upstream has sent this manifest; if ``tag`` is given, it means it as of now.
 
-        Nothing is written of a manifest that is too large to be stored.
+        To be called for what ``is_storable`` alone.
         """
-        now, digest, named = self._now(), str(manifest.digest), [*references]
-        if manifest.size > STORED_MANIFEST_MAX or len(named) > STORED_REFERENCES_MAX:
-            return
+        now, digest = self._now(), str(manifest.digest)
         async with self.database.write() as connection:
             mine = await _repository_id(connection, repository)
             await connection.execute(
@@ -186,7 +189,7 @@ class MetadataStore:
                     "size": item.size,
                     "fetchable": item.fetchable,
                 }
-                for position, item in enumerate(named)
+                for position, item in enumerate(references)
             ]
             if rows:
                 await connection.execute(insert(t.manifest_references).on_conflict_do_nothing(), rows)
@@ -200,12 +203,7 @@ class MetadataStore:
     async def delete_manifest(self, digest: Digest) -> None:
         """The stored bytes have changed: the manifest is unknown until it is fetched again."""
         async with self.database.write() as connection:
-            for table, column in (
-                (t.repository_manifests, t.repository_manifests.c.digest),
-                (t.manifest_references, t.manifest_references.c.manifest),
-                (t.manifests, t.manifests.c.digest),
-            ):
-                await connection.execute(sa.delete(table).where(column == str(digest)))
+            await delete_manifest(connection, str(digest))
 
     @whole
     async def save_tag(self, repository: Repository, tag: Tag, record: TagRecord) -> TagRecord:

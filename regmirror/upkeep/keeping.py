@@ -60,7 +60,8 @@ class Keeping:
         return Purger(self.metadata, self.curation, self.remover, self.collector(config))
 
     def room(self, config: Config, flush: Flush) -> Room:
-        keepers = Keepers(self.metadata, self.curation, self.pins, self.remover, flush)
+        notify = Notice(self.root).give
+        keepers = Keepers(self.metadata, self.curation, self.pins, self.remover, flush, notify)
         return Room(self.root, limits_of(config), keepers, is_dry=self.is_dry)
 
     def scrubber(self, emit: Emit, heal: Heal, rate: float, *, is_noted: bool = True) -> Scrubber:

@@ -12,7 +12,7 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -58,6 +58,7 @@ class Keepers:
     pins: Pins
     remover: Remover
     flush: Callable[[], Awaitable[None]]
+    notify: Callable[[], None]  # workers, which remember manifests
 
 
 class Room:
@@ -102,6 +103,7 @@ class Room:
     async def _plan(self, need: Need, after: Candidate | None) -> tuple[Plan, Pinned]:
         """What has to go, from ``after`` on in the order of last pulls."""
         pinned = await self._keepers.pins.find_pinned()
+        stay = {digest for _, digest in pinned.manifests}  # in one repository at least
         candidates: list[Candidate] = []
         free = 0
         while need.is_possible and free < need.wanted:
@@ -109,7 +111,7 @@ class Room:
             if not page:
                 break
             after = page[-1]
-            page = [item for item in page if (item.repository_id, str(item.digest)) not in pinned.manifests]
+            page = [_freed(item, stay) for item in page if not _is_pinned(item, pinned)]
             free += sum(item.size for item in page if item.digest not in pinned.blobs)
             candidates += page
         return plan_eviction(candidates, pinned.blobs, need), pinned
@@ -133,8 +135,11 @@ class Room:
             removed = await self._keepers.remover.remove(digests, "evicted", pulled_until=after.pulled_at)
             for digest, size in removed.gone:
                 _add(tally, Removal(digest, size, "least recently pulled"), tell)
-            for removal in await self._keepers.curation.evict_manifests(manifests, after.pulled_at):
+            evicted = await self._keepers.curation.evict_manifests(manifests, after.pulled_at)
+            for removal in evicted:
                 _add(tally, removal, tell)
+            if evicted and not self._is_dry:
+                self._keepers.notify()
             await self._keepers.curation.forget_tags(after.pulled_at - TAG_SLACK, pinned.tags, PAGE)
 
     async def used(self) -> int:
@@ -171,3 +176,13 @@ def _add(tally: Tally, removal: Removal, tell: Tell) -> None:
 def _free(root: Path) -> int:
     status = os.statvfs(root)
     return status.f_bavail * status.f_frsize
+
+
+def _is_pinned(item: Candidate, pinned: Pinned) -> bool:
+    return (item.repository_id, str(item.digest)) in pinned.manifests
+
+
+def _freed(item: Candidate, stay: set[str]) -> Candidate:
+    """A manifest that another repository keeps frees nothing."""
+    is_kept = bool(item.repository_id) and str(item.digest) in stay
+    return replace(item, size=0) if is_kept else item

@@ -24,6 +24,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from regmirror.blobs.local import LocalBlobStore
 from regmirror.eviction import Need
 from regmirror.freshness import TagRecord
+from regmirror.metadata.holding import REFERENCE_BYTES
 from regmirror.metadata.store import MetadataStore
 from regmirror.metadata.upgrade import database_path
 from regmirror.names import Digest
@@ -254,7 +255,10 @@ class StoreMachine(RuleBasedStateMachine):
         """B40: least recently pulled first, and never what is pinned; ``share`` of what may go."""
         self.model.note_alive()
         before, pinned = self.blob_rows(), self.model.pinned_blobs()
-        wanted = 1 + int(share * sum(before[digest][0] for digest in before.keys() - pinned))
+        sizes, protected = self.sizes(), self.runner.run(self.keeping.pins.find_pinned())
+        kept = protected.blobs | {Digest(digest) for _, digest in protected.manifests}
+        possible = sum(sizes[digest] for digest in sizes.keys() - kept)
+        wanted = 1 + int(share * possible)
         room = self.keeping.room(self.config, self._flush_nothing)
         done = self.run(room.evict(Need(wanted, wanted)), crash_before)
         after = self.blob_rows()
@@ -263,11 +267,12 @@ class StoreMachine(RuleBasedStateMachine):
         left = before.keys() - gone - pinned
         if gone and left:
             assert max(before[digest][1] for digest in gone) <= min(before[digest][1] for digest in left)
-        freed = sum(before[digest][0] for digest in gone)
-        possible = sum(before[digest][0] for digest in before.keys() - pinned)
+        assert self.model.pinned() <= self.held_rows()
+        freed = sum(sizes[digest] for digest in sizes.keys() - self.sizes().keys())
         if done:
-            assert freed >= wanted if possible >= wanted else not gone
-        self._follow_forgotten_tags(before, gone)
+            assert freed >= wanted if possible >= wanted else not freed
+        self.model.held &= self.held_rows()
+        self._follow_forgotten_tags(before, sizes.keys() - self.sizes().keys())
         self._check_kept(self.model.must_stay(), self.model.blobs_that_must_stay() - gone)
 
     def _follow_forgotten_tags(self, before: Any, gone: Any) -> None:
@@ -297,8 +302,10 @@ class StoreMachine(RuleBasedStateMachine):
     def totals_are_right(self):
         sizes = [size for size, _ in self.blob_rows().values()]
         payloads = self.ask("SELECT count(*), coalesce(sum(length(payload)), 0) FROM manifests")[0]
+        references = self.ask("SELECT count(*), 0 FROM manifest_references")[0]
         totals = {what: (count, size) for what, count, size in self.ask("SELECT * FROM totals")}
-        assert totals == {"blobs": (len(sizes), sum(sizes)), "manifests": payloads}
+        blobs = (len(sizes), sum(sizes))
+        assert totals == {"blobs": blobs, "manifests": payloads, "references": references}
 
     @invariant()
     def what_must_stay_is_there(self):
@@ -322,6 +329,14 @@ class StoreMachine(RuleBasedStateMachine):
 
     def manifest_rows(self) -> set[Digest]:
         return {Digest(row[0]) for row in self.ask("SELECT digest FROM manifests")}
+
+    def sizes(self) -> dict[Digest, int]:
+        """What everything takes that can be evicted."""
+        references = "(SELECT count(*) FROM manifest_references WHERE manifest = manifests.digest)"
+        size = f"length(payload) + {REFERENCE_BYTES} * {references}"
+        manifests = self.ask(f"SELECT digest, {size} FROM manifests")
+        blobs = {digest: size for digest, (size, _) in self.blob_rows().items()}
+        return blobs | {Digest(digest): size for digest, size in manifests}
 
     def blob_rows(self) -> dict[Digest, tuple[int, float]]:
         rows = self.ask("SELECT digest, size, pulled_at FROM blobs")

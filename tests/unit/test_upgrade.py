@@ -38,7 +38,10 @@ def make(path, revision):
         for statement in (
             "INSERT INTO repositories VALUES (1, 'docker.io', 'team/app')",
             f"INSERT INTO manifests VALUES ('{digest}', 'type', 'payload', 1)",
-            f"INSERT INTO repository_manifests VALUES (1, '{digest}', 1, 1)",
+            (
+                "INSERT INTO repository_manifests (repository_id, digest, stored_at, pulled_at) "
+                f"VALUES (1, '{digest}', 1, 1)"
+            ),
             f"INSERT INTO manifest_references VALUES ('{digest}', 0, 'sha256:{'b' * 64}', 'layer', 5, 1)",
             f"INSERT INTO blobs VALUES ('sha256:{'b' * 64}', 5, 1, 1)",
             f"INSERT INTO repository_blobs VALUES (1, 'sha256:{'b' * 64}', 1)",
