@@ -18,8 +18,9 @@ from typing import Any, Final
 from regmirror.errors import RegistryError, Unavailable, UpstreamError
 from regmirror.events import DownloadEnded, DownloadStarted, FollowersChanged
 from regmirror.fetching import Source
-from regmirror.inflight import Download, Follower
-from regmirror.names import Digest
+from regmirror.follower import Follower
+from regmirror.inflight import Download
+from regmirror.names import Digest, Repository
 from regmirror.passing import Passage, pass_on
 from regmirror.starting import Starting
 from regmirror.transfer import Transfer
@@ -45,6 +46,20 @@ class Downloads:
         """The download that ``join`` would follow."""
         download = self._active.get(digest)
         return download if download is not None and download.is_open else None
+
+    def is_proven(self, digest: Digest, repository: Repository) -> bool:
+        """Whether a blob in flight is open to the repository: its upstream has brought all of it, or
+        sent a part of it that was the same.
+        """
+        download = self._active.get(digest)
+        if download is None or not (download.verified or repository in download.samples):
+            return False
+        return repository in download.samples or download.proven_for == repository
+
+    def note_sample(self, digest: Digest, repository: Repository, start: int, data: bytes) -> None:
+        """The repository's upstream has sent these bytes of a blob in flight, which are as here."""
+        if (download := self._active.get(digest)) is not None:
+            download.samples[repository] = (start, data)
 
     async def join(self, digest: Digest, source: Source) -> tuple[Follower, bool]:
         """Follow the blob's download, started from ``source`` if there is none.

@@ -200,13 +200,13 @@ class Knowledge:
                 self._sizes.put(digest, size)
         return size
 
-    async def save_blob(self, digest: Digest, size: int, proven_for: Repository | None = None) -> None:
-        """The blob has been verified and stored; ``proven_for`` is the repository whose upstream alone
-        has sent all of it, if there is one.
+    async def save_blob(self, digest: Digest, size: int, proven_for: Collection[Repository] = ()) -> None:
+        """The blob has been verified and stored; the upstreams of ``proven_for`` have sent all of it, or
+        proven that they have it.
         """
         self._sizes.put(digest, size)
-        if proven_for is not None:
-            self._note_right(proven_for, digest)
+        for repository in proven_for:
+            self._note_right(repository, digest)
         await self._write(self.store.save_blob(digest, size, proven_for))
 
     async def forget_blob(self, digest: Digest) -> None:

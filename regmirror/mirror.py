@@ -24,8 +24,8 @@ from regmirror.downloads import Downloads
 from regmirror.errors import BlobUnknown, Unavailable, UpstreamFailed, UpstreamNotFound
 from regmirror.events import BlobRemoved, Emit, VerificationFailed
 from regmirror.fetching import Source
+from regmirror.follower import Follower
 from regmirror.freshness import FreshnessRules
-from regmirror.inflight import Follower
 from regmirror.knowledge import Knowledge
 from regmirror.manifests import Manifest, Summary
 from regmirror.names import Digest, Reference, Repository, Tag
@@ -229,16 +229,14 @@ class Mirror:
         """
         if digest in COMMON or await self._knowledge.has_right(repository, digest):
             return True
-        flying = self._parts.downloads.find(digest)
-        if flying is not None and flying.verified and flying.proven_for == repository:
-            return True  # stored this moment, and about to be written down
+        if self._parts.downloads.is_proven(digest, repository):  # but not written down yet
+            return True
         self._knowledge.refuse_missing(repository, digest, BlobUnknown)
-        is_verified = not isinstance(blob, Follower)
         sample = await self._take_sample(repository, digest, blob)
         answer = await self.asking.once(
             self._proofs,
             (repository, digest),
-            lambda: self._prove(repository, digest, sample, is_verified=is_verified),
+            lambda: self._prove(repository, digest, sample, blob),
             BlobUnknown,
         )
         return answer.content
@@ -247,14 +245,20 @@ class Mirror:
         if isinstance(blob, Follower) and blob.is_passing:  # its bytes can be read once only
             raise Unavailable("the blob cannot be stored and arrives for another repository", retry_after=1)
         try:
-            return await self._sampler.take(repository.upstream, digest, blob)
+            sample = await self._sampler.take(repository.upstream, digest, blob)
         except OSError as error:
             raise Unavailable(f"the stored blob cannot be read: {error}", retry_after=10) from error
+        if isinstance(blob, Follower):
+            blob.forget_reads()
+        return sample
 
     async def _prove(
-        self, repository: Repository, digest: Digest, sample: Sample, *, is_verified: bool
+        self, repository: Repository, digest: Digest, sample: Sample, blob: Blob
     ) -> Answer[bool]:
-        """Whether the upstream sends the bytes of ``sample``, written down if those are verified."""
+        """Whether the upstream sends the ``sample`` of ``blob``, written down if that is verified."""
+        downloads = self._parts.downloads
+        if downloads.is_proven(digest, repository) or await self._knowledge.has_right(repository, digest):
+            return Answer(content=True, outcome=HIT)  # proven a moment ago
         client = self.asking.upstream(repository)
         try:
             is_proven = await sends(partial(client.open_blob, repository, digest), sample)
@@ -262,8 +266,11 @@ class Mirror:
             if error.reason != "range":
                 raise
             is_proven = False  # its blob of this name is shorter, if there is one
+        is_verified = not isinstance(blob, Follower) or blob.is_verified
         if is_proven and is_verified:
             await self._knowledge.confirm(repository, digest)
+        elif is_proven:
+            downloads.note_sample(digest, repository, sample.start, sample.data)
         elif is_verified:
             message = f"sent other bytes for {repository.name}@{digest} than are stored"
             raise UpstreamNotFound(repository.upstream, message, reason="possession")
@@ -283,12 +290,8 @@ class Mirror:
                 await self._knowledge.save_blob(digest, blob.size)  # a file without its row
             return blob
         if blob.size != size:  # another worker may have replaced the file since memory learnt its size
-            size = await self._knowledge.find_size(digest, again=True)
-        if (
-            blob.size == size
-            or (size is None and blob.size > 0)
-            or digest == Digest.of(b"", digest.algorithm)
-        ):
+            size = await self._knowledge.find_size(digest, again=True) or size
+        if blob.size == size or digest == Digest.of(b"", digest.algorithm):
             return blob
         blob.close()
         await self._put_aside(digest, blob.size)

@@ -29,10 +29,11 @@ _VARIED: Final = 16  # distinct byte values in a window that nobody can guess
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Bytes of a stored blob and where they stand in it."""
+    """Bytes of a stored blob and where they stand in it; the size of the whole, if that is known."""
 
     start: int
     data: bytes
+    size: int | None = None
 
     @property
     def stop(self) -> int:
@@ -40,9 +41,10 @@ class Sample:
 
 
 class Body(Protocol):
-    """A part of a blob as an upstream sends it, from ``start`` on."""
+    """A part of a blob as an upstream sends it, from ``start`` on, of a whole of ``size`` if it says so."""
 
     start: int
+    size: int | None
 
     async def read(self) -> bytes | memoryview:
         """Bytes to be used until the next call; empty at the end."""
@@ -70,11 +72,11 @@ class Sampler:
         """
         readable = await self._wait(blob)
         if readable <= SMALL:
-            return Sample(0, await _read(blob, 0, readable))
+            return Sample(0, await _read(blob, 0, readable), blob.size)
         best = Sample(0, b"")
         for number in range(_WINDOWS):
             start = self._offset(upstream, digest, number, readable - LENGTH)
-            sample = Sample(start, await _read(blob, start, start + LENGTH))
+            sample = Sample(start, await _read(blob, start, start + LENGTH), blob.size)
             if len(set(sample.data)) > len(set(best.data)):
                 best = sample
             if len(set(best.data)) >= _VARIED:  # else padding, which is zeros to everybody
@@ -95,12 +97,14 @@ class Sampler:
 
 
 async def sends(open_part: Open, sample: Sample) -> bool:
-    """Whether the upstream sends the bytes of ``sample``.
+    """Whether the upstream sends the bytes of ``sample``, of a blob that is not of another size.
 
     An upstream that ignores ranges sends the blob from its beginning: what comes before the sample
     is skipped, and the request ends after it. Raises UpstreamError if there is no response to compare.
     """
     async with open_part(sample.start, sample.stop) as body:
+        if None not in (body.size, sample.size) and body.size != sample.size:
+            return False
         position = body.start
         while position < sample.stop:
             piece = bytes(await body.read())

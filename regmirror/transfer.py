@@ -222,7 +222,8 @@ class Transfer:
             self._tell_not_kept("disk", error.strerror or str(error))
             staged.discard()
             return
-        await self._workshop.record(self._digest, self._download.written, self._download.proven_for)
+        possessors = self._download.find_possessors()
+        await self._workshop.record(self._digest, self._download.written, possessors)
         staged.forget_note()  # only now, so that the blob is counted at every moment
 
     async def _fetch(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -21,7 +21,7 @@ STEP_MAX: Final = 16 * 1024 * 1024
 #: Why a blob is not kept, as metrics count it.
 Reason = Literal["disk", "quota", "stalled"]
 Reserve = Callable[[Digest, int | None], Awaitable[None]]
-Record = Callable[[Digest, int, Repository | None], Awaitable[None]]
+Record = Callable[[Digest, int, Collection[Repository]], Awaitable[None]]
 
 
 async def _reserve_nothing(digest: Digest, size: int | None) -> None:
@@ -32,9 +32,9 @@ async def _reserve_nothing(digest: Digest, size: int | None) -> None:
 class Workshop:
     """What every transfer works with.
 
-    ``record`` is told of each adopted blob, and of the repository whose upstream alone brought all
-    of it, if one did; ``bulk`` are the threads that write and hash. ``reserve`` is called for room
-    before bytes are written, with as many as the blob will have by then; it raises NoRoom.
+    ``record`` is called for each adopted blob, with the repositories whose upstreams brought all of
+    it or proved that they have it; ``bulk`` are the threads that write and hash. ``reserve`` is called
+    for room before bytes are written, with as many as the blob will have by then; it raises NoRoom.
     """
 
     staging: Staging

@@ -39,6 +39,7 @@ LAYERS: dict[str, list[str]] = {
         "origin",
         "passing",
         "inflight",
+        "follower",
         "workshop",
         "starting",
         "following",

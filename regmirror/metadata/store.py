@@ -238,8 +238,8 @@ class MetadataStore:
             await _confirm(connection, repository, digest, self._now())
 
     @whole
-    async def save_blob(self, digest: Digest, size: int, proven_for: Repository | None = None) -> None:
-        """A blob has been stored as a file; all of it came from the upstream of ``proven_for``."""
+    async def save_blob(self, digest: Digest, size: int, proven_for: Iterable[Repository] = ()) -> None:
+        """A blob has been stored as a file, and ``confirm`` is true of these repositories."""
         now = self._now()
         async with self.database.write() as connection:
             await connection.execute(
@@ -248,8 +248,8 @@ class MetadataStore:
                 .on_conflict_do_update(["digest"], set_={"size": size, "stored_at": now})
             )
             await put_up(connection, "blob", EVERYWHERE, [str(digest)], now)
-            if proven_for is not None:
-                await _confirm(connection, proven_for, digest, now)
+            for repository in proven_for:
+                await _confirm(connection, repository, digest, now)
 
     @whole
     async def forget_blob(self, digest: Digest) -> None:

@@ -196,6 +196,7 @@ async def check_after_collection(storage: Path) -> None:
         "manifests": ask(
             storage, "SELECT count(*) || ' ' || coalesce(sum(length(payload)), 0) FROM manifests"
         )[0][0],
+        "references": ask(storage, "SELECT count(*) || ' 0' FROM manifest_references")[0][0],
     }
     assert list((storage / "quarantine").iterdir()) == []
     Staging(storage / "staging").sweep(float("inf"))

@@ -352,7 +352,7 @@ def test_check_config_prints_what_is_in_force(tmp_path):
 
 
 WRONG = [
-    ('[server]\nlistne = "x"', "server.listne = 'x': is not a configuration key"),
+    ('[server]\nlistne = "x"', "server.listne: is not a configuration key"),
     ('[server]\nlisten = "x"', "server.listen = 'x': write an address as host:port"),
     ('[server]\nlisten = "192.0.2.1:5000"', "server.listen = '192.0.2.1:5000': cannot assign"),
     ('[storage]\nmax_size = "a lot"', "storage.max_size = 'a lot': write a size"),

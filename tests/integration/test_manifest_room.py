@@ -8,9 +8,10 @@ import sqlite3
 import pytest
 
 from regmirror.config import Config
+from regmirror.knowledge import Knowledge
 from regmirror.manifests import Descriptor, Manifest
 from regmirror.metadata.holding import REFERENCE_BYTES
-from regmirror.metadata.store import STORED_REFERENCES_MAX, MetadataStore
+from regmirror.metadata.store import STORED_REFERENCES_MAX, MetadataStore, is_storable
 from regmirror.metadata.upgrade import database_path, upgrade
 from regmirror.names import Digest, Repository, Tag
 from regmirror.upkeep.keeping import open_keeping
@@ -28,12 +29,21 @@ def references(count):
     return [Descriptor(Digest.of(b"%d" % n), 10, TYPE, "layer", fetchable=True) for n in range(count)]
 
 
+def with_references(count):
+    """A manifest that names so many layers, all of them the same one."""
+    layer = {"mediaType": TYPE, "digest": str(Digest.of(b"0")), "size": 10}
+    payload = json.dumps({"schemaVersion": 2, "layers": [layer] * count}).encode()
+    return Manifest(Digest.of(payload), TYPE, payload)
+
+
 class World:
     def __init__(self, root):
         self.root, self.time = root, 1_000.0
         upgrade(database_path(root))
         self.metadata = MetadataStore(database_path(root), lambda: self.time)
         self.keeping = open_keeping(root, self.metadata, lambda event: None, lambda: self.time)
+        self.events = []
+        self.knowledge = Knowledge(self.metadata, self.events.append, missing_max_age=10)
         self.keeping.store.prepare()
         self.keeping.staging.prepare()
 
@@ -81,6 +91,7 @@ async def test_manifests_and_their_references_count(world):
 async def test_the_least_recently_pulled_manifests_are_evicted(world):
     """B40: and what they named is reviewed; what is pinned stays."""
     items = [manifest(number) for number in range(4)]
+    await world.metadata.confirm(APP, references(1)[0].digest)
     for number, item in enumerate(items):
         await world.save(item, tag=Tag(f"v{number}"))
     await world.keeping.pins.add("docker.io/team/app:v0")
@@ -119,9 +130,11 @@ async def test_the_database_uses_the_pages_of_evicted_manifests_again(world):
 async def test_a_manifest_with_too_many_references_is_not_stored(world, count, is_stored):
     """B40, B100."""
     item, named = manifest(1), references(1)
-    await world.metadata.save_manifest(APP, item, named * count, Tag("latest"))
+    assert is_storable(item, named * count) is bool(is_stored)
+    await world.knowledge.save_manifest(APP, with_references(count), Tag("latest"))
     assert len(world.rows("SELECT digest FROM manifests")) == is_stored
-    assert len(world.rows("SELECT id FROM repositories")) == is_stored
+    assert await world.metadata.find_tag(APP, Tag("latest")) is not None
+    assert len(world.events) == 1 - is_stored
 
 
 async def test_what_broken_downloads_left_goes_first(world):
@@ -130,9 +143,10 @@ async def test_what_broken_downloads_left_goes_first(world):
     await world.save(item)
     written = [Digest.of(b"old"), Digest.of(b"held")]
     staged = [world.keeping.staging.open(digest) for digest in written]
-    for file in staged:
-        file.truncate(10_000)
     assert staged[1].try_lock()
+    for file in staged:
+        file.open_bytes(create=True)
+        file.truncate(10_000)
     staged[0].close()
     seen = []
     room = world.room(12_000)

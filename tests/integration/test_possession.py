@@ -5,6 +5,7 @@ import json
 import re
 import sqlite3
 
+import aiohttp
 import pytest
 
 from regmirror.events import DownloadEnded, VerificationFailed
@@ -23,6 +24,7 @@ from tests.fake_registry import (
     StripHeaders,
     random_bytes,
 )
+from tests.mirror_fixture import until
 
 SECRET = random_bytes(300_000)
 OTHER = "/v2/other.test/any/name"
@@ -262,6 +264,60 @@ async def test_ten_pulls_share_one_proof(private, other):
     pulls = (private.get(f"{OTHER}/blobs/{private.layer}") for _ in range(10))
     assert {got.body for got in await asyncio.gather(*pulls)} == {SECRET}
     assert other.count("blob") == 1
+
+
+async def test_other_bytes_that_arrive_for_another_repository_are_no_refusal(private, upstream, other):
+    """B2, B5: whoever lies, the pull through the own upstream gets the right bytes."""
+    fresh = random_bytes(400_000, seed=31)
+    digest = upstream.add_blob("secret/app", fresh)
+    wrong = other.add_blob("any/name", random_bytes(400_000, seed=32))
+    blobs = other.repository("any/name").blobs
+    blobs[digest] = blobs[wrong]
+    pause = other.pause(after=200_000, kind="blob")
+    liar = asyncio.create_task(private.get(f"{OTHER}/blobs/{digest}"))
+    await pause.reached()
+    pull = asyncio.create_task(private.get(f"/v2/secret/app/blobs/{digest}"))
+    await until(lambda: upstream.count("blob", reference=digest) == 1, "a part is compared")
+    pause.release()
+
+    assert (await pull).body == fresh
+    with pytest.raises(aiohttp.ClientPayloadError):
+        await liar
+    assert rights(private) == []
+
+
+async def test_a_proof_against_bytes_that_turn_out_wrong_opens_nothing(private, upstream, other):
+    """B67: two upstreams that send the same wrong bytes prove nothing about the right ones."""
+    fresh = random_bytes(400_000, seed=33)
+    digest = upstream.add_blob("secret/app", fresh)
+    wrong = other.add_blob("any/name", random_bytes(400_000, seed=34))
+    for name in ("any/name", "any/accomplice"):
+        other.repository(name).blobs[digest] = other.repository("any/name").blobs[wrong]
+    pause = other.pause(after=200_000, repository="any/name", kind="blob")
+    liar = asyncio.create_task(private.get(f"{OTHER}/blobs/{digest}"))
+    await pause.reached()
+    accomplice = asyncio.create_task(private.get(f"/v2/other.test/any/accomplice/blobs/{digest}"))
+    await until(lambda: other.count("blob", repository="any/accomplice") == 1, "a part is compared")
+    pause.release()
+    await asyncio.gather(liar, accomplice, return_exceptions=True)
+    assert (await private.get(f"/v2/secret/app/blobs/{digest}")).body == fresh
+
+    got = await private.get(f"/v2/other.test/any/accomplice/blobs/{digest}")
+
+    assert got.body[:64] != fresh[:64]
+    assert rights(private, "any/accomplice") == []
+
+
+async def test_an_image_whose_layers_came_through_another_repository_is_not_served_without_proof(
+    private, other
+):
+    """B39: while its upstream fails its layers could not be had."""
+    copy = other.add_image("any/copy", "1", [SECRET])
+    path = "/v2/other.test/any/copy/manifests/1"
+    assert (await private.get(path)).body == copy.manifest
+    await other.stop()
+    private.clock.advance(3600)
+    assert (await private.get(path)).status >= 500
 
 
 # --- what one repository says is its own ---

@@ -239,7 +239,7 @@ async def test_a_scrub_tells_every_worker_to_forget_what_it_has_dropped(store):
     notice = Notice(keeping.root)
     done = await keeping.scrubber(store.events.append, store.heal, 0).scrub(lambda finding: None)
     assert (done.rotten, notice.is_new()) == (1, True)
-    assert await keeping.metadata.find_manifest(manifest.digest) is None
+    assert await keeping.metadata.find_manifest(APP, manifest.digest) is None
 
 
 async def test_a_scrub_that_finds_nothing_leaves_memories_alone(store):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -104,7 +104,7 @@ class Bench:
     def __init__(self, root: Path, bulk: ThreadPoolExecutor) -> None:
         self.events = EventLog()
         self.recorded: list[tuple[Digest, int]] = []
-        self.proven: list[Repository | None] = []
+        self.proven: list[set[Repository]] = []
         self.pauses: list[float] = []
         self.store = LocalBlobStore(root)
         self.staging = Staging(root / "staging")
@@ -112,9 +112,9 @@ class Bench:
         self.staging.prepare()
         self.workshop = Workshop(self.staging, self.store, self._record, self.events, bulk, self._sleep)
 
-    async def _record(self, digest: Digest, size: int, proven_for: Repository | None) -> None:
+    async def _record(self, digest: Digest, size: int, proven_for: Collection[Repository]) -> None:
         self.recorded.append((digest, size))
-        self.proven.append(proven_for)
+        self.proven.append(set(proven_for))
 
     async def _sleep(self, seconds: float) -> None:
         self.pauses.append(seconds)

@@ -215,7 +215,7 @@ async def test_a_manifest_opens_no_blob_to_its_repository(store, digest):
 
 async def test_a_blob_is_open_to_the_repository_whose_upstream_sent_it(store):
     """B67: and to no other one."""
-    await store.save_blob(LAYER, 5, APP)
+    await store.save_blob(LAYER, 5, [APP])
     await store.save_blob(CONFIG, 6)
     assert await store.has_right(APP, LAYER) is True
     assert await store.has_right(APP, CONFIG) is False

@@ -28,12 +28,12 @@ class Bytes:
             yield self._data[at : min(stop, at + 1000)]
 
 
-def upstream(data, *, start=None, pieces=1000):
+def upstream(data, *, start=None, pieces=1000, size=None):
     """``open`` of an upstream that has ``data``; from ``start``, whatever is requested, if that is set."""
 
     class Body:
         def __init__(self, first, last):
-            self.start = first if start is None else start
+            self.start, self.size = (first if start is None else start), size
             self._rest = data[self.start : last if start is None else len(data)]
 
         async def read(self):
@@ -75,13 +75,13 @@ async def test_padding_is_no_sample_while_there_is_anything_else():
 @pytest.mark.parametrize("size", [0, 1, LENGTH, SMALL])
 async def test_a_small_blob_is_its_own_sample(size):
     """B67: of a config nearly everything can be guessed."""
-    assert await Sampler().take("u", DIGEST, Bytes(DATA[:size])) == Sample(0, DATA[:size])
+    assert await Sampler().take("u", DIGEST, Bytes(DATA[:size])) == Sample(0, DATA[:size], size)
 
 
 async def test_a_sample_of_a_blob_in_flight_lies_in_what_has_arrived():
     """B13: the pull of another repository is not held up until the end."""
     sample = await Sampler().take("u", DIGEST, Bytes(DATA, [10, 11, ENOUGH, 200_000]))
-    assert sample == Sample(0, DATA[:ENOUGH])
+    assert sample == Sample(0, DATA[:ENOUGH], len(DATA))
     sample = await Sampler().take("u", DIGEST, Bytes(DATA, [100_000]))
     assert sample.stop <= 100_000
 
@@ -109,3 +109,10 @@ async def test_one_other_byte_disproves(at, start):
 @pytest.mark.parametrize("length", [0, 1000, 1063])
 async def test_too_few_bytes_disprove(length):
     assert not await sends(upstream(DATA[:length], start=0), Sample(1000, DATA[1000:1064]))
+
+
+@pytest.mark.parametrize(("size", "expected"), [(None, True), (len(DATA), True), (len(DATA) - 1, False)])
+async def test_the_right_bytes_of_a_blob_of_another_size_disprove(size, expected):
+    """B67: a part of the blob is not the blob."""
+    sample = Sample(1000, DATA[1000:1064], len(DATA))
+    assert await sends(upstream(DATA, size=size), sample) is expected

@@ -84,7 +84,7 @@ async def test_every_byte_from_its_own_upstream_proves_the_right_of_a_repository
     assert await read_all(follower) == DATA
     follower.close()
     await bench.events.wait_for(DownloadEnded)
-    assert bench.proven == [REPOSITORY]
+    assert bench.proven == [{REPOSITORY}]
 
 
 async def test_a_reader_that_joins_for_another_repository_proves_nothing(downloads, bench):
@@ -101,10 +101,10 @@ async def test_a_reader_that_joins_for_another_repository_proves_nothing(downloa
 @pytest.mark.parametrize(
     ("note", "proven"),
     [
-        ({"origin": str(REPOSITORY)}, [REPOSITORY]),
-        ({"origin": str(REPOSITORY), "origin_until": 2_000}, [None]),
-        ({"origin": str(OTHER)}, [None]),
-        ({}, [None]),
+        ({"origin": str(REPOSITORY)}, [{REPOSITORY}]),
+        ({"origin": str(REPOSITORY), "origin_until": 2_000}, [set()]),
+        ({"origin": str(OTHER)}, [set()]),
+        ({}, [set()]),
     ],
     ids=["its own", "in part", "another's", "unknown"],
 )
@@ -112,7 +112,7 @@ async def test_what_is_resumed_proves_a_right_if_its_origin_is_known(downloads, 
     """B67: a left-over is no evidence by itself."""
     bench.leave(DATA[:6_000], flowing=True, size=len(DATA), **note)
     follower, _ = await downloads.join(DIGEST, Script([Says()]).source)
-    assert follower.proves(REPOSITORY) == (proven == [REPOSITORY])
+    assert follower.proves(REPOSITORY) == (proven == [{REPOSITORY}])
     assert await read_all(follower) == DATA
     follower.close()
     await bench.events.wait_for(DownloadEnded)
@@ -125,7 +125,7 @@ async def test_a_whole_left_over_proves_nothing_since_no_upstream_was_asked(down
     assert not follower.proves(REPOSITORY)
     follower.close()
     await bench.events.wait_for(DownloadEnded)
-    assert bench.proven == [None]
+    assert bench.proven == [set()]
 
 
 async def test_a_follower_in_another_process_knows_the_origin(downloads, elsewhere, bench):
@@ -173,7 +173,7 @@ async def test_a_reader_gets_nothing_from_another_upstream_before_all_is_verifie
     first.close()
     second.close()
     await bench.events.wait_for(DownloadEnded)
-    assert bench.proven == [None]
+    assert bench.proven == [set()]
 
 
 async def test_a_few_right_bytes_do_not_stand_for_the_rest(downloads, bench, quick):
