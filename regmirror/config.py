@@ -208,8 +208,10 @@ class Upstream(Section):
     @field_validator("http_proxy")
     @classmethod
     def _proxy_is_http(cls, proxy: str) -> str:
-        if proxy and not re.fullmatch(r"https?://\S+", proxy):
-            raise ValueError("write the address of the proxy as http://host:port")
+        if proxy and not re.fullmatch(r"https?://[^\s/?#]+/?", proxy):
+            raise ValueError(
+                "write the address of the proxy as http://host:port; percent-encode / ? and # in a password"
+            )
         if proxy and not has_possible_authority(proxy):
             raise ValueError(_NO_AUTHORITY)
         return proxy

@@ -6,7 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from regmirror.cli import toml
@@ -277,6 +277,7 @@ PLACES = [
 
 
 @given(secret=SECRETS, place=st.sampled_from(PLACES), is_file=st.booleans())
+@example(secret="s3cr3t@0#t3rc3s", place=PLACES[11], is_file=False)
 def test_a_secret_in_a_wrong_place_is_shown_nowhere(secret, place, is_file):
     """B62, B80: misspelled keys, wrong shapes, URLs with several "@"; by file and by environment."""
     tables = place(secret)
