@@ -294,7 +294,8 @@ class Mirror:
         if blob.size == size or digest == Digest.of(b"", digest.algorithm):
             return blob
         blob.close()
-        await self._put_aside(digest, blob.size)
+        if not is_in_doubt():
+            await self._put_aside(digest, blob.size)
         return None
 
     async def _put_aside(self, digest: Digest, size: int) -> None:

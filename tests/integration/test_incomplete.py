@@ -34,6 +34,7 @@ async def store(mirror, *digests):
     for digest in digests:
         assert (await mirror.get(f"/v2/team/app/blobs/{digest}")).status == 200
     await until(lambda: set(digests) <= mirror.stored(), "the blobs are stored")
+    await mirror.running._lasting.downloads.settle()  # and written down
 
 
 def paths(image):
