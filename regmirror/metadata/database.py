@@ -29,6 +29,7 @@ _PRAGMAS = (
     "PRAGMA journal_mode=WAL",
     "PRAGMA synchronous=NORMAL",
     "PRAGMA foreign_keys=ON",
+    "PRAGMA journal_size_limit=8388608",  # the log is cut to that once it has been written back
 )
 
 

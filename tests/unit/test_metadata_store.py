@@ -364,3 +364,12 @@ async def test_what_older_versions_wrote_for_a_claim_opens_nothing(tmp_path):
         assert await store.find_manifest(APP, MANIFEST.digest) == MANIFEST
     finally:
         await store.close()
+
+
+async def test_the_log_of_the_database_is_cut_when_it_has_been_written_back(store, path):
+    """B40, B100: else it keeps the size of the largest burst of writes."""
+    payload = bytes(20_000_000)
+    await store.save_manifest(APP, Manifest(Digest.of(payload), OCI_MANIFEST, payload), [])
+    for number in range(3):
+        await store.save_blob(Digest.of(b"%d" % number), 1)
+    assert path.with_name(f"{path.name}-wal").stat().st_size <= 2**23
