@@ -202,7 +202,7 @@ class Authenticator:
         return _Pass(credential.basic, credential)
 
     def _grant(self, challenge: Challenge, repository: str, credential: Credential | None) -> Grant:
-        """Our own scope first, then those that the upstream named (trap 74)."""
+        """Our own scope first, then those that the upstream named (B60)."""
         own = f"repository:{repository}:pull"
         scopes = dict.fromkeys((own, *challenge.scopes, *(self._scopes.get(repository) or ())))
         realm = self._realm(challenge)

@@ -1,7 +1,7 @@
 """Whom an upstream's answers may send us to, and who may see its credentials.
 
 Credentials belong to an upstream's entry in the configuration, not to whatever answers there: a
-challenge or a redirect is a claim made by the network (protocol notes 3.2; CVE-2026-33540).
+challenge or a redirect is a claim made by the network (B61; CVE-2026-33540).
 """
 
 from __future__ import annotations

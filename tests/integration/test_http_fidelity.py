@@ -440,7 +440,7 @@ async def secure(storage, upstream, tmp_path):
 
 @pytest.mark.parametrize("state", ["cold", "warm"])
 async def test_over_tls_everything_is_the_same(secure, image, blob, layer, state):
-    """B48, B49: manifest, whole blob, one range, several ranges, an error; cold and warm."""
+    """B48, B49, B76: manifest, whole blob, one range, several ranges, an error; cold and warm."""
     await secure(request(TAG))
     if state == "warm":
         await secure(request(blob))
@@ -456,7 +456,7 @@ async def test_over_tls_everything_is_the_same(secure, image, blob, layer, state
 
 
 async def test_plain_http_on_the_tls_port_is_no_success(secure):
-    """B57: whoever forgot the s gets no answer that could be taken for one."""
+    """B57, B76: whoever forgot the s gets no answer that could be taken for one."""
     try:
         received = await secure(request("/v2/"), None)
     except ConnectionError:

@@ -16,7 +16,7 @@ VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
 
 @pytest.mark.parametrize("version", VERSIONS)
 async def test_a_session_is_resumed_by_every_worker(upstream, storage, version):
-    """The context, with the keys of its tickets, is older than the workers."""
+    """B76: the context, with the keys of its tickets, is older than the workers."""
     authority = trustme.CA()
     certificate = authority.issue_cert("127.0.0.1")
     chain, key = storage.parent / "chain.pem", storage.parent / "key.pem"

@@ -88,7 +88,7 @@ async def test_forty_layers_share_one_token(client, upstream, layers):
 
 
 async def test_a_token_that_expires_under_forty_layers_is_replaced_once(client, upstream, layers):
-    """Trap 72: one refresh, all continue."""
+    """B26: one refresh, all continue."""
     await client.fetch(layers[0])
     upstream.revoke_tokens()
     await asyncio.gather(*(client.fetch(digest) for digest in layers))
@@ -136,7 +136,7 @@ async def test_a_failed_token_request_is_not_remembered(client, upstream):
     ],
 )
 async def test_a_token_endpoint_that_fails_is_told_apart(client, upstream, action, error):
-    """B34, trap 73."""
+    """B34."""
     upstream.fault(action, kind="token", times=None)
     with pytest.raises(error) as caught:
         await client.head_manifest(ALPINE, LATEST)
@@ -216,7 +216,7 @@ async def test_basic_is_spoken_where_it_is_asked_for(upstream):
 @pytest.mark.parametrize("expired", ["invalid_token", "ecr", "public-ecr"])
 @pytest.mark.parametrize("method", ["HEAD", "GET"])
 async def test_an_expired_password_is_read_again(upstream, tmp_path, expired, method):
-    """B60, B62, trap 83: private ECR, and its kin."""
+    """B60, B62: private ECR, and its kin."""
     upstream.auth, upstream.expired = "basic", expired
     path = tmp_path / "password"
     path.write_text(USERS["alice"])
@@ -231,7 +231,7 @@ async def test_an_expired_password_is_read_again(upstream, tmp_path, expired, me
 
 @pytest.mark.parametrize("expired", ["invalid_token", "ecr", "public-ecr"])
 async def test_an_expired_token_is_replaced_however_it_is_refused(client, upstream, expired):
-    """B60, trap 83."""
+    """B60."""
     upstream.expired = expired
     await client.get_manifest(ALPINE, LATEST)
     upstream.revoke_tokens()
@@ -241,7 +241,7 @@ async def test_an_expired_token_is_replaced_however_it_is_refused(client, upstre
 
 @pytest.mark.parametrize("status", [400, 403])
 async def test_another_400_or_403_replaces_nothing(client, upstream, status):
-    """Trap 83."""
+    """B60."""
     await client.get_manifest(ALPINE, LATEST)
     upstream.fault(Status(status, body=b"another reason"), kind="manifest", times=None)
     with pytest.raises(UpstreamError):

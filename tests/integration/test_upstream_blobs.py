@@ -69,7 +69,7 @@ async def test_a_blob_is_continued_by_range(client, upstream, layer):
 
 
 async def test_an_upstream_that_ignores_ranges_starts_at_the_beginning(client, upstream, layer):
-    """B19, trap 79: never append."""
+    """B19: never append."""
     upstream.fault(IgnoreRange(), times=None)
     async with client.open_blob(ALPINE, layer, 100_000) as body:
         assert (body.start, body.size) == (0, len(LAYER))
@@ -88,7 +88,7 @@ async def test_an_upstream_that_ignores_ranges_starts_at_the_beginning(client, u
     ],
 )
 async def test_another_range_than_asked_for_is_a_failure(client, upstream, layer, value):
-    """Trap 79: 206 with a wrong Content-Range."""
+    """B19: 206 with a wrong Content-Range."""
     upstream.fault(WrongContentRange(value), times=None)
     with pytest.raises(UpstreamFailed) as caught:
         await client.fetch(layer, 100_000)
@@ -96,7 +96,7 @@ async def test_another_range_than_asked_for_is_a_failure(client, upstream, layer
 
 
 async def test_a_range_beyond_the_end_is_a_failure(client, layer):
-    """Trap 79: 416."""
+    """B19: 416."""
     with pytest.raises(UpstreamFailed) as caught:
         await client.fetch(layer, len(LAYER))
     assert caught.value.reason == "range"
@@ -130,7 +130,7 @@ async def test_a_part_that_ends_early_does_not_end_cleanly(client, upstream, lay
 
 
 async def test_a_blob_of_unknown_size_arrives_whole(client, upstream, layer):
-    """Trap 80: chunked."""
+    """RFC 9112 §7.1: chunked."""
     upstream.fault(Chunked(), times=None)
     async with client.open_blob(ALPINE, layer) as body:
         assert body.size is None
@@ -140,7 +140,7 @@ async def test_a_blob_of_unknown_size_arrives_whole(client, upstream, layer):
 
 @pytest.mark.parametrize("action", [Html(), GzipEncoded(), SetHeaders({"Content-Type": "text/html"})])
 async def test_a_page_or_an_encoded_body_is_no_blob(client, upstream, layer, action):
-    """B10, trap 65."""
+    """B10."""
     upstream.fault(action, times=None)
     with pytest.raises(UpstreamLied):
         await client.fetch(layer)
@@ -215,7 +215,7 @@ async def test_a_head_does_not_follow_into_storage(client, cdn, layer):
 
 
 async def test_an_expired_signed_url_is_asked_for_again(client, upstream, cdn, layer):
-    """B55, trap 78: 403 from cdn."""
+    """B55: 403 from cdn."""
     cdn.fault(Status(403), times=1)
     assert await client.fetch(layer, 1000) == LAYER[1000:]
     assert upstream.count("blob") == 2
@@ -232,7 +232,7 @@ async def test_a_storage_that_refuses_twice_is_a_failure_and_no_denial(client, u
 
 
 async def test_a_storage_that_cannot_be_reached_is_named(client, cdn, layer):
-    """Trap 78."""
+    """B38, B55."""
     await cdn.stop()
     with pytest.raises(UpstreamUnreachable) as caught:
         await client.fetch(layer)

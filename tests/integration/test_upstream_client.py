@@ -82,7 +82,7 @@ async def test_a_head_tells_what_a_tag_names(client, image):
 
 
 async def test_a_head_without_a_digest_says_so(client, upstream, image):
-    """Trap 68: the caller then asks by GET."""
+    """B25: the caller then asks by GET."""
     upstream.fault(StripHeaders(["Docker-Content-Digest"]), times=None)
     assert (await client.head_manifest(ALPINE, LATEST)).digest is None
 
@@ -95,7 +95,7 @@ async def test_a_digest_that_is_none_is_not_believed(client, upstream, image, cl
 
 @pytest.mark.parametrize("status", [405, 501])
 async def test_an_upstream_without_head_is_no_failure(client, upstream, image, status):
-    """Trap 68."""
+    """B25."""
     upstream.fault(Status(status), method="HEAD", times=None)
     assert await client.head_manifest(ALPINE, LATEST) == ManifestHead(None, "", None)
 
@@ -132,7 +132,7 @@ async def test_a_sha512_digest_is_verified_in_its_own_algorithm(client, upstream
 
 @pytest.mark.parametrize("claimed", [NOTHING, "nonsense", ""])
 async def test_by_tag_our_own_hash_counts(client, upstream, image, claimed):
-    """B4, trap 66: a wrong header is ignored."""
+    """B4: a wrong header is ignored."""
     upstream.fault(SetHeaders({"Docker-Content-Digest": claimed}), times=None)
     assert (await client.get_manifest(ALPINE, LATEST)).digest == image.digest
 
@@ -187,14 +187,14 @@ async def test_a_document_of_another_shape_is_a_lie(client, upstream, payload):
     ],
 )
 async def test_a_vague_content_type_is_made_precise(client, upstream, image, said, expected):
-    """B51, trap 69."""
+    """B51."""
     upstream.fault(SetHeaders({"Content-Type": said}), times=None)
     assert (await client.get_manifest(ALPINE, LATEST)).media_type == expected
 
 
 @pytest.mark.parametrize("is_chunked", [False, True])
 async def test_a_manifest_that_is_too_large_is_refused_while_it_is_read(client, upstream, is_chunked):
-    """Trap 71: by its announced length, or when it has grown too long."""
+    """B100: by its announced length, or when it has grown too long."""
     huge = b'{"schemaVersion":2,"x":"' + b"x" * MANIFEST_MAX + b'"}'
     upstream.add_manifest("library/alpine", huge, tag="latest")
     if is_chunked:
@@ -205,7 +205,7 @@ async def test_a_manifest_that_is_too_large_is_refused_while_it_is_read(client, 
 
 
 async def test_a_manifest_that_is_announced_too_large_is_not_read(client, upstream):
-    """Trap 71."""
+    """B100."""
     upstream.add_manifest("library/alpine", b"{" + b" " * MANIFEST_MAX, tag="latest")
     pause = upstream.pause(after=1, kind="manifest")
     with pytest.raises(UpstreamFailed, match="announced"):
@@ -249,7 +249,7 @@ async def test_a_manifest_is_had_through_a_redirect(client, upstream, image):
 
 
 async def test_the_request_for_a_manifest_is_ours_alone(client, upstream, image):
-    """B51, B65, trap 65: one Accept line, identity, our name; nothing of any client."""
+    """B51, B65: one Accept line, identity, our name; nothing of any client."""
     await client.get_manifest(ALPINE, LATEST)
     (seen,) = upstream.requests
     assert seen.headers.getall("Accept") == [", ".join(ACCEPTED)]
@@ -328,7 +328,7 @@ async def test_rate_limits_are_told(client, upstream, image):
 
 
 async def test_every_request_and_all_bytes_are_told(client, cdn, upstream, image, layer):
-    """B81, trap 92: paths without their queries, storage included."""
+    """B81: paths without their queries, storage included."""
     await client.get_manifest(ALPINE, LATEST)
     await client.fetch(layer)
     answered = client.told(UpstreamAnswered)

@@ -61,7 +61,7 @@ async def test_links_that_lead_nowhere_end_the_list(client, upstream, image, lin
 
 
 async def test_a_list_that_loops_ends(client, upstream, image):
-    """B53, trap 38."""
+    """B53."""
     link = '</v2/library/alpine/tags/list?last=x>; rel="next"'
     upstream.fault(SetHeaders({"Link": link}), times=None)
     assert await client.list_tags(ALPINE) == ["latest"]
@@ -132,7 +132,7 @@ async def test_no_referrers_is_another_thing_than_no_api(client, upstream, image
     ],
 )
 async def test_an_upstream_without_the_referrers_api_is_recognised(client, upstream, image, action):
-    """B54, trap 63: the redirect of ghcr.io is not followed."""
+    """B54: the redirect of ghcr.io is not followed."""
     upstream.fault(action, times=None)
     assert await client.list_referrers(ALPINE, Digest(image.digest)) is None
 

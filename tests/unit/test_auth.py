@@ -69,7 +69,7 @@ def test_a_refused_token_is_dropped_and_replaced_once():
 
 
 def test_a_request_is_never_sent_a_third_time():
-    """Trap 73: at most one authentication for each request."""
+    """B60: at most one authentication for each request."""
     world = World()
     assert world.run(refused(), refused()).status == 401
     assert len(world.sent) == 2
@@ -86,7 +86,7 @@ def test_a_token_of_this_moment_that_is_refused_is_not_replaced():
 
 
 def test_a_token_that_somebody_else_has_replaced_is_used():
-    """Trap 72: of 40 layers refused at once, one fetches a token and all continue."""
+    """B26: of 40 layers refused at once, one fetches a token and all continue."""
     world = World()
     world.run(refused(), Reply(200))
     flow = world.auth.request(ALPINE)
@@ -99,7 +99,7 @@ def test_a_token_that_somebody_else_has_replaced_is_used():
 
 
 def test_scopes_named_by_the_challenge_are_added_after_ours():
-    """Trap 74: theirs may name another repository."""
+    """B60: theirs may name another repository."""
     world = World()
     world.run(refused(BEARER + ',scope="repository:mirror/alpine:pull aws"'), Reply(200))
     ours = f"repository:{ALPINE}:pull"

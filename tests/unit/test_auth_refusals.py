@@ -1,4 +1,4 @@
-"""The token dance when it is refused or misled (B60, B61, traps 73 and 83)."""
+"""The token dance when it is refused or misled (B60, B61)."""
 
 import random
 
@@ -58,7 +58,7 @@ def test_a_challenge_of_a_storage_host_is_not_answered():
 
 @pytest.mark.parametrize(("status", "excerpt"), [(403, EXPIRED), (400, EXPIRED), (400, INVALID)])
 def test_an_expired_token_that_is_called_otherwise_is_replaced_once(status, excerpt):
-    """B60, trap 83: ECR's 403 and public ECR's 400."""
+    """B60: ECR's 403 and public ECR's 400."""
     world = World()
     world.run(refused(), Reply(200))
     assert world.run(Reply(status, excerpt=excerpt), Reply(200)).status == 200
@@ -70,7 +70,7 @@ def test_an_expired_token_that_is_called_otherwise_is_replaced_once(status, exce
     ("status", "excerpt"), [(403, "denied"), (400, "NAME_INVALID"), (404, EXPIRED), (500, EXPIRED)]
 )
 def test_other_refusals_are_the_answer(status, excerpt):
-    """Trap 83: other 403 and 400 are not."""
+    """B60: other 403 and 400 are not."""
     world = World()
     world.run(refused(), Reply(200))
     assert world.run(Reply(status, excerpt=excerpt)).status == status
@@ -78,7 +78,7 @@ def test_other_refusals_are_the_answer(status, excerpt):
 
 
 def test_a_400_to_a_head_counts_as_an_expired_token_once():
-    """Trap 83: the answer to a HEAD has no body that says so."""
+    """B60: the answer to a HEAD has no body that says so."""
     world = World()
     world.run(refused(), Reply(200))
     assert world.run(Reply(400), Reply(200)).status == 200
@@ -86,7 +86,7 @@ def test_a_400_to_a_head_counts_as_an_expired_token_once():
 
 
 def test_a_403_to_a_head_makes_a_password_be_read_again():
-    """Trap 83: ECR's password is good for twelve hours."""
+    """B60: ECR's password is good for twelve hours."""
     world = World(credentials=[ALICE, NEW_ALICE])
     world.run(refused('Basic realm="x"'), Reply(200))
     assert world.run(Reply(403), Reply(200)).status == 200
@@ -101,7 +101,7 @@ def test_a_refusal_of_an_anonymous_request_is_no_expired_token():
 
 
 def test_a_failed_token_endpoint_is_forgotten_with_its_challenge():
-    """Trap 73: the next request learns the challenge anew, for the endpoint may have moved."""
+    """B60: the next request learns the challenge anew, for the endpoint may have moved."""
     world = World()
     world.run(refused(), Reply(200))
     world.now = 1000.0
@@ -155,7 +155,7 @@ CHALLENGES = st.lists(
     st.booleans(),
 )
 def test_whatever_an_upstream_answers_a_request_is_sent_at_most_twice(script, has_credential):
-    """Trap 73: no loop, from a cold and from a warm start."""
+    """B60: no loop, from a cold and from a warm start."""
     world = World(credentials=[ALICE if has_credential else None])
     for _ in range(2):
         answers = [Reply(status, tuple(lines), EXPIRED) for status, lines in script]
