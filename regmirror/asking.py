@@ -155,7 +155,7 @@ class Asking:
             yield
         except (UpstreamNotFound, UpstreamDenied) as error:
             said = unknown(error.message)
-            # What a tag means is the upstream's to say; a digest may be stored, whatever it says.
+            # The upstream decides what a tag means; content of a digest may be stored although it says 404.
             said.is_definite = isinstance(key[1], Tag) and not self._offline
             if said.is_definite or not is_in_doubt():
                 self._knowledge.note_missing(*key, said, denied=isinstance(error, UpstreamDenied))

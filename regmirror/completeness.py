@@ -67,7 +67,7 @@ class Completeness:
         key = (repository, manifest.digest)
         if manifest.size < LARGE:
             return await self._judge(key, manifest)
-        async with self._turn:  # whoever comes later finds the verdict of the first
+        async with self._turn:  # later requests find the verdict of the first
             return await self._judge(key, manifest)
 
     async def _judge(self, key: _Key, manifest: Manifest) -> str | None:

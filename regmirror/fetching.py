@@ -214,8 +214,8 @@ class _Try:
 class _Race:
     """A blob from the first source, or from others if it fails or nothing comes of it.
 
-    Whoever invents names must not keep a source that has the blob from its turn: each time a
-    request fails or lets the others wait, twice as many sources are requested from at once.
+    Clients that invent names must not delay a source that has the blob: each time a request fails or
+    stalls, twice as many sources are requested from at once.
     """
 
     def __init__(self, source: Source, sink: Sink, *, whole: bool) -> None:

@@ -1,6 +1,6 @@
 """How many downloads may wait for their upstream's response at once, of each upstream.
 
-A download that waits holds descriptors and a file. Whoever invents digests could have any number
+A download that waits holds descriptors and a file. A client that invents digests could have any number
 of them; beyond the limit a download holds nothing but its place.
 """
 

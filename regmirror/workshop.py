@@ -1,4 +1,4 @@
-"""What every download works with: where it writes, who is told, who makes room."""
+"""What every download works with: the store, its threads, and what to call when it ends."""
 
 from __future__ import annotations
 

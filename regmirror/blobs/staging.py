@@ -10,8 +10,8 @@ An exclusive ``flock`` on the note elects the one writer. The kernel releases it
 writer ends in whatever way, so a follower that obtains it either finds the blob adopted, or
 the writer's reason for giving up, or takes over where the writer stopped.
 
-Whoever has the bytes open holds a shared ``flock`` on them, so that they are not removed once they
-are adopted as a stored blob (see local.py).
+Every process that has the bytes open holds a shared ``flock`` on them, so that they are not removed
+once they are adopted as a stored blob (see local.py).
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ class Exchange:
         self._hear(is_home=self.is_home)
 
     async def read_all(self, limit: int) -> bytes:
-        """The whole body; UpstreamFailed as soon as it is longer than ``limit`` bytes.
+        """The whole body. Raises UpstreamFailed once it is longer than ``limit`` bytes.
 
         It has a deadline, which depends on ``limit``; UpstreamTimeout is raised after it.
         """

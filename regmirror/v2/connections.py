@@ -1,6 +1,6 @@
 """The open connections of a worker: which readers have stopped, and which connections may be closed.
 
-One deadline covers everything that is written to a client, whoever writes it: a transport's buffer,
+One deadline covers everything that is written to a client, by every writer: a transport's buffer,
 TLS, or a sender thread. The kernel counts what the client has acknowledged, so that a look every few
 seconds suffices and the responses themselves do nothing for it.
 """

@@ -59,7 +59,7 @@ class Ops:
         return _text(f"ready\nnothing can be stored: {obstacle}\n" if obstacle else "ready\n")
 
     async def _find_obstacle(self) -> str:
-        """Try to write, once in ``PROBE_AGE`` seconds whoever asks, and never twice at once."""
+        """Try to write: once in ``PROBE_AGE`` seconds for all requests, and never twice at once."""
         async with self._probing:
             if self._clock() >= self._probed_at + PROBE_AGE:
                 loop = asyncio.get_running_loop()
