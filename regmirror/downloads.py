@@ -16,12 +16,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from regmirror.errors import RegistryError, Unavailable, UpstreamError
-from regmirror.events import DownloadEnded, DownloadStarted, FollowersChanged
+from regmirror.events import DownloadEnded, DownloadStarted, FollowersChanged, NotStored
 from regmirror.fetching import Source
 from regmirror.follower import Follower
 from regmirror.inflight import Download
 from regmirror.names import Digest, Repository
-from regmirror.passing import Passage, pass_on
+from regmirror.origin import Origin
+from regmirror.passing import Parting, Passage, pass_on
 from regmirror.starting import Starting
 from regmirror.transfer import Transfer
 from regmirror.workshop import Workshop
@@ -56,11 +57,6 @@ class Downloads:
             return False
         return repository in download.samples or download.proven_for == repository
 
-    def note_sample(self, digest: Digest, repository: Repository, start: int, data: bytes) -> None:
-        """The repository's upstream has sent these bytes of a blob in flight, which are as here."""
-        if (download := self._active.get(digest)) is not None:
-            download.samples[repository] = (start, data)
-
     async def join(self, digest: Digest, source: Source) -> tuple[Follower, bool]:
         """Follow the blob's download, started from ``source`` if there is none.
 
@@ -87,6 +83,26 @@ class Downloads:
                 download.withdraw(source)
                 self._release(download)
         raise Unavailable(f"other downloads of this blob failed: {failure.message}", retry_after=1)
+
+    async def fetch_alone(self, digest: Digest, source: Source) -> Follower:
+        """Follow a download of this reader's own, of which nothing is stored: the blob's file is being
+        written with the bytes of another upstream, and those are not verified yet.
+        """
+        download, shop = Download(digest, source), self.workshop
+        parting = Parting(digest, source, 0, b"", digest.hasher())
+        passage = Passage(parting, 0, None, threads=shop.bulk, emit=shop.emit)
+        passage.producer = self._begin(pass_on(source, passage, shop.sleep))
+        try:
+            await passage.wait_begun()
+        except BaseException:
+            passage.close()
+            raise
+        shop.emit(NotStored("stalled", f"{digest} is being fetched from another upstream"))
+        download.origin = Origin(str(source.repository))
+        download.part(parting, passage)
+        download.begin(passage.size)
+        shop.emit(FollowersChanged(1))
+        return Follower(download, source, self)
 
     async def _wait_started(self, download: Download, source: Source) -> None:
         """Wait as a reader, who keeps the file open; the caller lets go of it."""

@@ -69,6 +69,12 @@ class Follower:
         return proven
 
     @property
+    def is_foreign(self) -> bool:
+        """Whether it brings unverified bytes of another upstream than the reader's."""
+        download = self._download
+        return download is not None and download.is_foreign_to(self._source.repository)
+
+    @property
     def is_verified(self) -> bool:
         """Whether the blob is what its digest says."""
         return self._download is not None and self._download.verified
@@ -76,6 +82,16 @@ class Follower:
     def forget_reads(self) -> None:
         """What has been read so far was compared, and has not reached the client."""
         self._has_read = False
+
+    def note_sample(self, start: int, data: bytes) -> None:
+        """The repository's own upstream has sent these bytes, too, which are as in the file.
+
+        The reader relies on those who bring them now, and gets nothing that others bring later.
+        """
+        download = self._download
+        if download is not None and download.origin.is_of(download.source.repository):
+            download.samples[self._source.repository] = (start, data)
+            self._relying = download.source.repository
 
     async def wait_beyond(self, offset: int) -> int:
         """See ``blobs.base.Blob``."""

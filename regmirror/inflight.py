@@ -177,6 +177,10 @@ class Download:
         is_proven = self.origin.until is None and self.origin.is_of(repository)
         return repository if is_proven else None
 
+    def is_foreign_to(self, repository: Repository) -> bool:
+        """Whether unverified bytes of another upstream are in the file."""
+        return not self.verified and not self.origin.is_from(repository.upstream)
+
     def find_possessors(self) -> set[Repository]:
         """That one, and those whose upstreams sent a part that is as in the file now: to be called when
         the file is verified.

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, Literal
@@ -21,7 +20,7 @@ from regmirror.blobs.base import Blob
 from regmirror.blobs.local import LocalBlob, LocalBlobStore
 from regmirror.completeness import Completeness
 from regmirror.downloads import Downloads
-from regmirror.errors import BlobUnknown, Unavailable, UpstreamFailed, UpstreamNotFound
+from regmirror.errors import BlobUnknown, Unavailable, UpstreamFailed, UpstreamNotFound, UpstreamTimeout
 from regmirror.events import BlobRemoved, Emit, VerificationFailed
 from regmirror.fetching import Source
 from regmirror.follower import Follower
@@ -36,7 +35,9 @@ from regmirror.resolver import Policy, Resolver
 from regmirror.singleflight import SingleFlight
 from regmirror.upstream.client import UpstreamClient
 
-DISPUTE: Final = 20.0  # seconds that a client waits for the end of another repository's download
+PROOFS_MAX: Final = 64  # proofs of one upstream that are awaited at once, with a sample each
+SAMPLE_MAX: Final = 2.0  # seconds until enough of a blob in flight must have arrived to be compared
+RESPONSE_MAX: Final = 20.0  # seconds that an upstream may take for a proof, or until a blob flows
 
 
 @dataclass(frozen=True)
@@ -78,13 +79,15 @@ class Mirror:
         completeness = Completeness(parts.knowledge, parts.store)
         self._resolver = Resolver(parts.knowledge, self.asking, completeness, policy)
         self._sizes: SingleFlight[Key, Answer[int | None]] = SingleFlight()
+        # Apart, because a proof about bytes in flight says nothing of those that are stored in the end.
         self._proofs: SingleFlight[Key, Answer[bool]] = SingleFlight()
+        self._early_proofs: SingleFlight[Key, Answer[bool]] = SingleFlight()
         self._sampler = Sampler()
 
     async def close(self) -> None:
         """End what is being asked of upstreams."""
         await self._resolver.close()
-        for flight in (self._sizes, self._proofs):
+        for flight in (self._sizes, self._proofs, self._early_proofs):
             await flight.close()
 
     # --- manifests -----------------------------------------------------------------------
@@ -129,19 +132,15 @@ class Mirror:
     async def blob(self, repository: Repository, digest: Digest) -> Answer[Blob]:
         """The blob, opened; close it. Raises BlobUnknown or another RegistryError."""
         answer = await self._open_proven(repository, digest)
-        if answer is None:  # another repository's download: it ends, and either it or this one is right
-            with suppress(TimeoutError):
-                async with asyncio.timeout(DISPUTE):
-                    await self._parts.downloads.settle(digest)
-            answer = await self._open_proven(repository, digest)
         if answer is None:
-            message = f"two upstreams send different bytes as {digest}; it can be had when one has ended"
-            raise Unavailable(message, retry_after=5)
+            answer = await self._open_alone(repository, digest)
         self._knowledge.note_blob_pull(digest)
         return answer
 
     async def _open_proven(self, repository: Repository, digest: Digest) -> Answer[Blob] | None:
-        """The blob; None if other bytes arrive for another repository than this one's upstream has."""
+        """The blob; None if nothing can be compared of what arrives for another repository, or if it is
+        not what the upstream sends for this one.
+        """
         answer, is_proven = await self._open(repository, digest)
         try:
             if is_proven or await self._is_possessed(repository, digest, answer.content):
@@ -151,6 +150,26 @@ class Mirror:
             raise
         answer.content.close()
         return None
+
+    async def _open_alone(self, repository: Repository, digest: Digest) -> Answer[Blob]:
+        """The blob as this repository's own upstream sends it, to this reader alone."""
+        with self.asking.saying_unknown((repository, digest), BlobUnknown):
+            source = self._source(repository, digest)
+            try:
+                async with asyncio.timeout(RESPONSE_MAX):
+                    follower = await self._parts.downloads.fetch_alone(digest, source)
+            except TimeoutError:
+                raise UpstreamTimeout(repository.upstream, "is slow to answer", reason="slow") from None
+        follower.proves(repository)
+        return Answer(follower, MISS)
+
+    def _source(self, repository: Repository, digest: Digest) -> Source:
+        client = self.asking.upstream(repository)
+        return Source(
+            repository,
+            lambda offset: client.open_blob(repository, digest, offset),
+            client.read_timeout,
+        )
 
     def repeat_blob(self, repository: Repository, digest: Digest, size: int) -> bytearray | None:
         """The bytes of the blob that ``blob`` would answer with, if memory alone proves the right to
@@ -175,13 +194,7 @@ class Mirror:
             return Answer(stored, HIT), False
         self._knowledge.refuse_missing(repository, digest, BlobUnknown)
         with self.asking.saying_unknown((repository, digest), BlobUnknown):
-            client = self.asking.upstream(repository)
-            source = Source(
-                repository,
-                lambda offset: client.open_blob(repository, digest, offset),
-                client.read_timeout,
-            )
-            follower, joined = await self._join(digest, source)
+            follower, joined = await self._join(digest, self._source(repository, digest))
         outcome = MISS if follower.is_passing else COALESCED if joined else STORED
         return Answer(follower, outcome), follower.proves(repository)
 
@@ -224,28 +237,42 @@ class Mirror:
         """Whether the repository's own upstream has sent this blob, or proves now that it has it (see
         ``possession``).
 
-        False only of a blob in flight, whose own bytes may be the wrong ones. Of a stored one raises
-        BlobUnknown, or what went wrong with the upstream.
+        False only of a blob in flight: if another upstream sends it, since what is compared of it may be
+        wrong, or be all that this one knows; if nothing of it can be compared; and if the bytes differ.
+        Of a stored blob raises BlobUnknown, or what went wrong.
         """
+        if isinstance(blob, Follower) and (blob.is_foreign or blob.is_passing):
+            return False
         if digest in COMMON or await self._knowledge.has_right(repository, digest):
             return True
         if self._parts.downloads.is_proven(digest, repository):  # but not written down yet
             return True
         self._knowledge.refuse_missing(repository, digest, BlobUnknown)
+        is_verified = not isinstance(blob, Follower) or blob.is_verified
+        flights = self._proofs if is_verified else self._early_proofs
+        awaited = sum(other.upstream == repository.upstream for other, _ in flights)
+        if awaited >= PROOFS_MAX and (repository, digest) not in flights:
+            raise Unavailable(f"{PROOFS_MAX} proofs by {repository.upstream} are awaited", retry_after=2)
         sample = await self._take_sample(repository, digest, blob)
+        if sample is None:
+            return False
         answer = await self.asking.once(
-            self._proofs,
+            flights,
             (repository, digest),
-            lambda: self._prove(repository, digest, sample, blob),
+            lambda: self._prove(repository, digest, sample, is_verified=is_verified),
             BlobUnknown,
         )
+        if answer.content and isinstance(blob, Follower) and not is_verified:
+            blob.note_sample(sample.start, sample.data)
         return answer.content
 
-    async def _take_sample(self, repository: Repository, digest: Digest, blob: Blob) -> Sample:
-        if isinstance(blob, Follower) and blob.is_passing:  # its bytes can be read once only
-            raise Unavailable("the blob cannot be stored and arrives for another repository", retry_after=1)
+    async def _take_sample(self, repository: Repository, digest: Digest, blob: Blob) -> Sample | None:
+        """None if nothing comes in time."""
         try:
-            sample = await self._sampler.take(repository.upstream, digest, blob)
+            async with asyncio.timeout(SAMPLE_MAX):
+                sample = await self._sampler.take(repository.upstream, digest, blob)
+        except TimeoutError:
+            return None
         except OSError as error:
             raise Unavailable(f"the stored blob cannot be read: {error}", retry_after=10) from error
         if isinstance(blob, Follower):
@@ -253,24 +280,23 @@ class Mirror:
         return sample
 
     async def _prove(
-        self, repository: Repository, digest: Digest, sample: Sample, blob: Blob
+        self, repository: Repository, digest: Digest, sample: Sample, *, is_verified: bool
     ) -> Answer[bool]:
-        """Whether the upstream sends the ``sample`` of ``blob``, written down if that is verified."""
-        downloads = self._parts.downloads
-        if downloads.is_proven(digest, repository) or await self._knowledge.has_right(repository, digest):
-            return Answer(content=True, outcome=HIT)  # proven a moment ago
+        """Whether the upstream sends the bytes of ``sample``, written down if those are verified."""
+        if await self._knowledge.has_right(repository, digest):  # proven a moment ago
+            return Answer(content=True, outcome=HIT)
         client = self.asking.upstream(repository)
         try:
-            is_proven = await sends(partial(client.open_blob, repository, digest), sample)
+            async with asyncio.timeout(RESPONSE_MAX):
+                is_proven = await sends(partial(client.open_blob, repository, digest), sample)
+        except TimeoutError:
+            raise UpstreamTimeout(repository.upstream, "is slow to answer", reason="slow") from None
         except UpstreamFailed as error:
             if error.reason != "range":
                 raise
             is_proven = False  # its blob of this name is shorter, if there is one
-        is_verified = not isinstance(blob, Follower) or blob.is_verified
         if is_proven and is_verified:
             await self._knowledge.confirm(repository, digest)
-        elif is_proven:
-            downloads.note_sample(digest, repository, sample.start, sample.data)
         elif is_verified:
             message = f"sent other bytes for {repository.name}@{digest} than are stored"
             raise UpstreamNotFound(repository.upstream, message, reason="possession")

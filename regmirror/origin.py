@@ -17,6 +17,10 @@ class Origin:
     def is_of(self, repository: Repository) -> bool:
         return bool(self.repository) and self.repository == str(repository)
 
+    def is_from(self, upstream: str) -> bool:
+        """Whether one repository of that upstream has brought all of them."""
+        return self.until is None and self.repository.startswith(f"{upstream}/")
+
     def continued_by(self, repository: Repository, offset: int) -> Origin:
         """``repository`` brings what comes from ``offset`` on."""
         if offset == 0:

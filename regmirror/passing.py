@@ -55,7 +55,7 @@ class Passage:
         self._hasher = parting.hasher.copy() if is_verified else None
         self._parting, self._threads, self._emit = parting, threads, emit
         self._pieces: deque[bytes] = deque()
-        self._has_ended = False
+        self._has_begun = self._has_ended = False
         self._error: RegistryError | None = None
         self._changed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.producer: asyncio.Task[None] | None = None  # ended by ``close``
@@ -64,6 +64,8 @@ class Passage:
 
     async def begin(self, size: int | None, source: Source) -> None:
         self.size = self.size if size is None else size
+        self._has_begun = True
+        self._change()
 
     async def append(self, piece: bytes | memoryview) -> None:
         """Take a piece, and wait while the reader has enough to take."""
@@ -130,6 +132,13 @@ class Passage:
         changed.set_result(None)
 
     # --- the reader's side ---
+
+    async def wait_begun(self) -> None:
+        """Until the upstream has answered with content; of an empty body until the verdict."""
+        while not self._has_begun or (self.size == 0 and not self._has_ended):
+            if self._error is not None:
+                raise self._error
+            await asyncio.shield(self._changed)
 
     def reaches(self, offset: int) -> bool:
         """Whether the reader can go on from ``offset``: nothing from there on has been taken."""

@@ -19,7 +19,7 @@ from regmirror.names import Digest
 
 SMALL: Final = 64 * 1024  # bytes up to which a blob is compared as a whole
 LENGTH: Final = 64  # bytes compared of a larger one
-ENOUGH: Final = 4 * 1024  # bytes that must have arrived of a blob in flight before it is compared
+ENOUGH: Final = LENGTH  # bytes that must have arrived of a blob in flight before it is compared
 #: Content that everybody has: no bytes, and ``{}``, the config of artifacts that have none (image
 #: specification, "Guidance for an Empty Descriptor").
 COMMON: Final = frozenset({Digest.of(b""), Digest.of(b"", "sha512"), Digest.of(b"{}")})
@@ -103,6 +103,8 @@ async def sends(open_part: Open, sample: Sample) -> bool:
     is skipped, and the request ends after it. Raises UpstreamError if there is no response to compare.
     """
     async with open_part(sample.start, sample.stop) as body:
+        if not sample.data:
+            return False
         if None not in (body.size, sample.size) and body.size != sample.size:
             return False
         position = body.start

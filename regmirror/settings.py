@@ -20,7 +20,7 @@ from regmirror.changes import Snapshot, Stamp, tls_files, upstream_files
 from regmirror.config import BUILT_IN, Config, upstream_url
 from regmirror.errors import ConfigError
 from regmirror.names import is_host
-from regmirror.urls import has_possible_authority
+from regmirror.urls import has_possible_authority, hide_userinfo
 
 PREFIX: Final = "REGMIRROR_"
 _NOT_KEYS: Final = {"REGMIRROR_CONFIG"}
@@ -177,7 +177,8 @@ def _check_upstreams(config: Config) -> None:
         if upstream.enabled and not has_possible_authority(upstream_url(name, upstream)):
             raise ConfigError(key, name, "is a host or a port that cannot exist; correct it or set url")
     if config.default_upstream not in config.known_hosts():
-        remedy = f'is not one of the upstreams; add [upstreams."{config.default_upstream}"]'
+        shown = hide_userinfo(config.default_upstream)
+        remedy = f'is not one of the upstreams; add [upstreams."{shown}"]'
         raise ConfigError("default_upstream", config.default_upstream, remedy)
 
 
@@ -185,7 +186,8 @@ def _check_rules(config: Config) -> None:
     for position, rule in enumerate(config.freshness.rules):
         host = rule.match.partition("/")[0]
         if not set(host) & set("*?[") and host not in config.known_hosts():
-            reason = f'begins with {host!r}, which is no upstream; add [upstreams."{host}"]'
+            shown = hide_userinfo(host)
+            reason = f'begins with {shown!r}, which is no upstream; add [upstreams."{shown}"]'
             raise ConfigError(f"freshness.rules.{position}.match", rule.match, reason)
 
 
@@ -213,4 +215,6 @@ def _check_files(config: Config) -> None:
         path = Path(text).expanduser()
         if text and not (path.is_file() and os.access(path, os.R_OK)):
             reason = "cannot be read" if path.exists() else "does not exist"
-            raise ConfigError(key, text, f"the file {reason}; correct the path or remove the key")
+            is_path = "/" in text or not key.endswith("password_file")  # else it may be the password
+            reason = f"the file {reason}; correct the path or remove the key"
+            raise ConfigError(key, text if is_path else None, reason)

@@ -7,7 +7,7 @@ disturbs neither the work nor the other waiters, and a failure reaches every one
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, Iterator
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -25,6 +25,9 @@ class SingleFlight(Generic[K, T]):
 
     def __contains__(self, key: K) -> bool:
         return key in self._tasks
+
+    def __iter__(self) -> Iterator[K]:
+        return iter(self._tasks)
 
     def start(self, key: K, work: Callable[[], Awaitable[T]]) -> asyncio.Task[T]:
         """The task for ``key``: the one in flight, else a new one that runs ``work``."""

@@ -157,31 +157,41 @@ class Curation:
                 await put_up(connection, "manifest", tag.repository_id, digests, now)
         return len(gone)
 
-    @whole
-    async def evict_manifests(self, candidates: Collection[Candidate], pulled_until: float) -> list[Removal]:
+    async def evict_manifests(self, candidates: Iterable[Candidate], pulled_until: float) -> list[Removal]:
         """Take manifests from their repositories, but for what has been pulled after that.
 
-        What they named is enqueued for collection.
+        What they named is enqueued for collection. Other writers take their turns in between.
         """
-        now, held, removed = self._now(), t.repository_manifests.c, list[Removal]()
-        row = t.repositories.c
-        async with self.database.write() as connection:
-            for item in candidates:
-                query = (
-                    sa.select(row.upstream, row.name)
-                    .join(t.repository_manifests)
-                    .where(
-                        held.repository_id == item.repository_id,
-                        held.digest == str(item.digest),
-                        held.pulled_at <= pulled_until,
-                    )
-                )
-                if (found := (await connection.execute(query)).first()) is not None:
-                    why, repository = "least recently pulled", Repository(*found)
-                    removed.append(Removal(item.digest, item.size, why, repository))
-                    parameters = {"of_repository": item.repository_id, "of_digest": str(item.digest)}
-                    await _remove_manifests(connection, [{**parameters, "since": now, "due_at": now}])
+        removed: list[Removal] = []
+        for chunk in _chunks([*candidates]):
+            removed += await self._evict_manifests(chunk, pulled_until)
         return removed
+
+    @whole
+    async def _evict_manifests(self, chunk: list[Candidate], pulled_until: float) -> list[Removal]:
+        sizes = {(item.repository_id, str(item.digest)): item.size for item in chunk}
+        now, held, of = self._now(), t.repository_manifests.c, t.repositories.c
+        query = (
+            sa.select(held.repository_id, held.digest, of.upstream, of.name)
+            .join(t.repositories, of.id == held.repository_id)
+            .where(sa.tuple_(held.repository_id, held.digest).in_([*sizes]), held.pulled_at <= pulled_until)
+        )
+        async with self.database.write() as connection:
+            found = (await connection.execute(query)).all()
+            times = {"since": now, "due_at": now}
+            keys = [
+                {"of_repository": item.repository_id, "of_digest": item.digest, **times} for item in found
+            ]
+            await _remove_manifests(connection, keys)
+        return [
+            Removal(
+                Digest(item.digest),
+                sizes[item.repository_id, item.digest],
+                "least recently pulled",
+                Repository(item.upstream, item.name),
+            )
+            for item in found
+        ]
 
     # --- blobs ---------------------------------------------------------------------------
 

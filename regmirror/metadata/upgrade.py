@@ -41,6 +41,7 @@ def upgrade(path: Path) -> str | None:
                 make_shrinkable(_driver(connection))  # before anything is written
             connection.exec_driver_sql("PRAGMA journal_mode=WAL")
             if _revision(connection) == REVISION:
+                make_shrinkable(_driver(connection))  # an upgrade may have been killed before that
                 return None
             connection.exec_driver_sql("BEGIN IMMEDIATE")  # all or nothing, and one process at a time
             if (found := _revision(connection)) == REVISION:

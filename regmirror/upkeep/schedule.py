@@ -82,7 +82,10 @@ class Upkeep:
 
     async def _evict(self) -> None:
         began = time.monotonic()
-        tally = await self._room.keep()
+        with try_alone(self._keeping.root, "eviction") as is_alone:
+            if not is_alone:  # else each worker evicts what one of them had to
+                return
+            tally = await self._room.keep()
         if tally.removed:
             ended = UpkeepEnded(
                 "eviction", tally.checked, tally.removed, tally.bytes, time.monotonic() - began

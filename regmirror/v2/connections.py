@@ -24,6 +24,7 @@ LOOK: Final = 5.0  # seconds between two looks
 # process that reads slowly announces room in steps of 64 KiB, or 1/16 of a large buffer.
 WINDOW: Final = 120.0  # seconds
 LEAST: Final = 32 * 1024  # bytes
+STALLED: Final = 10.0  # seconds without LEAST bytes after which a reader has to make room for others
 SHARE: Final = 16  # of the idle connections, one in so many is closed at once
 
 _BYTES_ACKED: Final = struct.Struct("120xQ")  # of ``struct tcp_info``, since Linux 4.1
@@ -78,6 +79,26 @@ class DeliveryMonitor:
             if window is not None:
                 windows[connection] = window
         self._windows = windows
+
+    def drop_slowest(self, connections: Iterable[Open], now: float) -> bool:
+        """Abort the reader that has gone longest without taking LEAST bytes, for STALLED seconds at least.
+
+        For a server that has no descriptor left for others; returns whether there was one.
+        """
+        stalled = {
+            connection: window
+            for connection, window in self._windows.items()
+            if now - window.since >= STALLED
+        }
+        if not stalled:
+            return False
+        slowest = min(stalled, key=lambda connection: stalled[connection].since)
+        del self._windows[slowest]
+        for connection, transport in connections:
+            if connection is slowest:
+                _abort(transport.get_extra_info("socket"), transport)
+                return True
+        return False
 
     def _judge(self, transport: asyncio.Transport, window: _Window | None, now: float) -> _Window | None:
         """The window that goes on; None if nothing waits for this reader, or it has been dropped."""

@@ -10,6 +10,7 @@ import errno
 import resource
 import socket
 import ssl
+from asyncio import sslproto
 from contextlib import suppress
 from typing import Final
 
@@ -23,6 +24,9 @@ LOG_EVERY: Final = 60.0  # seconds between two lines about rejected connections
 # Half of the descriptors are for connections. A streaming response needs three more than its
 # connection, and each request to an upstream has a connection and a file.
 SHARE: Final = 2
+DESCRIPTORS_MAX: Final = 32_768  # in use at which connections are rejected, however many are allowed
+TLS_BUFFER: Final = 32 * 1024  # bytes, two records; requests are small
+HANDSHAKE_MAX: Final = 10.0  # seconds
 _EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -46,7 +50,8 @@ class Listener(web.BaseSite):
         self._clients, self._sock, self._tls = server, sock, tls
         self._loop = asyncio.get_running_loop()
         self._opening: dict[asyncio.Task[None], None] = {}  # the oldest first
-        self._most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // SHARE
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._most = min(limit // SHARE, DESCRIPTORS_MAX)
         self._resuming: asyncio.TimerHandle | None = None
         self._rejected = 0
         self._logged_at = -LOG_EVERY
@@ -58,6 +63,8 @@ class Listener(web.BaseSite):
 
     async def start(self) -> None:
         await super().start()
+        # asyncio gives each TLS connection a buffer of that size for what it receives: 256 KiB by default.
+        sslproto.SSLProtocol.max_size = TLS_BUFFER
         self._loop.add_reader(self._sock, self._accept)
 
     async def stop(self) -> None:
@@ -92,16 +99,23 @@ class Listener(web.BaseSite):
 
     async def _open(self, client: socket.socket) -> None:
         try:
-            await self._loop.connect_accepted_socket(self._clients, client, ssl=self._tls)
+            limit = HANDSHAKE_MAX if self._tls else None
+            await self._loop.connect_accepted_socket(
+                self._clients, client, ssl=self._tls, ssl_handshake_timeout=limit
+            )
         except OSError:  # the client has left, or does not speak TLS
             client.close()
 
     def _make_room(self) -> bool:
-        """Close idle connections, else the TLS handshake that takes longest; whether there was one."""
+        """Close idle connections, else the TLS handshake that takes longest, else the reader that takes
+        least; whether there was one.
+        """
         if self._clients.close_longest_idle():
             return True
         oldest = next((task for task in self._opening if not (task.done() or task.cancelling())), None)
-        return bool(self._tls and oldest and oldest.cancel())
+        if self._tls and oldest and oldest.cancel():
+            return True
+        return self._clients.drop_slowest_reader()
 
     def _pause(self, error: OSError) -> None:
         self._make_room()
@@ -121,4 +135,7 @@ class ConnectionServer(web.Server):
     """What a listener needs of a server: it makes a protocol for each connection and can close some."""
 
     def close_longest_idle(self) -> int:
+        raise NotImplementedError
+
+    def drop_slowest_reader(self) -> bool:
         raise NotImplementedError

@@ -103,6 +103,9 @@ class _Server(ConnectionServer):
     def close_longest_idle(self) -> int:
         return close_longest_idle(connection for connection, _ in self.open())
 
+    def drop_slowest_reader(self) -> bool:
+        return self.monitor.drop_slowest(self.open(), asyncio.get_running_loop().time())
+
 
 class _Connection(web.RequestHandler):
     """One client. What it sends is looked up among the prepared answers first, as long as each

@@ -17,9 +17,12 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from regmirror.blobs.staging import Staging
 from regmirror.metadata.store import MetadataStore
+from regmirror.metadata.totals import Totals
 from regmirror.metrics import Metrics
+from regmirror.singleflight import SingleFlight
 from regmirror.v2.responses import SERVER, whole_response
 
+DATABASE_MAX: Final = 2.0  # seconds to wait for the database
 PROBE_AGE: Final = 5.0  # seconds for which the result of a write probe is repeated
 
 
@@ -38,6 +41,8 @@ class Ops:
         self._staging, self._clock = Staging(storage / "staging"), clock
         self._probing, self._probed_at, self._obstacle = asyncio.Lock(), float("-inf"), ""
         self._thread = ThreadPoolExecutor(1, "probe")
+        self._pings: SingleFlight[str, None] = SingleFlight()
+        self._figures: SingleFlight[str, Totals] = SingleFlight()
         self.handlers = {"/healthz": self.healthz, "/readyz": self.readyz, "/metrics": self.metrics}
 
     async def healthz(self, request: BaseRequest) -> web.Response:
@@ -52,7 +57,10 @@ class Ops:
         if not os.access(self._storage / "blobs", os.R_OK | os.X_OK):
             return _text(f"the store at {self._storage} cannot be read\n", 503)
         try:
-            await self._metadata.ping()
+            async with asyncio.timeout(DATABASE_MAX):
+                await self._pings.do("ping", self._metadata.ping)
+        except TimeoutError:
+            return _text("the database does not answer\n", 503)
         except SQLAlchemyError as error:
             return _text(f"the database cannot be read: {getattr(error, 'orig', error)}\n", 503)
         obstacle = await self._find_obstacle()
@@ -70,10 +78,11 @@ class Ops:
     async def metrics(self, request: BaseRequest) -> web.Response:
         """Prometheus text format."""
         try:
-            found = await self._metadata.figures()
+            async with asyncio.timeout(DATABASE_MAX):
+                found = await self._figures.do("figures", self._metadata.figures)
             size = found.blob_bytes + found.manifest_bytes
             self._metrics.set_store(found.blobs, size, found.manifests)
-        except SQLAlchemyError:
+        except (SQLAlchemyError, TimeoutError):
             pass  # the figures of the last time; /readyz says what is wrong
         headers = {"Content-Type": CONTENT_TYPE_LATEST, "Server": SERVER}
         return whole_response(self._metrics.render(), headers)

@@ -8,6 +8,7 @@ import sqlite3
 import pytest
 
 from regmirror.config import Config
+from regmirror.eviction import Candidate
 from regmirror.knowledge import Knowledge
 from regmirror.manifests import Descriptor, Manifest
 from regmirror.metadata.holding import REFERENCE_BYTES
@@ -172,3 +173,18 @@ async def test_names_that_do_not_exist_leave_no_rows(world):
     assert (await world.metadata.totals()).repositories == 0
     await world.keeping.sweep()
     assert world.rows("SELECT count(*) FROM repositories") == [(0,)]
+
+
+async def test_other_writers_take_turns_with_a_large_eviction(world, monkeypatch):
+    """B40, B44: else nothing can be written, and no download reserves its space, until it has ended."""
+    items = [manifest(number, 10) for number in range(1_200)]
+    for item in items:
+        await world.save(item)
+    writes = []
+    write = world.metadata.database.write
+    monkeypatch.setattr(world.metadata.database, "write", lambda: writes.append(1) or write())
+    gone = await world.keeping.curation.evict_manifests(
+        [Candidate(item.digest, item.size, 0.0, 1) for item in items], float("inf")
+    )
+    assert (len(gone), len(writes)) == (1_200, 3)
+    assert world.rows("SELECT digest FROM manifests") == []

@@ -119,13 +119,13 @@ async def test_wrong_bytes_from_one_upstream_are_fetched_again_from_another(
         await pause.reached()
         last_byte = {"Range": f"bytes={SIZE - 1}-"}
         second = asyncio.create_task(mirror.get(f"{path}?ns={OTHER}", last_byte))
-        await until(lambda: other.count("blob") == 1, "the other one is known to have it")
+        await until(lambda: other.count("blob") >= 1, "the other one is known to have it")
         pause.release()
         assert (await second).body == BLOB[-1:]
         with pytest.raises(aiohttp.ClientPayloadError):
             await first
         assert (await mirror.get(f"{path}?ns={OTHER}")).body == BLOB
-        assert other.count("blob", "GET", status=200) == 1
+        assert other.count("blob", "GET", status=200) == 2  # one beside the other upstream's, one stored
 
 
 # --- rights ---

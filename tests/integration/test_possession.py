@@ -320,6 +320,69 @@ async def test_an_image_whose_layers_came_through_another_repository_is_not_serv
     assert (await private.get(path)).status >= 500
 
 
+async def test_a_proof_of_bytes_that_failed_opens_nothing_that_comes_later(private, upstream, other):
+    """B67: the upstream that sent wrong bytes finishes its proof of them when the right ones are here."""
+    fresh = random_bytes(400_000, seed=41)
+    digest = upstream.add_blob("secret/app", fresh)
+    wrong = other.add_blob("any/name", random_bytes(400_000, seed=42))
+    for name in ("any/name", "any/accomplice"):
+        other.repository(name).blobs[digest] = other.repository("any/name").blobs[wrong]
+    pause = other.pause(after=200_000, repository="any/name", kind="blob")
+    hold = other.hold(repository="any/accomplice", kind="blob")
+    liar = asyncio.create_task(private.get(f"{OTHER}/blobs/{digest}"))
+    await pause.reached()
+    accomplice = asyncio.create_task(private.get(f"/v2/other.test/any/accomplice/blobs/{digest}"))
+    await hold.reached()
+    pause.release()
+    await asyncio.gather(liar, return_exceptions=True)
+    victim = upstream.pause(after=300_000, kind="blob", reference=digest)
+    pull = asyncio.create_task(private.get(f"/v2/secret/app/blobs/{digest}"))
+    await victim.reached()
+    thief = asyncio.create_task(private.get(f"/v2/other.test/any/accomplice/blobs/{digest}"))
+    await asyncio.sleep(0)
+    hold.release()
+    answers = await asyncio.gather(accomplice, thief, return_exceptions=True)
+    victim.release()
+    assert (await pull).body == fresh
+    answers += await asyncio.gather(
+        private.get(f"/v2/other.test/any/accomplice/blobs/{digest}"), return_exceptions=True
+    )
+    shown = [answer.body for answer in answers if not isinstance(answer, BaseException)]
+    assert [body for body in shown if fresh[:64] in body or fresh[-64:] in body] == []
+    assert rights(private, "any/accomplice") == []
+
+
+async def test_a_right_opens_no_bytes_that_another_upstream_sends(private, upstream, other):
+    """B2, B67: a right is about the blob, and what arrives may not be it."""
+    private.blob_path(private.layer).unlink()
+    wrong = other.add_blob("any/name", random_bytes(len(SECRET), seed=43))
+    other.repository("any/name").blobs[private.layer] = other.repository("any/name").blobs[wrong]
+    pause = other.pause(after=100_000, kind="blob")
+    liar = asyncio.create_task(private.get(f"{OTHER}/blobs/{private.layer}"))
+    await pause.reached()
+
+    assert (await private.get(f"/v2/secret/app/blobs/{private.layer}")).body == SECRET
+
+    pause.release()
+    await asyncio.gather(liar, return_exceptions=True)
+
+
+@pytest.mark.parametrize("sent", [0, 10, 6_000])
+async def test_an_upstream_that_stops_holds_up_no_pull_through_another(private, upstream, other, sent):
+    """B35: it is answered by its own upstream, without the bytes that have arrived."""
+    fresh = random_bytes(400_000, seed=44)
+    digest = upstream.add_blob("secret/app", fresh)
+    other.add_blob("any/name", fresh)
+    pause = other.pause(after=sent, kind="blob")
+    slow = asyncio.create_task(private.get(f"{OTHER}/blobs/{digest}"))
+    await pause.reached()
+
+    assert (await private.get(f"/v2/secret/app/blobs/{digest}")).body == fresh
+
+    pause.release()
+    await asyncio.gather(slow, return_exceptions=True)
+
+
 # --- what one repository says is its own ---
 
 

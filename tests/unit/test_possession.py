@@ -87,9 +87,9 @@ async def test_a_sample_of_a_blob_in_flight_lies_in_what_has_arrived():
 
 
 async def test_a_blob_of_untold_size_that_ends_early_is_its_own_sample():
-    blob = Bytes(DATA[:100], [99, 100])
+    blob = Bytes(DATA[:60], [59, 60])
     blob.size = None
-    assert await Sampler().take("u", DIGEST, blob) == Sample(0, DATA[:100])
+    assert await Sampler().take("u", DIGEST, blob) == Sample(0, DATA[:60])
 
 
 @pytest.mark.parametrize("start", [None, 0, 500], ids=["the part", "from the beginning", "from before"])
