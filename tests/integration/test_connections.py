@@ -12,7 +12,7 @@ import pytest
 import trustme
 
 from regmirror.v2 import connections
-from regmirror.v2.connections import LEAST, WINDOW
+from regmirror.v2.connections import LEAST, STALLED, WINDOW
 from tests.fake_registry import random_bytes
 from tests.mirror_fixture import NAME, open_files, run_program, until
 
@@ -254,6 +254,19 @@ async def test_a_reader_that_takes_next_to_nothing_is_dropped(mirror, path):
             await look(mirror, after)
             with contextlib.suppress(OSError):
                 await asyncio.to_thread(reader.take, 1)
+        await until(lambda: not busy(mirror), "it is dropped")
+
+
+async def test_a_reader_that_has_stopped_makes_room_for_others(mirror, path):
+    """B100: where no descriptor is left, after ten seconds and not before."""
+    await mirror.get(path)
+    loop = asyncio.get_running_loop()
+    async with stopped_readers(mirror, path):
+        mirror.server.monitor.look(mirror.server.open(), loop.time())
+        assert not mirror.server.drop_slowest_reader()
+        for window in mirror.server.monitor._windows.values():
+            window.since = loop.time() - STALLED
+        assert mirror.server.drop_slowest_reader()
         await until(lambda: not busy(mirror), "it is dropped")
 
 
