@@ -50,7 +50,7 @@ def make_directory(directory: Path) -> None:
 
 
 def tighten(path: Path) -> None:
-    """Take from group and others what they have no use for; what is not ours stays as it is."""
+    """Remove write access of the group and all access of others; skip files that are not ours."""
     with suppress(OSError):
         mode = path.lstat().st_mode
         if mode & _OTHERS and not path.is_symlink():

@@ -1,7 +1,7 @@
 """The heart: what it means to pull through.
 
 A tag may ask its upstream, a digest looks in the store first and is true for ever. What is
-asked upstream is asked once, however many wait for it. Storing content does not open it: it is
+requested upstream is requested once for all who wait for it. Storing content does not open it: it is
 served under a repository if it was fetched and verified through that repository, or if the
 repository's own upstream proves that it has it.
 """

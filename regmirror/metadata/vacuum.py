@@ -17,7 +17,7 @@ def make_shrinkable(connection: sqlite3.Connection) -> None:
     """Have SQLite keep track of its pages, so that ``give_back`` can work.
 
     A new database gets that for nothing. One that was made without is written once more, if the disk
-    has room for it and nobody else uses it; else it stays as it is, and space is only used again.
+    has room for it and nobody else uses it; otherwise SQLite only reuses the space.
     """
     if _value(connection, "auto_vacuum"):
         return
@@ -34,7 +34,7 @@ def give_back(path: Path, spare: int = SPARE) -> None:
     with suppress(sqlite3.Error, OSError), closing(sqlite3.connect(name, uri=True, timeout=BUSY)) as opened:
         page_size = _value(opened, "page_size")
         kept, free, before = spare // page_size, _value(opened, "freelist_count"), None
-        while free > kept and free != before:  # a database that does not keep track stays as it is
+        while free > kept and free != before:  # no progress without auto_vacuum
             # ``execute`` would make one step, which is one page.
             opened.executescript(f"PRAGMA incremental_vacuum({min(free - kept, STEP)})")
             before, free = free, _value(opened, "freelist_count")
