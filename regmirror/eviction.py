@@ -11,26 +11,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from regmirror.names import Digest
+from regmirror.records import Candidate
 
 LOW: Final = 0.95  # of the limit: how far an eviction goes down
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A stored blob, or a manifest of a repository, last pulled at ``pulled_at`` (wall-clock seconds).
-
-    ``size`` is what its removal frees: 0 for a manifest that another repository needs longer.
-    """
-
-    digest: Digest
-    size: int
-    pulled_at: float
-    repository_id: int = 0  # of a manifest; blobs belong to none
-
-    @property
-    def place(self) -> tuple[float, str, int]:
-        """In the order of eviction."""
-        return self.pulled_at, str(self.digest), self.repository_id
 
 
 @dataclass(frozen=True, slots=True)

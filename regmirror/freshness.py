@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from regmirror.globs import matches
-from regmirror.names import Digest, Repository, Tag
+from regmirror.names import Repository, Tag
+from regmirror.records import TagRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,20 +19,6 @@ class FreshnessPolicy:
 
     max_age: float
     stale_if_error: float
-
-
-@dataclass(frozen=True, slots=True)
-class TagRecord:
-    """What a tag meant when the upstream was last asked, at ``checked_at``.
-
-    ``previous`` is what it meant before, while the manifest of ``digest`` is not stored.
-    """
-
-    digest: Digest
-    media_type: str
-    size: int
-    checked_at: float
-    previous: Digest | None = None
 
 
 @dataclass(frozen=True, slots=True)

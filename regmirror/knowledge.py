@@ -20,7 +20,6 @@ from sqlalchemy.exc import SQLAlchemyError
 from regmirror.absences import Absences
 from regmirror.errors import BlobUnknown, ManifestUnknown, MetadataUnavailable, RegistryError
 from regmirror.events import Emit, NotStored, VerificationFailed
-from regmirror.freshness import TagRecord
 from regmirror.lru import Lru, weigh_texts
 from regmirror.manifests import Descriptor, Manifest, NotAManifest, parse_document, references
 from regmirror.metadata.database import ListsBusy
@@ -30,6 +29,7 @@ from regmirror.metadata.store import MetadataStore, is_storable
 from regmirror.names import Digest, Reference, Repository, Tag
 from regmirror.offload import run_by_size
 from regmirror.reads import Reads
+from regmirror.records import TagRecord
 from regmirror.writes import Transaction, Writes
 
 T = TypeVar("T")

@@ -19,12 +19,13 @@ from regmirror.errors import (
     UpstreamNotFound,
     UpstreamRateLimited,
 )
-from regmirror.freshness import FreshnessPolicy, FreshnessRules, TagRecord, is_fresh, may_serve_stale
+from regmirror.freshness import FreshnessPolicy, FreshnessRules, is_fresh, may_serve_stale
 from regmirror.knowledge import Knowledge
 from regmirror.manifests import Manifest, Summary, names_a_kind
 from regmirror.names import Digest, Reference, Repository, Tag
 from regmirror.outcomes import CHANGED, HIT, MISS, REVALIDATED, STALE, STORED, Answer
 from regmirror.reads import is_in_doubt
+from regmirror.records import TagRecord
 from regmirror.singleflight import SingleFlight
 
 T = TypeVar("T")

@@ -53,6 +53,7 @@ LAYERS: dict[str, list[str]] = {
         "config",
         "changes",
         "settings",
+        "records",
         "events",
         "outcomes",
         "freshness",

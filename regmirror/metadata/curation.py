@@ -18,12 +18,12 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from regmirror.eviction import Candidate
 from regmirror.metadata import schema as t
 from regmirror.metadata.database import Database, whole
 from regmirror.metadata.holding import due_blobs, due_manifests, held_manifests, is_named, old_manifests
 from regmirror.metadata.reviews import AT_ONCE, EVERYWHERE, put_up, put_up_blobs, put_up_children
 from regmirror.names import Digest, Repository, Tag
+from regmirror.records import Candidate
 
 Reason = Literal["unreferenced", "evicted", "purged", "corrupt"]
 Key = tuple[int, str]  # a repository's id and a digest

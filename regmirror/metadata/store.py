@@ -17,7 +17,6 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from regmirror.freshness import TagRecord
 from regmirror.manifests import MANIFEST_MAX, Descriptor, Manifest
 from regmirror.metadata import schema as t
 from regmirror.metadata.database import Database, whole
@@ -25,6 +24,7 @@ from regmirror.metadata.lists import CatalogPage, read_catalog, read_referrers, 
 from regmirror.metadata.reviews import EVERYWHERE, delete_manifest, put_up
 from regmirror.metadata.totals import BLOB_BYTES, FIGURES, MANIFEST_BYTES, TOTALS, Totals
 from regmirror.names import Digest, Repository, Tag
+from regmirror.records import TagRecord
 
 #: A manifest beyond these is passed on and not stored: clients reject more than about 4.4 MB, and
 #: an image has at most some hundred layers. It else takes many times its size in the database.

@@ -21,7 +21,6 @@ from sqlalchemy.exc import SQLAlchemyError
 from regmirror.blobs.base import NoRoom
 from regmirror.blobs.staging import Reservation, Staging
 from regmirror.eviction import (
-    Candidate,
     Need,
     Plan,
     larger,
@@ -33,6 +32,7 @@ from regmirror.metadata.curation import Curation, Removal
 from regmirror.metadata.pins import Pinned, Pins
 from regmirror.metadata.store import MetadataStore
 from regmirror.names import Digest
+from regmirror.records import Candidate
 from regmirror.upkeep.gc import Tally, Tell
 from regmirror.upkeep.remover import Remover
 

@@ -130,8 +130,8 @@ async def test_a_database_that_cannot_grow(mirror, image, path):
 
 
 def _odd_tag(number, data):
-    from regmirror.freshness import TagRecord
     from regmirror.names import Digest
+    from regmirror.records import TagRecord
 
     record = TagRecord(Digest.of(data), "x/y", 1, 1.0)
     return Repository(NAME, f"{'n' * 200}/{number}"), Tag(f"{'t' * 100}{data.decode()}"), record

@@ -8,13 +8,13 @@ import sqlite3
 import pytest
 
 from regmirror.config import Config
-from regmirror.eviction import Candidate
 from regmirror.knowledge import Knowledge
 from regmirror.manifests import Descriptor, Manifest
 from regmirror.metadata.holding import REFERENCE_BYTES
 from regmirror.metadata.store import STORED_REFERENCES_MAX, MetadataStore, is_storable
 from regmirror.metadata.upgrade import database_path, upgrade
 from regmirror.names import Digest, Repository, Tag
+from regmirror.records import Candidate
 from regmirror.upkeep.keeping import open_keeping
 
 APP, OTHER = Repository("docker.io", "team/app"), Repository("docker.io", "team/other")

@@ -6,7 +6,6 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite
 
-from regmirror.freshness import TagRecord
 from regmirror.manifests import OCI_MANIFEST, Descriptor, Manifest
 from regmirror.metadata import schema as t
 from regmirror.metadata.curation import PURGE, Curation
@@ -15,6 +14,7 @@ from regmirror.metadata.pins import Pins
 from regmirror.metadata.store import MetadataStore
 from regmirror.metadata.upgrade import database_path, upgrade
 from regmirror.names import Digest, Repository, Tag
+from regmirror.records import TagRecord
 from regmirror.upkeep.gc import Collector
 from regmirror.upkeep.remover import Remover
 
@@ -199,7 +199,7 @@ async def test_the_order_of_eviction_is_that_of_an_index(world, is_first, monkey
         asked.append(query)
         return []
 
-    from regmirror.eviction import Candidate
+    from regmirror.records import Candidate
 
     after = None if is_first else Candidate(LAYER, 5, 1.0)
     with monkeypatch.context() as patched:

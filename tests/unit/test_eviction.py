@@ -2,8 +2,9 @@
 
 import pytest
 
-from regmirror.eviction import Candidate, Need, larger, need_for_free_space, need_for_quota, plan_eviction
+from regmirror.eviction import Need, larger, need_for_free_space, need_for_quota, plan_eviction
 from regmirror.names import Digest
+from regmirror.records import Candidate
 
 BLOBS = [Candidate(Digest.of(bytes([number])), 10, float(number)) for number in range(10)]
 

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regmirror.freshness import FreshnessPolicy, FreshnessRules, TagRecord, is_fresh, may_serve_stale
+from regmirror.freshness import FreshnessPolicy, FreshnessRules, is_fresh, may_serve_stale
 from regmirror.names import Digest, Repository, Tag
+from regmirror.records import TagRecord
 
 DIGEST = Digest("sha256:" + "0" * 64)
 DEFAULT = FreshnessPolicy(300.0, 86400.0)

@@ -9,10 +9,10 @@ from sqlalchemy.exc import OperationalError
 from regmirror import knowledge as knowledge_module
 from regmirror.errors import BlobUnknown, ManifestUnknown
 from regmirror.events import NotStored
-from regmirror.freshness import TagRecord
 from regmirror.knowledge import Knowledge
 from regmirror.manifests import OCI_MANIFEST, Manifest
 from regmirror.names import Digest, Repository, Tag
+from regmirror.records import TagRecord
 
 APP, LATEST = Repository("docker.io", "team/app"), Tag("latest")
 DIGEST = Digest("sha256:" + "0" * 64)

@@ -18,7 +18,6 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from regmirror.errors import ConfigError
-from regmirror.freshness import TagRecord
 from regmirror.manifests import OCI_MANIFEST, Descriptor, Manifest
 from regmirror.metadata import schema
 from regmirror.metadata.holding import REFERENCE_BYTES
@@ -26,6 +25,7 @@ from regmirror.metadata.store import MetadataStore
 from regmirror.metadata.totals import Totals
 from regmirror.metadata.upgrade import REVISION, database_path, upgrade
 from regmirror.names import Digest, Repository, Tag
+from regmirror.records import TagRecord
 from tests.mirror_fixture import until
 
 APP, OTHER = Repository("registry.test", "team/app"), Repository("registry.test", "team/other")

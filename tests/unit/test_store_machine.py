@@ -23,11 +23,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from regmirror.blobs.local import LocalBlobStore
 from regmirror.eviction import Need
-from regmirror.freshness import TagRecord
 from regmirror.metadata.holding import REFERENCE_BYTES
 from regmirror.metadata.store import MetadataStore
 from regmirror.metadata.upgrade import database_path
 from regmirror.names import Digest
+from regmirror.records import TagRecord
 from regmirror.upkeep.keeping import Keeping, open_keeping
 from regmirror.upkeep.remover import Remover
 from tests.mirror_fixture import make_config
