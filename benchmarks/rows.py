@@ -42,10 +42,10 @@ OLD = 40 * 86_400.0  # seconds since everything was stored
 COLLECT = """
 import asyncio, json, resource, sys, time
 from pathlib import Path
-from regmirror.config import Config
+from regmirror.config.schema import Config
 from regmirror.metadata.store import MetadataStore
 from regmirror.metadata.upgrade import database_path
-from regmirror.upkeep.keeping import open_keeping
+from regmirror.maintenance.toolkit import open_keeping
 
 async def main(root, with_sweep):
     metadata = MetadataStore(database_path(root))

@@ -34,12 +34,12 @@ from aiohttp import web
 from multidict import CIMultiDictProxy
 from yarl import URL
 
-from regmirror.app import RUNNING, Running, create_app, prepare
-from regmirror.config import BUILT_IN, Config
-from regmirror.events import Event
-from regmirror.names import Digest
-from regmirror.service import Times
-from regmirror.v2.server import Runner
+from regmirror.config.schema import BUILT_IN, Config
+from regmirror.oci.names import Digest
+from regmirror.server.app import RUNNING, Running, create_app, prepare
+from regmirror.server.generation import Times
+from regmirror.telemetry.events import Event
+from regmirror.v2.connection import Runner
 from tests.fake_registry import FakeRegistry
 from tests.fake_registry.journal import TIMEOUT, Journal
 
@@ -264,7 +264,7 @@ async def run_mirror(
     authority: trustme.CA | None = None,
     **tables: Any,
 ) -> AsyncIterator[RunningMirror]:
-    """Run the application of one worker, as ``regmirror.workers`` does, on a free port.
+    """Run the application of one worker, as ``regmirror.server.workers`` does, on a free port.
 
     Several at once on one ``storage`` are several workers of one mirror. ``patience`` is how
     long a client waits for an upstream while a stale answer is at hand. With an ``authority``

@@ -31,7 +31,7 @@ POOLS = {
 }  # fmt: skip
 CACHES = {"cache", "lru_cache", "cached_property"}
 #: What ends with a command, or is the configuration itself.
-OF_ONE_COMMAND = {"cli", "config.py", "settings.py", "migrations", "__main__.py"}
+OF_ONE_COMMAND = {"cli", "schema.py", "loader.py", "migrations", "__main__.py"}
 
 
 def called(node: ast.expr) -> str:

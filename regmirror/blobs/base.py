@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from regmirror.errors import RegmirrorError
-from regmirror.names import Digest
+from regmirror.oci.names import Digest
 
 PIECE = 256 * 1024  # bytes a read yields at most
 

@@ -27,7 +27,7 @@ from typing import Final
 from regmirror.blobs.base import PIECE, StoredBlob
 from regmirror.errors import DigestInvalid
 from regmirror.files import DIRECTORY_MODE, make_directory, tighten, tighten_directory
-from regmirror.names import Digest
+from regmirror.oci.names import Digest
 
 ALGORITHMS = ("sha256", "sha512")
 BATCH: Final = 1000  # blobs listed at once

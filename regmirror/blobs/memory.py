@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from regmirror.blobs.base import PIECE, StoredBlob
-from regmirror.names import Digest
+from regmirror.oci.names import Digest
 
 
 class MemoryBlob:

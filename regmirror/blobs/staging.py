@@ -29,7 +29,7 @@ from pathlib import Path
 from regmirror import errors, files
 from regmirror.blobs.local import ensure_directory
 from regmirror.errors import DigestInvalid, RegistryError, Unavailable, UpstreamError
-from regmirror.names import Digest
+from regmirror.oci.names import Digest
 
 _NOTE = ".note"  # what follows a staged file's name in that of its note
 _NOTE_MAX = 4096  # bytes; written by one pwrite, so that a reader sees the old or the new

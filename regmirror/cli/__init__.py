@@ -4,6 +4,6 @@
 one command each, imported when it runs, so that ``--version`` and ``serve`` load none of them.
 """
 
-from regmirror.cli.commands import main
+from regmirror.cli.main import main
 
 __all__ = ["main"]

@@ -13,7 +13,7 @@ import typer
 from regmirror.errors import DigestInvalid, ManifestUnknown, NameInvalid
 
 if TYPE_CHECKING:
-    from regmirror.config import Config
+    from regmirror.config.schema import Config
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,25 +25,25 @@ class Context:
 
     def file(self) -> Path | None:
         """The configuration file that is read, None where the defaults are enough."""
-        from regmirror import settings
+        from regmirror.config import loader
 
-        return settings.find_file(self.config)
+        return loader.find_file(self.config)
 
     def load(self, **overrides: dict[str, Any]) -> Config:
         """The configuration, with tables of the command line over it; raises ConfigError."""
-        from regmirror import settings
+        from regmirror.config import loader
 
-        return settings.load(self.file(), **overrides)
+        return loader.load(self.file(), **overrides)
 
     def reader(self, **overrides: dict[str, Any]) -> Callable[[], Config]:
         """``load`` for a server, which reads again: always the file that was found at first.
 
         Were it looked for again, one that is being replaced would be passed over in silence.
         """
-        from regmirror import settings
+        from regmirror.config import loader
 
         file = self.file()
-        return lambda: settings.load(file or self.file(), **overrides)
+        return lambda: loader.load(file or self.file(), **overrides)
 
 
 def given(context: typer.Context, config: str | None, json: bool = False) -> Context:

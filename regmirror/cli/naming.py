@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from regmirror.config import Config
+from regmirror.config.schema import Config
 from regmirror.errors import NameUnknown, RegistryError
-from regmirror.globs import matches
-from regmirror.names import (
+from regmirror.oci.globs import matches
+from regmirror.oci.names import (
     Digest,
     Reference,
     Repository,
@@ -14,7 +14,7 @@ from regmirror.names import (
     parse_reference,
     split_image,
 )
-from regmirror.routing import DOCKER_HUB, UpstreamTable
+from regmirror.oci.paths import DOCKER_HUB, UpstreamTable
 
 
 class Naming:

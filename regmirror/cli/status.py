@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from regmirror.blobs.staging import Staging
 from regmirror.cli.context import Context
 from regmirror.cli.output import Table, bytes_text, pairs, print_json, print_parts, short_digest
-from regmirror.config import Config, split_address
+from regmirror.config.schema import Config, split_address
 from regmirror.metadata.reports import open_reports
 
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ from sqlalchemy.dialects.sqlite import insert
 
 from regmirror.metadata import schema as t
 from regmirror.metadata.database import Database, whole
-from regmirror.metadata.holding import is_held, is_named
-from regmirror.metadata.reviews import EVERYWHERE, delete_manifest
+from regmirror.metadata.gc_queue import EVERYWHERE, delete_manifest
+from regmirror.metadata.reachability import is_held, is_named
 from regmirror.metadata.totals import KNOWN
-from regmirror.names import Digest, Repository
+from regmirror.oci.names import Digest, Repository
 
 
 @dataclass(frozen=True, slots=True)

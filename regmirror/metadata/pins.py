@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert
 
-from regmirror.globs import matches
 from regmirror.metadata import schema as t
 from regmirror.metadata.database import Database, whole
-from regmirror.names import Digest
+from regmirror.oci.globs import matches
+from regmirror.oci.names import Digest
 
 Key = tuple[int, str]  # a repository's id and a digest, or a tag
 

@@ -18,11 +18,11 @@ from urllib.parse import quote
 import sqlalchemy as sa
 
 from regmirror.errors import RegmirrorError
-from regmirror.manifests import Manifest
 from regmirror.metadata import schema as t
 from regmirror.metadata.totals import TOTALS, Totals
 from regmirror.metadata.upgrade import REVISION, database_path
-from regmirror.names import Digest, Reference, Repository, Tag
+from regmirror.oci.manifests import Manifest
+from regmirror.oci.names import Digest, Reference, Repository, Tag
 
 BUSY_TIMEOUT: Final = 10.0  # seconds; only while a server starts or ends
 

@@ -1,7 +1,7 @@
 """What pulls ask of the metadata and write to it: one method, one question or one transaction.
 
 Whatever may have lost its last holder by a transaction is put up for review in it; who reviews
-is ``curation.py``.
+is ``gc.py``.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from regmirror.manifests import MANIFEST_MAX, Descriptor, Manifest
 from regmirror.metadata import schema as t
 from regmirror.metadata.database import Database, whole
-from regmirror.metadata.lists import CatalogPage, read_catalog, read_referrers, read_row, read_tags
-from regmirror.metadata.reviews import EVERYWHERE, delete_manifest, put_up
+from regmirror.metadata.gc_queue import EVERYWHERE, delete_manifest, put_up
+from regmirror.metadata.list_queries import CatalogPage, read_catalog, read_referrers, read_row, read_tags
+from regmirror.metadata.records import TagRecord
 from regmirror.metadata.totals import BLOB_BYTES, FIGURES, MANIFEST_BYTES, TOTALS, Totals
-from regmirror.names import Digest, Repository, Tag
-from regmirror.records import TagRecord
+from regmirror.oci.manifests import MANIFEST_MAX, Descriptor, Manifest
+from regmirror.oci.names import Digest, Repository, Tag
 
 #: A manifest beyond these is passed on and not stored: clients reject more than about 4.4 MB, and
 #: an image has at most some hundred layers. It else takes many times its size in the database.

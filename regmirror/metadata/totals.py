@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from regmirror.metadata import schema as t
-from regmirror.metadata.holding import REFERENCE_BYTES
+from regmirror.metadata.reachability import REFERENCE_BYTES
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,13 +16,13 @@ from typing import Any, Final, Literal
 
 from yarl import URL
 
-from regmirror.config import Upstream, upstream_url
+from regmirror.config.schema import Upstream, upstream_url
 from regmirror.errors import ConfigError, UpstreamError, UpstreamFailed, UpstreamLied
-from regmirror.events import BytesFetched, Emit, Kind, VerificationFailed
-from regmirror.manifests import ACCEPTED, MANIFEST_MAX, OCI_INDEX, Manifest
-from regmirror.names import Digest, Reference, Repository
+from regmirror.oci.manifests import ACCEPTED, MANIFEST_MAX, OCI_INDEX, Manifest
+from regmirror.oci.names import Digest, Reference, Repository
 from regmirror.offload import run_by_size
-from regmirror.upstream.caller import Call, Caller
+from regmirror.telemetry.events import BytesFetched, Emit, Kind, VerificationFailed
+from regmirror.upstream.auth.credentials import CredentialSource
 from regmirror.upstream.content import (
     BlobBody,
     claimed_digest,
@@ -32,10 +32,10 @@ from regmirror.upstream.content import (
     read_manifest,
     refuse_pages,
 )
-from regmirror.upstream.credentials import CredentialSource
-from regmirror.upstream.failures import error_for_status
-from regmirror.upstream.pages import PAGES_MAX, ListBytes, next_page, read_page
-from regmirror.upstream.records import SharedRecord
+from regmirror.upstream.error_mapping import error_for_status
+from regmirror.upstream.health.shared_state import SharedRecord
+from regmirror.upstream.pagination import PAGES_MAX, ListBytes, next_page, read_page
+from regmirror.upstream.requester import Call, Caller
 from regmirror.upstream.transport import Exchange
 
 ACCEPT: Final = ", ".join(ACCEPTED)

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from regmirror.errors import DigestInvalid, UpstreamFailed, UpstreamLied
-from regmirror.manifests import (
+from regmirror.oci.manifests import (
     Manifest,
     NotAManifest,
     describes_content,
     media_type_of,
     parse_document,
 )
-from regmirror.names import Digest
-from regmirror.upstream.rawbody import M, Move
+from regmirror.oci.names import Digest
+from regmirror.upstream.detached_body import M, Move
 from regmirror.upstream.transport import Exchange
 
 _CONTENT_RANGE: Final = re.compile(r"bytes\s+(\d{1,19})-(\d{1,19})/(\d{1,19}|\*)", re.IGNORECASE)

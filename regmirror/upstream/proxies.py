@@ -15,8 +15,8 @@ from urllib.request import getproxies_environment
 from yarl import URL
 
 from regmirror.errors import ConfigError
-from regmirror.upstream.credentials import basic_authorization
-from regmirror.upstream.trust import host_of
+from regmirror.upstream.auth.credentials import basic_authorization
+from regmirror.upstream.auth.url_policy import host_of
 from regmirror.urls import has_possible_authority
 
 

@@ -11,7 +11,7 @@ from typing import Final
 from yarl import URL
 
 from regmirror.errors import UpstreamFailed
-from regmirror.upstream.trust import Untrusted, check_redirect
+from regmirror.upstream.auth.url_policy import Untrusted, check_redirect
 
 HOPS_MAX: Final = 10
 STATUSES: Final = frozenset({301, 302, 303, 307, 308})

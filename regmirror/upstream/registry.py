@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from pathlib import Path
 
-from regmirror.config import Upstream
-from regmirror.events import Emit
+from regmirror.config.schema import Upstream
+from regmirror.telemetry.events import Emit
 from regmirror.upstream.client import UpstreamClient
 
 

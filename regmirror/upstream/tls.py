@@ -6,7 +6,7 @@ import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
-from regmirror.config import Upstream
+from regmirror.config.schema import Upstream
 from regmirror.errors import ConfigError
 
 

@@ -16,16 +16,16 @@ from multidict import CIMultiDictProxy
 from yarl import URL
 
 from regmirror import __version__
-from regmirror.config import Upstream
+from regmirror.config.schema import Upstream
 from regmirror.errors import UpstreamError, UpstreamFailed, UpstreamUnreachable
-from regmirror.upstream.addresses import Addresses
+from regmirror.upstream.auth.url_policy import host_of
 from regmirror.upstream.deadlines import UNWANTED, MinimumRate, short_deadline, with_deadline
-from regmirror.upstream.failures import mapped
+from regmirror.upstream.detached_body import M, Move, RawBody, take_over
+from regmirror.upstream.error_mapping import mapped
+from regmirror.upstream.limiter import Slots
 from regmirror.upstream.proxies import Proxies
-from regmirror.upstream.rawbody import M, Move, RawBody, take_over
-from regmirror.upstream.slots import Slots
+from regmirror.upstream.resolver import Addresses
 from regmirror.upstream.tls import Certificates
-from regmirror.upstream.trust import host_of
 
 USER_AGENT: Final = f"regmirror/{__version__}"
 READ_BUFFER: Final = 512 * 1024  # bytes; the default of 64 KiB halves the speed of a download

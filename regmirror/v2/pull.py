@@ -8,14 +8,14 @@ from aiohttp import web
 from aiohttp.web_request import BaseRequest
 
 from regmirror.blobs.base import Blob
-from regmirror.mirror import Mirror
-from regmirror.names import Digest, Reference, Repository
-from regmirror.outcomes import HIT, Answer
-from regmirror.sender import Sender
+from regmirror.mirror.cache_status import HIT, Answer
+from regmirror.mirror.mirror import Mirror
+from regmirror.oci.names import Digest, Reference, Repository
 from regmirror.v2.conditions import matches_etag, may_use_range, parse_ranges
-from regmirror.v2.exchange import Exchange
-from regmirror.v2.prepared import REPEAT, Body, PreparedAnswers, Repeat
+from regmirror.v2.request import Exchange
+from regmirror.v2.response_cache import REPEAT, Body, PreparedAnswers, Repeat
 from regmirror.v2.responses import FOREVER, content_headers, not_modified, whole_response
+from regmirror.v2.sender import Sender
 from regmirror.v2.streaming import BlobStream
 
 OCTETS: Final = "application/octet-stream"

@@ -20,7 +20,7 @@ from aiohttp.web_request import BaseRequest
 
 from regmirror import __version__
 from regmirror.errors import RangeInvalid, RegistryError, Unsupported
-from regmirror.names import Digest
+from regmirror.oci.names import Digest
 
 SERVER: Final = f"regmirror/{__version__}"
 COMMON: Final = {"Docker-Distribution-Api-Version": "registry/2.0", "Server": SERVER}

@@ -15,20 +15,20 @@ from aiohttp import web
 from aiohttp.web_request import BaseRequest
 
 from regmirror.errors import MetadataUnavailable, NameUnknown, RegistryError, Unsupported
-from regmirror.events import Emit
-from regmirror.names import Digest, parse_reference
-from regmirror.reads import noting_doubt
-from regmirror.routing import Path, UpstreamTable, decode, split
-from regmirror.v2.exchange import Exchange
-from regmirror.v2.listing import Listing
+from regmirror.metadata.bounded_reads import noting_doubt
+from regmirror.oci.names import Digest, parse_reference
+from regmirror.oci.paths import Path, UpstreamTable, decode, split
+from regmirror.telemetry.events import Emit
+from regmirror.v2.lists import Listing
 from regmirror.v2.pull import Pull
+from regmirror.v2.request import Exchange
 from regmirror.v2.responses import Internal, abort, error_response, json_response
 
 _KINDS = {"manifest": "manifest", "blob": "blob", "tags": "tags", "referrers": "referrers"}
 
 
 class Routes:
-    """The request handler of everything that is not operating (``web/ops.py``)."""
+    """The request handler of everything that is not operating (``server/ops.py``)."""
 
     def __init__(self, table: UpstreamTable, pull: Pull, listing: Listing, emit: Emit) -> None:
         self._table, self._pull, self._listing, self._emit = table, pull, listing, emit

@@ -17,7 +17,7 @@ from aiohttp.web_request import BaseRequest
 
 from regmirror.blobs.base import Blob
 from regmirror.errors import Unavailable
-from regmirror.sender import Sender
+from regmirror.v2.sender import Sender
 
 Range = tuple[int, int]
 

@@ -11,7 +11,7 @@ import pytest
 from regmirror.blobs.base import PIECE, BlobStore
 from regmirror.blobs.local import LocalBlobStore
 from regmirror.blobs.memory import MemoryBlobStore
-from regmirror.names import Digest
+from regmirror.oci.names import Digest
 from tests.fake_registry import random_bytes
 
 DATA = random_bytes(3 * PIECE + 17)

@@ -20,7 +20,7 @@ from aiohttp.http import HttpProcessingError, HttpRequestParser
 from yarl import URL
 
 from regmirror.errors import RangeInvalid, RegistryError, UpstreamFailed
-from regmirror.manifests import (
+from regmirror.oci.manifests import (
     MANIFEST_MAX,
     NotAManifest,
     describes_content,
@@ -30,13 +30,13 @@ from regmirror.manifests import (
     platform_of,
     references,
 )
-from regmirror.names import Digest, Repository
-from regmirror.routing import UpstreamTable, decode, split
-from regmirror.upstream.challenges import Challenge, parse_challenges, preferred
+from regmirror.oci.names import Digest, Repository
+from regmirror.oci.paths import UpstreamTable, decode, split
+from regmirror.upstream.auth.challenges import Challenge, parse_challenges, preferred
 from regmirror.upstream.content import part_of
-from regmirror.upstream.pages import next_page
+from regmirror.upstream.pagination import next_page
 from regmirror.v2.conditions import matches_etag, may_use_range, parse_ranges
-from regmirror.v2.server import Edge, _Connection, _Server
+from regmirror.v2.connection import Edge, _Connection, _Server
 
 CORPUS = Path(__file__).parent / "corpus"
 ETAG = f"sha256:{'0123456789abcdef' * 4}"

@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
-from regmirror.config import Upstream
-from regmirror.events import Event
-from regmirror.names import Digest, Repository, Tag
+from regmirror.config.schema import Upstream
+from regmirror.oci.names import Digest, Repository, Tag
+from regmirror.telemetry.events import Event
 from regmirror.upstream.client import UpstreamClient
 
 NAME = "docker.io"

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from regmirror.blobs import local
-from regmirror.config import Config
+from regmirror.config.schema import Config
+from regmirror.maintenance.gc import Tally
+from regmirror.maintenance.toolkit import Notice, open_keeping, try_alone
 from regmirror.metadata.store import MetadataStore
 from regmirror.metadata.upgrade import database_path
-from regmirror.upkeep.gc import Tally
-from regmirror.upkeep.keeping import Notice, open_keeping, try_alone
 
 PAUSE = 0.05  # seconds between collections
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from regmirror.cli.checking import check
+from regmirror.cli.check_config import check
 from regmirror.cli.status import fetch_figures
 from regmirror.cli.toml import dump
-from regmirror.config import Config
+from regmirror.config.schema import Config
 from regmirror.errors import ConfigError
 from tests.fake_registry import FakeRegistry, random_bytes
 from tests.mirror_fixture import run_mirror

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from regmirror.events import KINDS, RESULTS
+from regmirror.telemetry.events import KINDS, RESULTS
 from tests.fake_registry import Corrupt, RateLimit, Status, Truncate, random_bytes
 from tests.integration.test_metrics import COUNTER, read_metrics, total
 from tests.mirror_fixture import NAME, run_program, until

@@ -10,9 +10,9 @@ from contextlib import closing
 import pytest
 from sqlalchemy.exc import DatabaseError
 
-from regmirror.events import NotStored
-from regmirror.knowledge import SUSPICION
-from regmirror.names import Repository, Tag
+from regmirror.metadata.cache import SUSPICION
+from regmirror.oci.names import Repository, Tag
+from regmirror.telemetry.events import NotStored
 from tests.fake_registry import random_bytes
 from tests.mirror_fixture import NAME, run_mirror, run_program, until
 
@@ -130,8 +130,8 @@ async def test_a_database_that_cannot_grow(mirror, image, path):
 
 
 def _odd_tag(number, data):
-    from regmirror.names import Digest
-    from regmirror.records import TagRecord
+    from regmirror.metadata.records import TagRecord
+    from regmirror.oci.names import Digest
 
     record = TagRecord(Digest.of(data), "x/y", 1, 1.0)
     return Repository(NAME, f"{'n' * 200}/{number}"), Tag(f"{'t' * 100}{data.decode()}"), record
@@ -149,13 +149,13 @@ async def test_a_database_that_does_not_answer(mirror, upstream, image, path, mo
         await gate.wait()
         return await real(query)
 
-    monkeypatch.setattr("regmirror.reads.READ_PATIENCE", 0.05)
-    monkeypatch.setattr("regmirror.reads.PING_PATIENCE", 0)
+    monkeypatch.setattr("regmirror.metadata.bounded_reads.READ_PATIENCE", 0.05)
+    monkeypatch.setattr("regmirror.metadata.bounded_reads.PING_PATIENCE", 0)
     monkeypatch.setattr(store.database, "_first", hang)
     mirror.clock.advance(3_600)
     assert (await mirror.get(TAG)).body == image.manifest
     assert details(mirror) == {"the database does not answer"}
-    monkeypatch.setattr("regmirror.reads.READ_PATIENCE", 1_000)  # nobody is to wait by now
+    monkeypatch.setattr("regmirror.metadata.bounded_reads.READ_PATIENCE", 1_000)  # nobody is to wait by now
     mirror.clock.advance(3_600)
     assert (await mirror.get(TAG)).body == image.manifest
     gate.set()

@@ -12,8 +12,8 @@ import pytest
 
 from regmirror.blobs.base import NoRoom
 from regmirror.blobs.local import LocalBlobStore
-from regmirror.events import DownloadEnded, NotStored, RequestServed
-from regmirror.names import Digest
+from regmirror.oci.names import Digest
+from regmirror.telemetry.events import DownloadEnded, NotStored, RequestServed
 from tests.e2e.parts.faults import MIB, full_disk, small_ext4, small_tmpfs
 from tests.fake_registry import Chunked, Corrupt, Reset, Status, random_bytes
 from tests.mirror_fixture import NAME, open_files, run_mirror, run_program, until

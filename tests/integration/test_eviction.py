@@ -8,11 +8,11 @@ import os
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
-from regmirror.events import BlobRemoved, NotStored
+from regmirror.maintenance import capacity as rooms
+from regmirror.maintenance.toolkit import open_keeping
 from regmirror.metadata.store import MetadataStore
 from regmirror.metadata.upgrade import database_path
-from regmirror.upkeep import room as rooms
-from regmirror.upkeep.keeping import open_keeping
+from regmirror.telemetry.events import BlobRemoved, NotStored
 from tests.fake_registry import random_bytes
 from tests.integration.test_commands import run
 from tests.integration.test_upkeep import command, rows

@@ -8,7 +8,7 @@ import ssl
 import pytest
 import trustme
 
-from regmirror.events import DownloadEnded, RequestServed, UpstreamAnswered
+from regmirror.telemetry.events import DownloadEnded, RequestServed, UpstreamAnswered
 from tests.fake_registry import (
     BlackHole,
     DropBeforeAnswer,
@@ -315,8 +315,8 @@ async def test_a_defect_of_ours_is_an_error_of_the_api(mirror, upstream, image, 
         raise ZeroDivisionError("on purpose")
 
     with monkeypatch.context() as broken:
-        broken.setattr("regmirror.resolver.Resolver._may_believe", fail)
-        broken.setattr("regmirror.resolver.Resolver._find_fallback", fail)
+        broken.setattr("regmirror.mirror.resolver.Resolver._may_believe", fail)
+        broken.setattr("regmirror.mirror.resolver.Resolver._find_fallback", fail)
         error = only_an_error(await mirror.get(TAG), 500, "UNKNOWN")
 
     assert "on purpose" not in json.dumps(error)

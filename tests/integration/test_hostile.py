@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from regmirror.events import RequestServed
+from regmirror.telemetry.events import RequestServed
 from tests.fake_registry import INDEX, MANIFEST, SetHeaders, Status
 
 TAG = "/v2/team/app/manifests/1"

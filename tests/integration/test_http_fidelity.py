@@ -8,9 +8,9 @@ import pytest
 import trustme
 from aiohttp import web
 
-from regmirror.app import create_app, prepare
-from regmirror.events import DownloadEnded
-from regmirror.v2.server import Runner
+from regmirror.server.app import create_app, prepare
+from regmirror.telemetry.events import DownloadEnded
+from regmirror.v2.connection import Runner
 from tests.fake_registry import DOCKER_MANIFEST, INDEX, MANIFEST, random_bytes
 from tests.mirror_fixture import make_config, run_program
 

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from regmirror.completeness import Completeness
-from regmirror.events import CircuitChanged
+from regmirror.mirror.completeness import Completeness
+from regmirror.telemetry.events import CircuitChanged
 from tests.fake_registry import Status, random_bytes
 from tests.integration.pulling import pull_image
 from tests.mirror_fixture import until

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from regmirror.app import prepare
+from regmirror.server.app import prepare
 from tests.integration.killing import (
     LIMITS,
     MAX_SIZE,

@@ -10,9 +10,9 @@ import aiohttp
 import pytest
 import trustme
 
-from regmirror.events import DownloadEnded
-from regmirror.upstream import rawbody
-from regmirror.writer import Writer
+from regmirror.downloads.writer import Writer
+from regmirror.telemetry.events import DownloadEnded
+from regmirror.upstream import detached_body as rawbody
 from tests.fake_registry import Chunked, Corrupt, FakeRegistry, Reset, Truncate, random_bytes
 from tests.mirror_fixture import NAME, run_mirror, until
 
@@ -174,8 +174,8 @@ async def test_a_disk_that_cannot_be_read_back_is_no_fault_of_the_upstream(
     with monkeypatch.context() as patched:
         patched.setattr(os, "preadv", fail)
         if is_far_behind:
-            patched.setattr("regmirror.writer.AHEAD_MAX", 1_000_000)
-            patched.setattr("regmirror.writer.MOVED_MAX", 1_000_000)
+            patched.setattr("regmirror.downloads.writer.AHEAD_MAX", 1_000_000)
+            patched.setattr("regmirror.downloads.writer.MOVED_MAX", 1_000_000)
         async with mirror.open(path) as answer:
             with pytest.raises(aiohttp.ClientPayloadError):
                 await answer.content.readexactly(len(BLOB))

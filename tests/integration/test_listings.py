@@ -202,7 +202,7 @@ async def test_tags_that_are_known_stand_in_after_a_restart(mirror, start_mirror
 
 async def test_stored_tags_come_in_pages_as_well(mirror, upstream, image, monkeypatch):
     """B53, B100: no more of them are read than a page has, also where nobody chose its size."""
-    monkeypatch.setattr("regmirror.listings.STORED_MAX", 3)
+    monkeypatch.setattr("regmirror.mirror.listings.STORED_MAX", 3)
     for tag in TAGS[:7]:
         await mirror.get(f"/v2/team/app/manifests/{tag}")
     await mirror.reload(freshness={"offline": True})

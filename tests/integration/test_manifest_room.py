@@ -7,15 +7,15 @@ import sqlite3
 
 import pytest
 
-from regmirror.config import Config
-from regmirror.knowledge import Knowledge
-from regmirror.manifests import Descriptor, Manifest
-from regmirror.metadata.holding import REFERENCE_BYTES
+from regmirror.config.schema import Config
+from regmirror.maintenance.toolkit import open_keeping
+from regmirror.metadata.cache import Knowledge
+from regmirror.metadata.reachability import REFERENCE_BYTES
+from regmirror.metadata.records import Candidate
 from regmirror.metadata.store import STORED_REFERENCES_MAX, MetadataStore, is_storable
 from regmirror.metadata.upgrade import database_path, upgrade
-from regmirror.names import Digest, Repository, Tag
-from regmirror.records import Candidate
-from regmirror.upkeep.keeping import open_keeping
+from regmirror.oci.manifests import Descriptor, Manifest
+from regmirror.oci.names import Digest, Repository, Tag
 
 APP, OTHER = Repository("docker.io", "team/app"), Repository("docker.io", "team/other")
 TYPE = "application/vnd.oci.image.manifest.v1+json"

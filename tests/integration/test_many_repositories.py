@@ -11,9 +11,9 @@ from contextlib import closing
 import aiohttp
 import pytest
 
-from regmirror.events import NotStored
 from regmirror.metadata.upgrade import database_path
-from regmirror.names import Digest
+from regmirror.oci.names import Digest
+from regmirror.telemetry.events import NotStored
 from tests.fake_registry import Chunked, Corrupt, FakeRegistry, Hold, Html, Status, random_bytes
 from tests.mirror_fixture import NAME, open_files, run_mirror, run_program, until
 

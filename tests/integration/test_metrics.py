@@ -10,7 +10,7 @@ from collections import Counter
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from regmirror.events import KINDS, RESULTS, DownloadEnded
+from regmirror.telemetry.events import KINDS, RESULTS, DownloadEnded
 from tests.fake_registry import Corrupt, Status, random_bytes
 from tests.mirror_fixture import NAME, run_program, until
 

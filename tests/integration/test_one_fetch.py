@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 import aiohttp
 import pytest
 
-from regmirror.events import DownloadEnded, FollowersChanged, RequestServed
+from regmirror.telemetry.events import DownloadEnded, FollowersChanged, RequestServed
 from tests.fake_registry import (
     Chunked,
     FakeRegistry,

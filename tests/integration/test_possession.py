@@ -8,8 +8,8 @@ import sqlite3
 import aiohttp
 import pytest
 
-from regmirror.events import DownloadEnded, VerificationFailed
 from regmirror.metadata.upgrade import database_path
+from regmirror.telemetry.events import DownloadEnded, VerificationFailed
 from tests.fake_registry import (
     INDEX,
     LAYER,

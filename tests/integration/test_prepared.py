@@ -11,12 +11,12 @@ import pytest
 import trustme
 
 from regmirror.blobs import local
-from regmirror.events import RequestServed
-from regmirror.knowledge import Knowledge
-from regmirror.mirror import Mirror
-from regmirror.names import Digest, Repository, Tag
-from regmirror.v2 import prepared
-from regmirror.v2.prepared import PreparedAnswers
+from regmirror.metadata.cache import Knowledge
+from regmirror.mirror.mirror import Mirror
+from regmirror.oci.names import Digest, Repository, Tag
+from regmirror.telemetry.events import RequestServed
+from regmirror.v2 import response_cache as prepared
+from regmirror.v2.response_cache import PreparedAnswers
 from tests.fake_registry import Status, random_bytes
 from tests.integration.test_incomplete import open_circuit
 from tests.mirror_fixture import NAME, run_mirror, until

@@ -11,7 +11,7 @@ import pytest
 import trustme
 
 from regmirror.errors import ConfigError
-from regmirror.events import DownloadEnded, UpstreamAnswered
+from regmirror.telemetry.events import DownloadEnded, UpstreamAnswered
 from tests.fake_registry import FakeRegistry, basic_credentials, random_bytes
 from tests.integration.test_metrics import read_metrics
 from tests.mirror_fixture import NAME, run_program, until

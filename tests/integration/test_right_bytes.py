@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 import trustme
 
-from regmirror.events import BlobRemoved, DownloadEnded, RequestServed, VerificationFailed
+from regmirror.telemetry.events import BlobRemoved, DownloadEnded, RequestServed, VerificationFailed
 from tests.fake_registry import (
     DOCKER_INDEX,
     INDEX,

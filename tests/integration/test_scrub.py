@@ -10,18 +10,18 @@ from types import SimpleNamespace
 import pytest
 
 from regmirror.blobs.local import LocalBlobStore
-from regmirror.cli import scrubbing
+from regmirror.cli import scrub as scrubbing
 from regmirror.cli.context import Context
 from regmirror.errors import BlobUnknown
-from regmirror.events import BlobHealed, BlobRemoved, VerificationFailed
-from regmirror.manifests import Manifest
+from regmirror.maintenance.scrub import CHORE, PIECE, Pacer, Scrubbed, Scrubber
+from regmirror.maintenance.toolkit import Notice, open_keeping
 from regmirror.metadata.inventory import Chore
 from regmirror.metadata.store import MetadataStore
 from regmirror.metadata.upgrade import database_path, upgrade
-from regmirror.names import Digest, Repository
-from regmirror.service import Service
-from regmirror.upkeep.keeping import Notice, open_keeping
-from regmirror.upkeep.scrub import CHORE, PIECE, Pacer, Scrubbed, Scrubber
+from regmirror.oci.manifests import Manifest
+from regmirror.oci.names import Digest, Repository
+from regmirror.server.generation import Service
+from regmirror.telemetry.events import BlobHealed, BlobRemoved, VerificationFailed
 from tests.fake_registry import random_bytes
 
 APP = Repository("registry.test", "team/app")

@@ -11,7 +11,7 @@ import pytest
 import trustme
 
 from regmirror.blobs.staging import Staging
-from regmirror.events import DownloadEnded
+from regmirror.telemetry.events import DownloadEnded
 from tests.fake_registry import random_bytes
 from tests.mirror_fixture import until
 

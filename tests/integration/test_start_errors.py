@@ -9,8 +9,8 @@ import sys
 import pytest
 import trustme
 
-from regmirror.app import prepare
-from regmirror.config import Config
+from regmirror.config.schema import Config
+from regmirror.server.app import prepare
 
 
 @pytest.fixture

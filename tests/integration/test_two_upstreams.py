@@ -5,7 +5,7 @@ import asyncio
 import aiohttp
 import pytest
 
-from regmirror.events import NotStored
+from regmirror.telemetry.events import NotStored
 from tests.fake_registry import FakeRegistry, Hold, random_bytes
 from tests.mirror_fixture import run_mirror, until
 

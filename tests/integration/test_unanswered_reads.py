@@ -84,8 +84,8 @@ async def test_offline_a_late_read_is_not_absence(mirror, database, image, paths
         await gate.wait()
         return await real(query)
 
-    monkeypatch.setattr("regmirror.reads.READ_PATIENCE", 0.05)
-    monkeypatch.setattr("regmirror.reads.PING_PATIENCE", 0)
+    monkeypatch.setattr("regmirror.metadata.bounded_reads.READ_PATIENCE", 0.05)
+    monkeypatch.setattr("regmirror.metadata.bounded_reads.PING_PATIENCE", 0)
     monkeypatch.setattr(database, "_first", hang)
     mirror.running._lasting.knowledge.forget_all()
     assert [told(await mirror.get(path)) for path in paths] == [(503, "1")] * 3
@@ -149,7 +149,7 @@ async def test_a_good_file_is_not_put_aside_because_its_size_cannot_be_read(mirr
 async def test_any_number_of_lists_leaves_the_database_to_pulls(mirror, database, image, paths, monkeypatch):
     """B44, B100: lists have connections of their own, and few wait for them."""
     monkeypatch.setattr("regmirror.metadata.database.LIST_WAIT", 1_000)
-    monkeypatch.setattr("regmirror.knowledge.LIST_PATIENCE", 1_000)
+    monkeypatch.setattr("regmirror.metadata.cache.LIST_PATIENCE", 1_000)
     await mirror.reload(freshness=OFFLINE)
     gate, real = asyncio.Event(), database._read_list
 

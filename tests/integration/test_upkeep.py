@@ -8,7 +8,7 @@ from contextlib import closing
 
 import pytest
 
-from regmirror.events import BlobRemoved, DownloadEnded, NotStored
+from regmirror.telemetry.events import BlobRemoved, DownloadEnded, NotStored
 from tests.fake_registry import FakeRegistry, random_bytes
 from tests.integration.test_commands import run
 from tests.mirror_fixture import NAME, run_mirror, until

@@ -9,8 +9,8 @@ import traceback
 import pytest
 
 from regmirror.errors import UpstreamDenied, UpstreamError, UpstreamFailed, UpstreamRateLimited
-from regmirror.events import TokenRequested
-from regmirror.names import Digest, Repository
+from regmirror.oci.names import Digest, Repository
+from regmirror.telemetry.events import TokenRequested
 from tests.fake_registry import FakeRegistry, FakeStorage, Html, Redirect, Status
 from tests.integration.asking import ALPINE, LATEST, NAME, asking
 

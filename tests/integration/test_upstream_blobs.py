@@ -3,8 +3,8 @@
 import pytest
 
 from regmirror.errors import UpstreamFailed, UpstreamLied, UpstreamNotFound, UpstreamUnreachable
-from regmirror.events import BytesFetched
-from regmirror.names import Digest
+from regmirror.oci.names import Digest
+from regmirror.telemetry.events import BytesFetched
 from tests.fake_registry import (
     Chunked,
     FakeStorage,

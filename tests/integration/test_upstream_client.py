@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from regmirror.config import Upstream
+from regmirror.config.schema import Upstream
 from regmirror.errors import (
     UpstreamDenied,
     UpstreamFailed,
@@ -13,13 +13,7 @@ from regmirror.errors import (
     UpstreamRateLimited,
     UpstreamUnreachable,
 )
-from regmirror.events import (
-    BytesFetched,
-    RateLimitSeen,
-    UpstreamAnswered,
-    VerificationFailed,
-)
-from regmirror.manifests import (
+from regmirror.oci.manifests import (
     ACCEPTED,
     DOCKER_LIST,
     DOCKER_MANIFEST,
@@ -27,7 +21,13 @@ from regmirror.manifests import (
     OCI_INDEX,
     OCI_MANIFEST,
 )
-from regmirror.names import Digest, Repository, Tag
+from regmirror.oci.names import Digest, Repository, Tag
+from regmirror.telemetry.events import (
+    BytesFetched,
+    RateLimitSeen,
+    UpstreamAnswered,
+    VerificationFailed,
+)
 from regmirror.upstream.client import ManifestHead
 from regmirror.upstream.registry import Upstreams
 from tests.fake_registry import (

@@ -16,9 +16,9 @@ from regmirror.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
-from regmirror.events import UpstreamAnswered
-from regmirror.names import Digest
-from regmirror.upstream.buffers import POOL
+from regmirror.oci.names import Digest
+from regmirror.telemetry.events import UpstreamAnswered
+from regmirror.upstream.receive_buffers import POOL
 from tests.fake_registry import DropBeforeAnswer, FakeRegistry, FakeStorage, Redirect, random_bytes
 from tests.integration.asking import ALPINE, LATEST, NAME, NOTHING, Asking, asking, never, saying, speaking
 

@@ -5,9 +5,9 @@ from contextlib import asynccontextmanager
 import pytest
 
 from regmirror.errors import UpstreamFailed, UpstreamLied, UpstreamNotFound
-from regmirror.manifests import OCI_INDEX
-from regmirror.names import Digest
-from regmirror.upstream.pages import LIST_MAX, LISTS_MAX
+from regmirror.oci.manifests import OCI_INDEX
+from regmirror.oci.names import Digest
+from regmirror.upstream.pagination import LIST_MAX, LISTS_MAX
 from tests.fake_registry import FakeRegistry, Html, Redirect, SetHeaders, Status
 from tests.fake_registry.faults import Action
 from tests.fake_registry.sources import InMemory

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from regmirror.events import DownloadEnded
+from regmirror.telemetry.events import DownloadEnded
 from tests.fake_registry import (
     INDEX,
     MANIFEST,

@@ -6,13 +6,13 @@ from contextlib import suppress
 
 import pytest
 
-from regmirror.asking import Asking
-from regmirror.config import Upstream
+from regmirror.config.schema import Upstream
 from regmirror.errors import UpstreamError, UpstreamResting, UpstreamTimeout
-from regmirror.events import CircuitChanged, UpstreamAnswered
-from regmirror.names import Digest, Repository
+from regmirror.mirror.upstream_access import Asking
+from regmirror.oci.names import Digest, Repository
+from regmirror.telemetry.events import CircuitChanged, UpstreamAnswered
+from regmirror.upstream.health.activity import SignsOfLife
 from regmirror.upstream.registry import Upstreams
-from regmirror.upstream.signs import SignsOfLife
 from tests.fake_registry import FakeRegistry, FakeStorage, Hold, RateLimit, Status, StripHeaders, random_bytes
 from tests.integration.asking import ALPINE, LATEST, NAME, asking, speaking
 from tests.integration.pulling import pull_image

@@ -10,7 +10,7 @@ import sqlite3
 import pytest
 
 from regmirror.metadata.upgrade import database_path
-from regmirror.names import Digest
+from regmirror.oci.names import Digest
 from tests.fake_registry import Corrupt, Hold, Status, random_bytes
 from tests.mirror_fixture import NAME, open_files, run_program, until
 

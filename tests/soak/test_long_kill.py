@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from regmirror.app import prepare
+from regmirror.server.app import prepare
 from tests.integration.killing import (
     Load,
     check_after_collection,

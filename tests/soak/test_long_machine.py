@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from tests.unit.test_store_machine import StoreMachine
+from tests.unit.blobs.test_store_machine import StoreMachine
 
 EXAMPLES = 300
 STEPS = 60

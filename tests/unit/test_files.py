@@ -7,14 +7,14 @@ import stat
 
 import pytest
 
-from regmirror.app import prepare
 from regmirror.blobs.staging import Staging
-from regmirror.config import Config
+from regmirror.config.schema import Config
 from regmirror.files import create, create_lock, make_directory
+from regmirror.maintenance.toolkit import LockUnusable, Notice, try_alone
 from regmirror.metadata.store import MetadataStore
 from regmirror.metadata.upgrade import database_path
-from regmirror.names import Digest, Repository
-from regmirror.upkeep.keeping import LockUnusable, Notice, try_alone
+from regmirror.oci.names import Digest, Repository
+from regmirror.server.app import prepare
 
 NOBODY = 65534
 is_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root changes owners")

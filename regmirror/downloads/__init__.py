@@ -1,0 +1,1 @@
+"""Blobs in flight: one writer, many readers, one growing file."""

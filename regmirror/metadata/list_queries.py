@@ -1,0 +1,112 @@
+"""Lists and figures. Of a list that comes in pages no more rows are read than a page has entries.
+
+Each function reads by the connection that ``Database.read_list`` gives it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from regmirror.metadata import schema as t
+from regmirror.oci.manifests import Manifest
+from regmirror.oci.names import Digest
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogPage:
+    """At most ``limit`` names after ``last``: those of ``upstream``, or those of all, which then
+    begin with their upstream unless that is ``default``.
+    """
+
+    limit: int
+    default: str
+    upstream: str | None = None
+    last: str | None = None
+
+
+async def read_catalog(connection: AsyncConnection, page: CatalogPage) -> list[str]:
+    """The names of the repositories that hold a manifest or a tag, sorted."""
+    upstreams = await _read_upstreams(connection) if page.upstream is None else [page.upstream]
+    found = []
+    for upstream in upstreams:
+        prefix = "" if page.upstream or upstream == page.default else f"{upstream}/"
+        if (last := _last_of(page.last or "", prefix)) is not None:
+            names = await _read_names(connection, upstream, last, page.limit)
+            found += [prefix + name for name in names]
+    return sorted(found)[: page.limit]
+
+
+def _last_of(last: str, prefix: str) -> str | None:
+    """After which name the names with this prefix go on; None if all of them come before ``last``."""
+    if last.startswith(prefix):
+        return last[len(prefix) :]
+    return "" if last < prefix else None
+
+
+async def _read_upstreams(connection: AsyncConnection) -> list[str]:
+    """Each upstream once; one step in the index for each, however many repositories there are."""
+    upstream = t.repositories.c.upstream
+    following = sa.select(sa.func.min(upstream)).where(upstream > sa.bindparam("last"))
+    found: list[str] = []
+    while (
+        one := (await connection.execute(following, {"last": found[-1] if found else ""})).scalar()
+    ) is not None:
+        found.append(one)
+    return found
+
+
+async def _read_names(connection: AsyncConnection, upstream: str, last: str, limit: int) -> list[str]:
+    row = t.repositories.c
+    query = (
+        sa.select(row.name)
+        .where(row.upstream == upstream, row.name > last)
+        .where(
+            sa.exists().where(t.repository_manifests.c.repository_id == row.id)
+            | sa.exists().where(t.tags.c.repository_id == row.id)
+        )
+        .order_by(row.name)
+        .limit(limit)
+    )
+    return [found[0] for found in await connection.execute(query)]
+
+
+async def read_tags(
+    connection: AsyncConnection, mine: sa.ColumnElement[bool], last: str, limit: int | None
+) -> list[str]:
+    """The tags of the repository that is ``mine``, sorted: at most ``limit`` after ``last``."""
+    query = sa.select(t.tags.c.name).join(t.repositories).where(mine, t.tags.c.name > last)
+    return [row[0] for row in await connection.execute(query.order_by(t.tags.c.name).limit(limit))]
+
+
+async def read_referrers(
+    connection: AsyncConnection, mine: sa.ColumnElement[bool], subject: Digest, limit: int
+) -> list[Manifest]:
+    """The verified manifests whose ``subject`` is this, in the order of their digests: as many as
+    have ``limit`` bytes together.
+    """
+    refs, held, item = t.manifest_references, t.repository_manifests, t.manifests.c
+    total = sa.func.sum(sa.func.length(item.payload)).over(order_by=item.digest).label("total")
+    found = (
+        sa.select(item.digest, held.c.media_type, total)
+        .join(refs, refs.c.manifest == item.digest)
+        .join(held, held.c.digest == item.digest)
+        .join(t.repositories, t.repositories.c.id == held.c.repository_id)
+        .where(mine, held.c.is_verified, refs.c.digest == str(subject), refs.c.role == "subject")
+        .subquery()
+    )
+    query = (
+        sa.select(item.digest, found.c.media_type, item.payload)
+        .join(found, found.c.digest == item.digest)
+        .where(found.c.total <= limit)
+        .order_by(item.digest)
+    )
+    return [Manifest(Digest(row[0]), row[1], row[2]) for row in await connection.execute(query)]
+
+
+async def read_row(connection: AsyncConnection, query: Any) -> Any:
+    """The first row."""
+    return (await connection.execute(query)).first()

@@ -1,0 +1,1 @@
+"""Pulling through: what is cached, what is fresh, what is fetched."""

@@ -1,0 +1,1 @@
+"""Names, paths, manifests and patterns as values."""

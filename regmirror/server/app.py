@@ -1,0 +1,289 @@
+"""The composition root: a Config in, a web.Application out. Read it from top to bottom.
+
+First the files and the database are brought into shape (``prepare``, once for all workers).
+Then, in each worker, from the bottom up: the parts that last as long as it does (listeners,
+metadata, upstreams, downloads), and on top of them the service that a reload replaces (the
+mirror and the HTTP edge: ``generation.py``). What is started is stopped in reverse order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from aiohttp import web
+from aiohttp.web_request import BaseRequest
+
+from regmirror.blobs.local import LocalBlobStore
+from regmirror.blobs.staging import Staging
+from regmirror.config.diff import Changes, Snapshot, plan_changes
+from regmirror.config.loader import take_snapshot
+from regmirror.config.schema import Config
+from regmirror.downloads.registry import Downloads
+from regmirror.downloads.transfer_context import Workshop
+from regmirror.errors import ConfigError
+from regmirror.maintenance.capacity import Room
+from regmirror.maintenance.scheduler import Upkeep
+from regmirror.maintenance.scrub import Finding, Scrubbed
+from regmirror.maintenance.toolkit import Keeping, open_keeping
+from regmirror.metadata.cache import Knowledge
+from regmirror.metadata.recovery import Keeper, Watch
+from regmirror.metadata.store import MetadataStore
+from regmirror.metadata.upgrade import database_path
+from regmirror.oci.names import Digest, Repository
+from regmirror.server.generation import Lasting, Service, Times, open_service
+from regmirror.server.ops import Ops
+from regmirror.telemetry import logs
+from regmirror.telemetry.events import Emit, to_all
+from regmirror.telemetry.logs import RequestLog
+from regmirror.telemetry.metrics import Metrics
+from regmirror.upstream.client import UpstreamClient
+from regmirror.upstream.registry import Upstreams
+from regmirror.v2.connection import EDGE, Edge
+from regmirror.v2.response_cache import PreparedAnswers
+from regmirror.v2.sender import Sender
+
+BULK_THREADS: Final = 4  # write and hash; more than two do not help a machine's disk
+BULK_NICENESS: Final = 10  # so that downloads do not delay answers
+REFRESH: Final = 5.0  # seconds between figures for whichever worker shows them
+STAGING_MAX_AGE: Final = 7 * 86400.0  # seconds until a download nobody resumes is swept
+
+
+REAL_TIMES: Final = Times()
+
+
+def prepare(config: Config) -> None:
+    """Create directories, migrate the database, sweep old staging, check upstreams.
+
+    Raises ConfigError.
+    """
+    root = Path(config.storage.path)
+    staging = Staging(root / "staging")
+    try:
+        LocalBlobStore(root).prepare()
+        staging.prepare()
+        staging.sweep(time.time() - STAGING_MAX_AGE)
+        _database_keeper(root).prepare()
+    except OSError as error:
+        reason = f"cannot be written: {(error.strerror or str(error)).lower()}; choose another"
+        raise ConfigError("storage.path", config.storage.path, reason) from None
+    check_upstreams(config)
+
+
+def _database_keeper(root: Path) -> Keeper:
+    store = LocalBlobStore(root)
+
+    def scan() -> Iterator[tuple[Digest, int, float]]:
+        return ((blob.digest, blob.size, blob.stored_at) for blob in store.scan())
+
+    return Keeper(database_path(root), root / "quarantine", scan, _say)
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"regmirror: {text}\n")
+
+
+def check_upstreams(config: Config) -> None:
+    """Judge certificates and addresses of upstreams before any worker meets them.
+
+    Raises ConfigError.
+    """
+    Upstreams(config.enabled_upstreams(), emit=lambda event: None)
+
+
+def create_app(config: Config, emit: Emit | None = None, *, times: Times = REAL_TIMES) -> web.Application:
+    """The application of one worker; its parts live from start-up to clean-up.
+
+    ``emit`` is told of every event in addition to metrics and log. Once it has started, its
+    ``RUNNING`` is the worker's handle.
+    """
+    app = web.Application()
+
+    async def parts(app: web.Application) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            app[RUNNING] = running = await _assemble(config, emit, times, stack)
+            app[EDGE] = Edge(running.serve, lambda: running.prepared)
+            yield
+
+    app.cleanup_ctx.append(parts)
+    return app
+
+
+class Running:
+    """A worker while it runs: the parts that last, and the service of the configuration in force."""
+
+    def __init__(self, snapshot: Snapshot, lasting: Lasting) -> None:
+        self._snapshot, self._lasting = snapshot, lasting
+        self._service = open_service(lasting, snapshot.config)
+        self._ending: dict[Service, asyncio.Task[None]] = {}  # services that were replaced, in order
+        self.ops = Ops(lasting.root, lasting.metadata, lasting.metrics, clock=lasting.times.clock)
+
+    @property
+    def config(self) -> Config:
+        """The configuration in force."""
+        return self._snapshot.config
+
+    @property
+    def prepared(self) -> PreparedAnswers:
+        """What the service of this moment answers without parsing."""
+        return self._service.prepared
+
+    async def serve(self, request: BaseRequest) -> web.StreamResponse:
+        """Answer by the service of this moment, to the end."""
+        if request.method in ("GET", "HEAD"):
+            operate = self.ops.handlers.get(request.rel_url.raw_path)
+            if operate is not None:
+                return await operate(request)
+        service = self._service
+        with service.in_use():
+            return await service.routes.serve(request)
+
+    async def reload(self, config: Config) -> Changes:
+        """Serve by ``config`` from now on; what is in flight goes on as it began.
+
+        Raises ConfigError for what cannot be used, and then nothing has changed.
+        """
+        changes = plan_changes(self._snapshot, take_snapshot(config))
+        wanted, lasting = changes.wanted.config, self._lasting
+        enabled, offline = wanted.enabled_upstreams(), wanted.freshness.offline
+        replaced = lasting.upstreams.renew(enabled, changes.upstreams, offline=offline)
+        lasting.metrics.follow_config(enabled, wanted.storage.max_size)
+        lasting.upkeep.follow_config(wanted)
+        lasting.knowledge.missing_max_age = wanted.freshness.missing_max_age
+        lasting.knowledge.forget_missing()  # credentials may have changed, or the network come back
+        self._snapshot = changes.wanted
+        if changes.tables:
+            old, self._service = self._service, open_service(lasting, wanted)
+            self._ending[old] = asyncio.create_task(self._end(old, replaced, [*self._ending.values()]))
+        return changes
+
+    async def scrub(self, rate: float, tell: Callable[[Finding], None]) -> Scrubbed:
+        """Verify every stored byte at ``rate`` bytes a second, and heal what is rotten.
+
+        By hand: wherever the scheduled scrub may be, in this process or in another one.
+        """
+        lasting = self._lasting
+        keeping = open_keeping(lasting.root, lasting.metadata, lasting.emit, lasting.times.now)
+        return await keeping.scrubber(lasting.emit, self.heal, rate, is_noted=False).scrub(tell)
+
+    async def heal(self, repository: Repository, digest: Digest) -> None:
+        """See ``Service.heal``; returns when the blob is stored, if it can be."""
+        await self._service.heal(repository, digest)
+        await self._lasting.downloads.settle(digest)
+
+    async def _end(
+        self, old: Service, replaced: set[UpstreamClient], before: list[asyncio.Task[None]]
+    ) -> None:
+        """Close a service and the clients that were replaced with it, when nothing uses them.
+
+        Earlier services may still use clients that are replaced later, so they end in order.
+        """
+        if before:
+            await asyncio.wait(before)
+        await old.settle()
+        await old.close()
+        # A download keeps the client that it was started with, and only requests start one.
+        await self._lasting.downloads.settle()
+        await self._lasting.upstreams.dismiss(replaced)
+        del self._ending[old]
+
+    async def close(self) -> None:
+        """End every service; the parts that last are closed by who opened them."""
+        for task in (ending := list(self._ending.values())):
+            task.cancel()
+        await asyncio.gather(*ending, return_exceptions=True)
+        for service in (self._service, *self._ending):
+            await service.close()
+
+
+RUNNING: Final = web.AppKey("running", Running)
+
+
+@asynccontextmanager
+async def open_running(config: Config) -> AsyncIterator[Running]:
+    """What a worker has, without serving: for commands that fetch."""
+    async with AsyncExitStack() as stack:
+        yield await _assemble(config, None, REAL_TIMES, stack)
+
+
+async def _assemble(config: Config, extra: Emit | None, times: Times, stack: AsyncExitStack) -> Running:
+    """The parts that last, from the bottom up; what ``stack`` holds is closed in reverse order."""
+    snapshot = take_snapshot(config)  # first, so that a file replaced from now on is noticed
+    stack.enter_context(logs.in_background())
+    # listeners
+    enabled = config.enabled_upstreams()
+    metrics = Metrics(enabled, config.storage.max_size)
+    emit = to_all(metrics, RequestLog(), *([extra] if extra else []))
+
+    # the outside world
+    root = Path(config.storage.path)
+    metadata = MetadataStore(database_path(root), times.now)
+    stack.push_async_callback(metadata.close)
+    upstreams = Upstreams(
+        enabled,
+        emit=emit,
+        clock=times.clock,
+        offline=config.freshness.offline,
+        now=times.now,
+        directory=root / "upstreams",
+    )
+    stack.push_async_callback(upstreams.close)
+
+    # what is known, and what is in flight
+    knowledge = Knowledge(
+        metadata,
+        emit,
+        missing_max_age=config.freshness.missing_max_age,
+        now=times.now,
+        clock=times.clock,
+        watch=Watch(metadata.database, _database_keeper(root)),
+    )
+    stack.push_async_callback(knowledge.close)
+    metrics.follow_memories(knowledge.lookups)
+    stack.callback(asyncio.create_task(_refresh(metrics)).cancel)
+    keeping = open_keeping(root, metadata, emit, times.now)
+    room = keeping.room(config, knowledge.flush_pulls)
+    downloads = _open_downloads(keeping, room, knowledge, emit, stack)
+    sender = Sender()
+    stack.callback(sender.close)
+    upkeep = Upkeep(config, keeping, room, knowledge, emit)
+
+    # and on top of them what a reload replaces
+    lasting = Lasting(
+        root, times, metrics, emit, metadata, upstreams, knowledge, keeping.store, downloads, sender, upkeep
+    )
+    running = Running(snapshot, lasting)
+    stack.push_async_callback(running.close)
+    await stack.enter_async_context(upkeep.at_work(running.heal))
+    return running
+
+
+async def _refresh(metrics: Metrics) -> None:
+    while True:
+        await asyncio.sleep(REFRESH)
+        metrics.refresh()
+
+
+def _open_downloads(
+    keeping: Keeping, room: Room, knowledge: Knowledge, emit: Emit, stack: AsyncExitStack
+) -> Downloads:
+    bulk = ThreadPoolExecutor(BULK_THREADS, "bulk", initializer=_be_nice)
+    stack.callback(bulk.shutdown)
+    workshop = Workshop(keeping.staging, keeping.store, knowledge.save_blob, emit, bulk, reserve=room.reserve)
+    downloads = Downloads(workshop)
+    stack.push_async_callback(downloads.close)
+    return downloads
+
+
+def _be_nice() -> None:
+    """Run this thread after those that answer clients (Linux: niceness is per thread)."""
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BULK_NICENESS)

@@ -1,0 +1,258 @@
+"""The rest of a large body, taken over from aiohttp, which would copy it several times.
+
+Once the headers of an answer are here, its connection is taken away from aiohttp. Plain bytes are
+moved by the kernel from the socket into a file and never pass through this process; encrypted ones
+are decrypted into buffers that are used again and again. Such a connection serves no further
+request, so that only large bodies are worth it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Final, Protocol, TypeVar
+
+import aiohttp
+
+from regmirror.upstream.receive_buffers import POOL
+
+PIECE: Final = 256 * 1024  # bytes a read of a plain body yields at most
+LINGER: Final = 0.002  # seconds a buffer with something in it may fill up
+READ_MAX: Final = 256 * 1024  # bytes of one piece of what aiohttp holds, so that no second copy is large
+SCRATCH: Final = 4096  # bytes for what still comes of a body that has been given up
+PLAIN_MIN: Final = 1024 * 1024  # bytes still to come that are worth a connection
+ENCRYPTED_MIN: Final = 8 * 1024 * 1024  # and a handshake
+
+
+class Moved(Protocol):
+    """What was taken out of a socket; no bytes mean that the connection has ended."""
+
+    @property
+    def count(self) -> int: ...
+
+
+M = TypeVar("M", bound=Moved)
+#: Takes at most so many bytes that have arrived at a socket; None if none have.
+Move = Callable[[int, int], Awaitable[M | None]]
+
+
+class RawBody(Protocol):
+    """The last bytes of a body. A connection that breaks is an early end; TimeoutError is raised if
+    nothing comes for ``read_timeout``.
+    """
+
+    async def read(self) -> bytes | memoryview:
+        """What has arrived, at least one byte, to be used until the next call; nothing at the end,
+        whether it is complete or not.
+        """
+        ...
+
+    async def splice(self, move: Move[M]) -> M | None:
+        """Have ``move`` take what has arrived; None at the end, and when only ``read`` can."""
+        ...
+
+    def close(self) -> None:
+        """Give up what has not been read. The connection itself is aiohttp's to close."""
+        ...
+
+
+def take_over(response: aiohttp.ClientResponse, timeout: float) -> RawBody | None:
+    """The rest of a body, from now on out of aiohttp's hands; None if that is not worth it."""
+    connection, content = response.connection, response.content
+    length = None if "Transfer-Encoding" in response.headers else response.content_length
+    if connection is None or length is None:
+        return None
+    transport, protocol = connection.transport, connection.protocol
+    if transport is None or protocol is None:
+        return None
+    is_encrypted = transport.get_extra_info("ssl_object") is not None
+    if length - content.total_bytes < (ENCRYPTED_MIN if is_encrypted else PLAIN_MIN):
+        return None
+    held: deque[bytes] = deque()
+    while piece := content.read_nowait(READ_MAX):  # taking it lets the parser go on with what it holds
+        held.append(piece)
+    protocol.pause_reading()
+    remaining = length - content.total_bytes
+    if is_encrypted:
+        return EncryptedBody(transport, held, remaining, timeout)
+    descriptor = os.dup(transport.get_extra_info("socket").fileno())
+    return PlainBody(descriptor, held, remaining, timeout)
+
+
+class PlainBody:
+    """``remaining`` bytes in a socket, after those that are ``held`` already."""
+
+    def __init__(self, descriptor: int, held: deque[bytes], remaining: int, timeout: float) -> None:
+        self._descriptor, self._timeout = descriptor, timeout
+        self._held, self._remaining = held, remaining
+
+    async def read(self) -> bytes:
+        """See RawBody."""
+        if self._held:
+            return self._held.popleft()
+        while self._remaining:
+            await self._wait()
+            try:
+                piece = os.read(self._descriptor, min(PIECE, self._remaining))
+            except BlockingIOError:
+                continue
+            except ConnectionError:
+                piece = b""
+            self._remaining = self._remaining - len(piece) if piece else 0
+            return piece
+        return b""
+
+    async def splice(self, move: Move[M]) -> M | None:
+        """See RawBody."""
+        if self._held or not self._remaining:
+            return None
+        moved = None
+        with suppress(ConnectionError):
+            while moved is None:
+                await self._wait()
+                moved = await move(self._descriptor, self._remaining)
+        self._remaining = self._remaining - moved.count if moved and moved.count else 0
+        return moved
+
+    async def _wait(self) -> None:
+        """Until there is something to take, or the connection has ended."""
+        loop = asyncio.get_running_loop()
+        arrived: asyncio.Future[None] = loop.create_future()
+        loop.add_reader(self._descriptor, _settle, arrived)
+        try:
+            async with asyncio.timeout(self._timeout):
+                await arrived
+        finally:
+            loop.remove_reader(self._descriptor)
+
+    def close(self) -> None:
+        """See RawBody."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+class EncryptedBody(asyncio.BufferedProtocol):
+    """``remaining`` bytes that a TLS transport decrypts, after those that are ``held`` already."""
+
+    def __init__(
+        self, transport: asyncio.Transport, held: deque[bytes], remaining: int, timeout: float
+    ) -> None:
+        self._transport, self._timeout = transport, timeout
+        self._former = transport.get_protocol()
+        self._held, self._remaining = held, remaining
+        self._buffers = POOL.borrow()
+        self._size, self._free = self._buffers.size, deque(self._buffers.take())
+        self._current, self._filled = self._free.popleft(), 0
+        self._full: deque[memoryview] = deque()
+        self._lent: memoryview | None = None
+        self._has_ended = self._is_closed = False
+        self._arrived: asyncio.Future[None] | None = None
+        transport.set_protocol(self)
+        transport.resume_reading()
+
+    # --- the reader's side ---
+
+    async def read(self) -> bytes | memoryview:
+        """See RawBody."""
+        if self._held:
+            return self._held.popleft()
+        self._take_back()
+        while self._remaining and not self._full and not self._has_ended:
+            is_enough = self._filled >= self._remaining or not await self._may_fill_up()
+            if self._filled and is_enough:
+                break
+        return self._take()
+
+    async def _may_fill_up(self) -> bool:
+        """Wait for more; false if what is there should go now, since nothing more has come."""
+        if not self._filled:
+            await self._wait(self._timeout)
+            return True
+        with suppress(TimeoutError):
+            await self._wait(LINGER)
+            return True
+        return False
+
+    async def splice(self, move: Move[M]) -> M | None:
+        """See RawBody: what is encrypted has to be read."""
+        return None
+
+    def close(self) -> None:
+        """See RawBody."""
+        self._transport.pause_reading()
+        # The transport may keep this object until the peer has answered the end of TLS.
+        self._is_closed = True
+        self._current = memoryview(b"")
+        self._free.clear()
+        self._full.clear()
+        POOL.give_back(self._buffers)
+
+    def _take(self) -> memoryview:
+        """What has been filled, oldest first; nothing at the end."""
+        if not self._full and self._filled:
+            self._put_current()
+        if not self._remaining or not self._full:
+            return memoryview(b"")
+        self._lent = self._full.popleft()
+        piece = self._lent[: self._remaining]
+        self._remaining -= len(piece)
+        return piece
+
+    def _take_back(self) -> None:
+        """The reader needs the buffer no more that it was lent."""
+        if self._lent is None:
+            return
+        whole = memoryview(self._lent.obj)
+        self._lent = None
+        if self._filled == self._size:
+            self._full.append(self._current)
+            self._current, self._filled = whole, 0
+            self._transport.resume_reading()
+        else:
+            self._free.append(whole)
+
+    async def _wait(self, timeout: float) -> None:
+        self._arrived = asyncio.get_running_loop().create_future()
+        async with asyncio.timeout(timeout):
+            await self._arrived
+
+    # --- the transport's side ---
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return memoryview(bytearray(SCRATCH)) if self._is_closed else self._current[self._filled :]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if self._is_closed:
+            return
+        self._filled += nbytes
+        if self._filled == self._size and self._free:
+            self._put_current()
+        elif self._filled == self._size:
+            self._transport.pause_reading()
+        self._wake()
+
+    def _put_current(self) -> None:
+        self._full.append(self._current[: self._filled])
+        self._current, self._filled = self._free.popleft(), 0
+
+    def eof_received(self) -> None:
+        self._has_ended = True
+        self._wake()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._has_ended = True
+        self._former.connection_lost(exc)  # aiohttp keeps count of its connections
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._arrived is not None:
+            _settle(self._arrived)
+
+
+def _settle(arrived: asyncio.Future[None]) -> None:
+    if not arrived.done():
+        arrived.set_result(None)

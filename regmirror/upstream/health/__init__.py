@@ -1,0 +1,1 @@
+"""Whether an upstream is available, shared by all processes of one storage."""

@@ -1,0 +1,60 @@
+"""One client's request while it is answered: what is known of it, and how it ended."""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import dataclass, field
+from typing import Literal
+
+from aiohttp.web_request import BaseRequest
+
+from regmirror.mirror.cache_status import Outcome
+from regmirror.telemetry.events import Kind, RequestServed, Result
+
+UNKNOWN_UPSTREAM = "unknown"  # the label of requests that name no upstream of this mirror
+
+
+def new_request_id() -> str:
+    """A name for one request in the log."""
+    return f"{random.getrandbits(64):016x}"
+
+
+@dataclass(slots=True)
+class Exchange:
+    """Filled in by the handlers; told as one RequestServed when the request has ended."""
+
+    request: BaseRequest
+    began: float = field(default_factory=time.perf_counter)
+    kind: Kind | Literal[""] = ""
+    upstream: str = UNKNOWN_UPSTREAM
+    result: Result = "error"
+    cache_status: str = ""
+    status: int = 0
+    sent_bytes: int = 0
+    answered: float = 0.0
+    error: str = ""
+    headers: dict[str, str] = field(default_factory=dict)  # on whatever is answered
+
+    def answer(self, outcome: Outcome) -> None:
+        """The content is at hand: what remains is to send it."""
+        self.result, self.cache_status = outcome.result, outcome.cache_status
+        self.answered = time.perf_counter()
+
+    def event(self) -> RequestServed:
+        now = time.perf_counter()
+        return RequestServed(
+            request_id=self.request.headers.get("X-Request-Id", "")[:64] or new_request_id(),
+            client=self.request.remote or "",
+            method=self.request.method,
+            path=self.request.rel_url.raw_path,
+            status=self.status,
+            kind=self.kind,
+            upstream=self.upstream,
+            result=self.result,
+            cache_status=self.cache_status,
+            sent_bytes=self.sent_bytes,
+            seconds=now - self.began,
+            first_byte=(self.answered or now) - self.began,
+            error=self.error,
+        )

@@ -1,1 +1,0 @@
-"""Pages and endpoints for people and monitoring, beside the registry API."""

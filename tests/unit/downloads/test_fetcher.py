@@ -1,0 +1,133 @@
+"""How a blob is fetched on while its upstream comes and goes."""
+
+import pytest
+
+from regmirror.downloads.fetcher import PAUSES, RESTS_MAX, TRICKLE, fetch
+from regmirror.errors import UpstreamFailed, UpstreamLied, UpstreamResting, UpstreamTimeout
+from tests.unit.downloads.scripted import DATA, Says, Script, broken
+
+RESTING = UpstreamResting("registry.test", "is not asked", reason="circuit-open", retry_after=5.0)
+HALF = len(DATA) // 2
+
+
+class Bytes:
+    """A sink in memory."""
+
+    def __init__(self):
+        self.data, self.size = b"", None
+
+    @property
+    def offset(self):
+        return len(self.data)
+
+    async def begin(self, size, source):
+        self.size = size
+
+    async def append(self, piece):
+        self.data += piece
+
+    async def draw(self, body):
+        return 0
+
+    async def is_right(self):
+        return self.data == DATA
+
+    def note_resumed(self):
+        pass
+
+    def take_other(self):
+        return None
+
+    def put_back(self, source):
+        pass
+
+    def refuse(self, source, error):
+        pass
+
+    def suspect(self, source):
+        pass
+
+
+@pytest.fixture
+def pauses():
+    return []
+
+
+@pytest.fixture
+def sleep(pauses):
+    async def note(seconds):
+        pauses.append(seconds)
+
+    return note
+
+
+async def test_an_upstream_that_rests_is_waited_for(sleep, pauses):
+    """B19, B33: what broke off is resumed when the circuit may be closed again."""
+    refused = Says(error=broken, refuses=True)
+    script = Script(
+        [Says(stop=HALF, error=broken), refused, refused, Says(error=RESTING, refuses=True), Says()]
+    )
+    sink = Bytes()
+    await fetch(script.source, sink, sleep)
+    assert sink.data == DATA
+    assert pauses == [*PAUSES, 5.0]
+    assert script.asked == [0, *[HALF] * 4]
+
+
+async def test_an_upstream_that_rests_on_is_given_up(sleep, pauses):
+    """B20: within a bound."""
+    script = Script([Says(stop=HALF, error=broken), Says(error=RESTING, refuses=True)])
+    with pytest.raises(UpstreamResting):
+        await fetch(script.source, Bytes(), sleep)
+    assert pauses.count(5.0) == RESTS_MAX
+
+
+async def test_a_blob_that_has_not_begun_waits_for_nobody(sleep, pauses):
+    """B34: its client is to fall back."""
+    with pytest.raises(UpstreamResting):
+        await fetch(Script([Says(error=RESTING, refuses=True)]).source, Bytes(), sleep)
+    assert pauses == []
+
+
+async def test_other_failures_are_as_before(sleep, pauses):
+    script = Script([Says(stop=HALF, error=broken), Says(error=broken, refuses=True)])
+    with pytest.raises(UpstreamFailed):
+        await fetch(script.source, Bytes(), sleep)
+    assert pauses == list(PAUSES)
+
+
+async def test_what_is_moved_beside_this_program_is_counted_as_well(sleep):
+    """B40: a blob that is spliced into its file has no more bytes than were told."""
+
+    class Spliced(Bytes):
+        async def draw(self, body):
+            self.moved = getattr(self, "moved", 0) + 1
+            return len(DATA) if self.moved == 1 else 0
+
+    with pytest.raises(UpstreamLied, match="sent more than"):
+        await fetch(Script([Says()]).source, Spliced(), sleep)
+
+
+LATE = UpstreamTimeout("registry.test", "did not answer", reason="read")
+LARGE = bytes(20 * TRICKLE)
+
+
+def stutter(brings):
+    """A source each of whose answers brings so many bytes, and then nothing for too long."""
+    stops = range(brings, 20 * brings, brings)
+    return Script([*(Says(LARGE, stop, error=LATE) for stop in stops), Says(LARGE)])
+
+
+async def test_bytes_that_trickle_forgive_no_failure(sleep, pauses):
+    """B35, B100: an upstream that sends a few bytes and stalls, at every try, is given up."""
+    with pytest.raises(UpstreamTimeout):
+        await fetch(stutter(TRICKLE // 2).source, Bytes(), sleep)
+    assert pauses == list(PAUSES[1:])
+
+
+async def test_a_slow_upstream_that_brings_much_each_time_is_not_given_up(sleep, pauses):
+    """B19."""
+    sink = Bytes()
+    await fetch(stutter(TRICKLE).source, sink, sleep)
+    assert len(sink.data) == len(LARGE)
+    assert pauses == [PAUSES[0]] * 19

@@ -1,0 +1,420 @@
+"""Whose upstream brought the bytes of a blob, and what readers of each repository may have of them."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+
+from regmirror.downloads import fetcher as fetching
+from regmirror.downloads import registry as sharing
+from regmirror.downloads import start_limiter as starting
+from regmirror.downloads.registry import Downloads
+from regmirror.errors import (
+    Unavailable,
+    UpstreamFailed,
+    UpstreamLied,
+    UpstreamNotFound,
+    UpstreamRateLimited,
+)
+from regmirror.oci.names import Digest, Repository
+from regmirror.telemetry.events import DownloadEnded
+from tests.fake_registry import random_bytes
+from tests.mirror_fixture import until
+from tests.unit.downloads.scripted import DATA, DIGEST, REPOSITORY, Bench, Says, Script, broken
+from tests.unit.downloads.test_registry import read_all
+
+OTHER = Repository("other.test", "team/app")
+LARGE = random_bytes(200_000)
+LARGE_DIGEST = Digest.of(LARGE)
+ABSENT = UpstreamNotFound("registry.test", "has no such blob")
+
+
+@pytest.fixture
+def bulk():
+    with ThreadPoolExecutor(2) as pool:
+        yield pool
+
+
+@pytest.fixture
+def bench(tmp_path, bulk):
+    return Bench(tmp_path, bulk)
+
+
+@pytest.fixture
+async def downloads(bench):
+    downloads = Downloads(bench.workshop)
+    yield downloads
+    await downloads.close()
+
+
+@pytest.fixture
+async def elsewhere(tmp_path, bulk):
+    """The downloads of another process on the same storage."""
+    downloads = Downloads(Bench(tmp_path, bulk).workshop)
+    yield downloads
+    await downloads.close()
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """What hangs is noticed at once."""
+    monkeypatch.setattr(fetching, "STALL", 0.02)
+
+
+def named(number):
+    return Repository("registry.test", f"invented/name{number}")
+
+
+def from_other(*answers, **more):
+    return Script([*answers], repository=OTHER, **more)
+
+
+# --- what proves the right of a repository ---
+
+
+async def test_every_byte_from_its_own_upstream_proves_the_right_of_a_repository(downloads, bench):
+    """B67: and of no other one, which is recorded with the verified blob."""
+    gate = asyncio.Event()
+    follower, _ = await downloads.join(DIGEST, Script([Says(gate=gate)]).source)
+    assert follower.proves(REPOSITORY)
+    assert not follower.proves(OTHER)
+    gate.set()
+    assert await read_all(follower) == DATA
+    follower.close()
+    await bench.events.wait_for(DownloadEnded)
+    assert bench.proven == [{REPOSITORY}]
+
+
+async def test_a_reader_that_joins_for_another_repository_proves_nothing(downloads, bench):
+    gate = asyncio.Event()
+    first, _ = await downloads.join(DIGEST, Script([Says(gate=gate)]).source)
+    second, joined = await downloads.join(DIGEST, from_other(Says()).source)
+    assert joined
+    assert (second.proves(OTHER), second.proves(REPOSITORY)) == (False, True)
+    gate.set()
+    first.close()
+    second.close()
+
+
+@pytest.mark.parametrize(
+    ("note", "proven"),
+    [
+        ({"origin": str(REPOSITORY)}, [{REPOSITORY}]),
+        ({"origin": str(REPOSITORY), "origin_until": 2_000}, [set()]),
+        ({"origin": str(OTHER)}, [set()]),
+        ({}, [set()]),
+    ],
+    ids=["its own", "in part", "another's", "unknown"],
+)
+async def test_what_is_resumed_proves_a_right_if_its_origin_is_known(downloads, bench, note, proven):
+    """B67: a left-over is no evidence by itself."""
+    bench.leave(DATA[:6_000], flowing=True, size=len(DATA), **note)
+    follower, _ = await downloads.join(DIGEST, Script([Says()]).source)
+    assert follower.proves(REPOSITORY) == (proven == [{REPOSITORY}])
+    assert await read_all(follower) == DATA
+    follower.close()
+    await bench.events.wait_for(DownloadEnded)
+    assert bench.proven == proven
+
+
+async def test_a_whole_left_over_proves_nothing_since_no_upstream_was_asked(downloads, bench):
+    bench.leave(DATA, flowing=True, size=len(DATA), origin=str(REPOSITORY))
+    follower, _ = await downloads.join(DIGEST, Script([Says()]).source)
+    assert not follower.proves(REPOSITORY)
+    follower.close()
+    await bench.events.wait_for(DownloadEnded)
+    assert bench.proven == [set()]
+
+
+async def test_a_follower_in_another_process_knows_the_origin(downloads, elsewhere, bench):
+    """B13, B67: by the note."""
+    gate = asyncio.Event()
+    first, _ = await downloads.join(DIGEST, Script([Says(gate=gate)]).source)
+    unused = Script([Says()])
+    second, _ = await elsewhere.join(DIGEST, unused.source)
+    third, _ = await elsewhere.join(DIGEST, from_other(Says()).source)
+    assert (second.proves(REPOSITORY), third.proves(OTHER)) == (True, False)
+    gate.set()
+    assert await read_all(second) == DATA
+    assert unused.asked == []
+    for follower in (first, second, third):
+        follower.close()
+
+
+# --- where another upstream goes on ---
+
+
+async def change_upstreams(downloads, digest, data, stop):
+    """A reader of a repository whose upstream hangs after ``stop`` bytes, and then another one's."""
+    rest = asyncio.Event()
+    hanging = Script([Says(data, stop=stop, gate=asyncio.Event())])
+    going_on = from_other(Says(data, gate=rest))
+    first, _ = await downloads.join(digest, hanging.source)
+    assert first.proves(REPOSITORY)
+    second, _ = await downloads.join(digest, going_on.source)
+    await until(lambda: going_on.asked == [stop], "the other one goes on")
+    while await second.wait_beyond(len(data) - 2) < len(data) - 1:
+        pass
+    return first, second, rest
+
+
+async def test_a_reader_gets_nothing_from_another_upstream_before_all_is_verified(downloads, bench, quick):
+    """B67: an upstream that sends a little of what it does not have must not get its client the rest."""
+    first, second, rest = await change_upstreams(downloads, LARGE_DIGEST, LARGE, stop=100_000)
+    assert (first.proves(REPOSITORY), first.proves(OTHER)) == (False, False)
+    assert await first.wait_beyond(0) == 100_000
+    waiting = asyncio.create_task(first.wait_beyond(100_000))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    rest.set()
+    assert await waiting == len(LARGE)
+    first.close()
+    second.close()
+    await bench.events.wait_for(DownloadEnded)
+    assert bench.proven == [set()]
+
+
+async def test_a_few_right_bytes_do_not_stand_for_the_rest(downloads, bench, quick):
+    """B67: the first bytes of many files can be guessed."""
+    first, second, rest = await change_upstreams(downloads, DIGEST, DATA, stop=1_000)
+    rest.set()
+    assert await read_all(second) == DATA
+    assert await first.wait_beyond(0) == 1_000 or first.size == len(DATA)
+    with pytest.raises(Unavailable):
+        await first.wait_beyond(1_000)
+    first.close()
+    second.close()
+
+
+# --- what one is refused ---
+
+
+async def test_a_refusal_reaches_the_readers_of_its_own_repository_alone(downloads, bench):
+    """B20: one request for all who wait for one repository; the others have theirs."""
+    absent = Script([Says(error=ABSENT, refuses=True)])
+    limited = UpstreamRateLimited("other.test", "limits the rate", retry_after=60.0)
+    others = from_other(Says(error=limited, refuses=True))
+    third = Script([Says()], repository=named(1))
+    tasks = [
+        asyncio.create_task(downloads.join(DIGEST, script.source))
+        for script in (absent, others, third)
+        for _ in range(4)
+    ]
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert results[:8] == [ABSENT] * 4 + [limited] * 4
+    assert [script.asked for script in (absent, others, third)] == [[0], [0], [0]]
+    for follower, _ in results[8:]:
+        assert await read_all(follower) == DATA
+        follower.close()
+
+
+async def test_names_that_hang_do_not_keep_a_name_that_is_served_from_its_turn(downloads, bench, quick):
+    """B35: the more of them fail or hang, the more are requested at once."""
+    hung = [Script([Says()], repository=named(number)) for number in range(20)]
+    for script in hung:
+        script._open = lambda offset: _Never()
+    tasks = [asyncio.create_task(downloads.join(DIGEST, script.source)) for script in hung]
+    await asyncio.sleep(0)
+    follower, _ = await downloads.join(DIGEST, from_other(Says()).source)
+    assert await read_all(follower) == DATA
+    follower.close()
+    for task in tasks:
+        task.cancel()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    for result in results:
+        if isinstance(result, tuple):
+            result[0].close()
+
+
+class _Never:
+    """An upstream that does not answer."""
+
+    async def __aenter__(self):
+        await asyncio.Event().wait()
+
+    async def __aexit__(self, *error):
+        pass
+
+
+async def test_wrong_bytes_are_fetched_again_for_a_reader_that_has_none(downloads, bench):
+    """B2: the others end short."""
+    gate = asyncio.Event()
+    wrong = Script([Says(b"?" + DATA[1:], gate=gate)])
+    right = from_other(Says())
+    first, _ = await downloads.join(DIGEST, wrong.source)
+    second, _ = await downloads.join(DIGEST, right.source)
+    gate.set()
+    assert await second.wait_beyond(len(DATA) - 1) == len(DATA)
+    assert second.proves(OTHER)
+    with pytest.raises(UpstreamLied):
+        await read_all(first)
+    assert (wrong.asked, right.asked) == ([0], [0])
+    first.close()
+    second.close()
+
+
+async def test_wrong_bytes_of_two_upstreams_are_no_fault_of_the_second(downloads, bench, quick):
+    """B20: it may have sent the right ones to what the first one had begun."""
+    wrong = Script([Says(b"?" * 1_000, size=len(DATA), gate=asyncio.Event())])
+    right = from_other(Says())
+    first, _ = await downloads.join(DIGEST, wrong.source)
+    second, _ = await downloads.join(DIGEST, right.source)
+    assert await second.wait_beyond(len(DATA) - 1) == len(DATA)
+    assert right.asked == [1_000, 0]
+    first.close()
+    second.close()
+
+
+async def test_a_size_that_the_first_upstream_made_up_is_no_fault_of_the_second(downloads, bench):
+    """B20: where they disagree, each one's own readers have its own answer."""
+    breaking = UpstreamFailed("registry.test", "broke off", reason="truncated")
+    lying = Script([Says(stop=0, size=5, error=breaking)])
+    right = from_other(Says())
+    first = asyncio.create_task(downloads.join(DIGEST, lying.source))
+    second = asyncio.create_task(downloads.join(DIGEST, right.source))
+    follower, _ = await second
+    with pytest.raises((UpstreamLied, UpstreamFailed)):
+        await read_all(follower)
+    follower.close()
+    again, _ = await downloads.join(DIGEST, right.source)
+    assert await read_all(again) == DATA
+    again.close()
+    (await first)[0].close()
+
+
+async def test_another_process_that_fails_for_another_repository_is_taken_over(downloads, elsewhere, bench):
+    """B13, B20: from where it stopped."""
+    breaking = Script([Says(stop=3_000, error=broken)])
+    script = from_other(Says())
+    first, _ = await downloads.join(DIGEST, breaking.source)
+    second, _ = await elsewhere.join(DIGEST, script.source)
+    assert await read_all(second) == DATA
+    assert script.asked == [3_000]
+    with pytest.raises(UpstreamFailed):
+        await read_all(first)
+    first.close()
+    second.close()
+
+
+async def test_a_reader_that_joins_one_failure_after_the_other_is_told_to_come_again(
+    downloads, bench, monkeypatch
+):
+    """B34: within a bound."""
+    monkeypatch.setattr(sharing, "JOINS_MAX", 2)
+    hung = Script([Says()], repository=named(1))
+    hung._open = lambda offset: _Never()
+    other = from_other(Says())
+    tries = []
+
+    async def wait(download, source):
+        download.readers += 1
+        if source is other_source:
+            tries.append(download)
+            download.fail(ABSENT, str(named(1)))
+            raise ABSENT
+        await download.wait_started(source.repository)
+
+    other_source = other.source
+    monkeypatch.setattr(downloads, "_wait_started", wait)
+    task = asyncio.create_task(downloads.join(DIGEST, hung.source))
+    await asyncio.sleep(0)
+    with pytest.raises(Unavailable, match="other downloads"):
+        await downloads.join(DIGEST, other_source)
+    assert len(tries) == 2
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+# --- how many may begin ---
+
+
+async def test_a_download_whose_clients_have_all_left_is_ended_before_it_has_begun(
+    downloads, bench, monkeypatch
+):
+    """B100: nobody waits for the upstream's answer any more."""
+    monkeypatch.setattr(sharing, "ABANDONED", 0.0)
+    script = Script([Says()])
+    script._open = lambda offset: _Never()
+    tasks = [asyncio.create_task(downloads.join(DIGEST, script.source)) for _ in range(2)]
+    await until(lambda: bench.staged() != [], "the download has begun")
+    for task in tasks:
+        task.cancel()
+    await until(lambda: len(downloads) == 0, "it has ended")
+    assert bench.staged() == []
+
+
+async def test_a_client_whose_deadline_is_extended_keeps_its_download(downloads, bench):
+    """B20: whoever waits again in the same moment causes no second request."""
+    gate = asyncio.Event()
+    script = Script([Says()])
+    opened = script._open
+    script._open = lambda offset: _Late(gate, opened(offset))
+    try:
+        async with asyncio.timeout(0.02):
+            await downloads.join(DIGEST, script.source)
+    except TimeoutError:
+        again = asyncio.create_task(downloads.join(DIGEST, script.source))
+    await asyncio.sleep(0)
+    gate.set()
+    follower, joined = await again
+    assert joined
+    assert script.asked == [0]
+    follower.close()
+
+
+class _Late:
+    def __init__(self, gate, answer):
+        self.gate, self.answer = gate, answer
+
+    async def __aenter__(self):
+        await self.gate.wait()
+        return await self.answer.__aenter__()
+
+    async def __aexit__(self, *error):
+        return await self.answer.__aexit__(*error)
+
+
+async def test_downloads_beyond_the_limit_wait_for_their_turn_and_hold_nothing(bench):
+    """B100, B35: those of another upstream do not wait for them."""
+    downloads = Downloads(bench.workshop, _starting=starting.Starting(limit=1))
+    hung = Script([Says()])
+    hung._open = lambda offset: _Never()
+    digest = Digest.of(b"another")
+    first = asyncio.create_task(downloads.join(DIGEST, hung.source))
+    await until(lambda: bench.staged() != [], "the first has begun")
+    second = asyncio.create_task(downloads.join(digest, replace(hung.source, repository=named(1))))
+    await asyncio.sleep(0.02)
+    assert len(bench.staged()) == 1
+    data = from_other(Says(b"another"))
+    follower, joined = await downloads.join(digest, data.source)
+    assert joined
+    assert await read_all(follower) == b"another"
+    follower.close()
+    for task in (first, second):
+        task.cancel()
+    await asyncio.gather(first, second, return_exceptions=True)
+    await downloads.close()
+
+
+async def test_a_turn_that_does_not_come_is_an_answer(bench):
+    """B34: 503 with Retry-After."""
+    downloads = Downloads(bench.workshop, _starting=starting.Starting(limit=0, turn_max=0.01))
+    with pytest.raises(Unavailable, match="downloads wait") as raised:
+        await downloads.join(DIGEST, Script([Says()]).source)
+    assert raised.value.retry_after == 5
+    await downloads.close()
+
+
+async def test_names_of_readers_that_have_left_are_forgotten(downloads, bench):
+    """B100: a long download does not grow with the names that were invented meanwhile."""
+    gate = asyncio.Event()
+    first, _ = await downloads.join(DIGEST, Script([Says(gate=gate)]).source)
+    for number in range(50):
+        follower, _ = await downloads.join(DIGEST, Script([Says()], repository=named(number)).source)
+        follower.close()
+    assert [source.repository for source in downloads.find(DIGEST).sources] == [REPOSITORY]
+    gate.set()
+    first.close()

@@ -1,0 +1,230 @@
+"""Blobs in flight and those who read them."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from regmirror.downloads.registry import Downloads
+from regmirror.errors import Unavailable, UpstreamFailed, UpstreamLied, UpstreamNotFound
+from regmirror.oci.names import Digest
+from regmirror.telemetry.events import DownloadEnded, DownloadStarted, FollowersChanged
+from tests.mirror_fixture import open_files, until
+from tests.unit.downloads.scripted import DATA, DIGEST, Bench, Says, Script, broken
+
+SIZE = len(DATA)
+
+
+@pytest.fixture
+def bench(tmp_path):
+    with ThreadPoolExecutor(2) as bulk:
+        yield Bench(tmp_path, bulk)
+
+
+@pytest.fixture
+async def downloads(bench):
+    downloads = Downloads(bench.workshop)
+    yield downloads
+    await downloads.close()
+
+
+async def read_all(follower):
+    """Everything, as it becomes visible."""
+    position, received = 0, b""
+    while (limit := await follower.wait_beyond(position)) > position:
+        received += b"".join([piece async for piece in follower.read(position, limit)])
+        position = limit
+        if position == follower.size:
+            break
+    return received
+
+
+async def test_the_first_starts_a_download_and_the_others_join_it(downloads, bench):
+    """B12: one fetch for many."""
+    script = Script([Says(gate=asyncio.Event())])
+    joined = [await downloads.join(DIGEST, script.source) for _ in range(3)]
+    assert [flag for _, flag in joined] == [False, True, True]
+    assert len(downloads) == 1
+    script.answers[0].gate.set()
+    assert [await read_all(follower) for follower, _ in joined] == [DATA] * 3
+    assert script.asked == [0]
+    for follower, _ in joined:
+        follower.close()
+
+
+@pytest.mark.parametrize("size", [-1, None], ids=["known size", "unknown size"])
+async def test_a_late_joiner_gets_what_is_there_at_once(downloads, bench, size):
+    """B15: from the file on disk, then it goes on with the others."""
+    gate = asyncio.Event()
+    script = Script([Says(size=size, gate=gate, stop=5_000, error=broken), Says(size=size)])
+    first, _ = await downloads.join(DIGEST, script.source)
+    while await first.wait_beyond(4_998) < 4_999:
+        pass
+    late, joined = await downloads.join(DIGEST, script.source)
+    assert joined
+    assert await late.wait_beyond(0) == await first.wait_beyond(0) >= 4_999
+    gate.set()
+    assert await read_all(late) == DATA
+    first.close()
+    late.close()
+
+
+async def test_a_download_goes_on_when_everybody_has_left(downloads, bench):
+    """B16: it belongs to the process."""
+    script = Script([Says(gate=asyncio.Event())])
+    follower, _ = await downloads.join(DIGEST, script.source)
+    follower.close()
+    script.answers[0].gate.set()
+    await bench.events.wait_for(DownloadEnded)
+    assert bench.stored() == DATA
+
+
+async def test_who_leaves_while_waiting_for_the_upstream_disturbs_nobody(downloads, bench):
+    """B16: the one who caused the download included."""
+    gate = asyncio.Event()
+    script = Script([Says()])
+    opened = script._open
+
+    def open_late(offset):
+        return _Late(gate, opened(offset))
+
+    script._open = open_late
+    tasks = [asyncio.create_task(downloads.join(DIGEST, script.source)) for _ in range(2)]
+    await until(lambda: len(downloads) == 1, "the download has begun")
+    tasks[0].cancel()
+    await asyncio.wait([tasks[0]])
+    gate.set()
+    follower, _ = await tasks[1]
+    assert await read_all(follower) == DATA
+    follower.close()
+
+
+class _Late:
+    """An answer that comes after the gate is open."""
+
+    def __init__(self, gate, answer):
+        self.gate, self.answer = gate, answer
+
+    async def __aenter__(self):
+        await self.gate.wait()
+        return await self.answer.__aenter__()
+
+    async def __aexit__(self, *error):
+        return await self.answer.__aexit__(*error)
+
+
+async def test_a_failure_reaches_every_waiter_and_is_not_kept(downloads, bench):
+    """B20: then one retry, not one per waiter."""
+    script = Script([Says(error=broken, refuses=True), Says()])
+    tasks = [asyncio.create_task(downloads.join(DIGEST, script.source)) for _ in range(5)]
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert results == [broken] * 5
+    assert script.asked == [0]
+    retries = [asyncio.create_task(downloads.join(DIGEST, script.source)) for _ in range(5)]
+    for follower, _ in await asyncio.gather(*retries):
+        assert await read_all(follower) == DATA
+        follower.close()
+    assert script.asked == [0, 0]
+
+
+async def test_a_failure_in_the_middle_reaches_every_reader(downloads, bench):
+    """B5, B20: nobody waits for ever."""
+    script = Script([Says(stop=5_000, error=broken)])
+    followers = [(await downloads.join(DIGEST, script.source))[0] for _ in range(3)]
+    results = await asyncio.gather(*map(read_all, followers), return_exceptions=True)
+    assert [type(result) for result in results] == [UpstreamFailed] * 3
+    for follower in followers:
+        follower.close()
+
+
+async def test_readers_of_wrong_bytes_never_get_the_last_one(downloads, bench):
+    """B2: and the next download starts from nothing."""
+    script = Script([Says(b"?" + DATA[1:]), Says()])
+    follower, _ = await downloads.join(DIGEST, script.source)
+    with pytest.raises(UpstreamLied):
+        await read_all(follower)
+    follower.close()
+    assert bench.stored() is None
+    second, joined = await downloads.join(DIGEST, script.source)
+    assert not joined
+    assert await read_all(second) == DATA
+    second.close()
+
+
+async def test_an_empty_body_is_verified_before_anything_is_said(downloads, bench):
+    """B2, B6: there is no last byte to hold back, and an empty 200 would be whole."""
+    with pytest.raises(UpstreamLied):
+        await downloads.join(DIGEST, Script([Says(b"")]).source)
+    follower, _ = await downloads.join(Digest.of(b""), Script([Says(b"")]).source)
+    assert follower.size == 0
+    assert await read_all(follower) == b""
+    follower.close()
+
+
+async def test_a_process_without_descriptors_says_so(downloads, bench, monkeypatch):
+    """B44: that is no fault of the disk, and the upstream could not be asked either."""
+
+    def refuse(digest):
+        raise OSError(24, "Too many open files")
+
+    script = Script([Says()])
+    monkeypatch.setattr(bench.staging, "open", refuse)
+    with pytest.raises(Unavailable, match="Too many open files"):
+        await downloads.join(DIGEST, script.source)
+    (ended,) = await bench.events.wait_for(DownloadEnded)
+    assert "Too many open files" in ended.error
+    assert script.asked == []
+
+
+async def test_the_file_is_closed_when_the_last_reader_has_left(downloads, bench):
+    """B17: no descriptor leaks, whichever order download and readers end in."""
+
+    def ours() -> list[str]:
+        return [name for name in open_files() if name.startswith(str(bench.store.root))]
+
+    script = Script([Says()])
+    first, _ = await downloads.join(DIGEST, script.source)
+    second, _ = await downloads.join(DIGEST, script.source)
+    first.close()
+    await bench.events.wait_for(DownloadEnded)
+    assert await read_all(second) == DATA
+    second.close()
+    await until(lambda: not ours(), "every file is closed")
+    early, _ = await downloads.join(Digest.of(b"x"), Script([Says(b"x")]).source)
+    early.close()
+    early.close()
+    await bench.events.wait_for(DownloadEnded, 2)
+    absent = Script([Says(error=UpstreamNotFound("registry.test", "no"), refuses=True)])
+    with pytest.raises(UpstreamNotFound):
+        await downloads.join(Digest.of(b"y"), absent.source)
+    await until(lambda: not ours(), "every file is closed")
+
+
+async def test_closing_stops_downloads_and_keeps_what_has_arrived(downloads, bench):
+    """B16: what is interrupted stays resumable."""
+    script = Script([Says(stop=5_000, gate=asyncio.Event()), Says()])
+    follower, _ = await downloads.join(DIGEST, script.source)
+    while await follower.wait_beyond(4_999) < 5_000:
+        pass
+    await downloads.close()
+    with pytest.raises(Unavailable, match="interrupted"):
+        await follower.wait_beyond(5_000)
+    follower.close()
+    again, _ = await downloads.join(DIGEST, script.source)
+    assert await read_all(again) == DATA
+    again.close()
+    assert script.asked == [0, 5_000]
+
+
+async def test_listeners_are_told_of_downloads_and_readers(downloads, bench):
+    script = Script([Says(stop=5_000, error=broken), Says()])
+    follower, _ = await downloads.join(DIGEST, script.source)
+    await read_all(follower)
+    follower.close()
+    (ended,) = await bench.events.wait_for(DownloadEnded)
+    assert len(bench.events.of(DownloadStarted)) == 1
+    assert sum(event.delta for event in bench.events.of(FollowersChanged)) == 0
+    assert (ended.digest, ended.size, ended.resumed, ended.error) == (DIGEST, SIZE, 1, "")
+    assert (ended.upstream, ended.repository) == ("registry.test", "team/app")

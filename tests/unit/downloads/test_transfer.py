@@ -1,0 +1,428 @@
+"""How a blob gets into its file: resuming, verifying, and taking over from another process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from regmirror.downloads.download import Download
+from regmirror.downloads.fetcher import PAUSES
+from regmirror.downloads.transfer import Transfer
+from regmirror.errors import RegistryError, Unavailable, UpstreamFailed, UpstreamLied, UpstreamNotFound
+from regmirror.oci.names import Digest
+from regmirror.telemetry.events import NotStored, VerificationFailed
+from tests.mirror_fixture import until
+from tests.unit.downloads.scripted import DATA, DIGEST, Bench, Says, Script, broken, no_range
+
+SIZE = len(DATA)
+NOT_FOUND = UpstreamNotFound("registry.test", "has no such blob")
+
+
+@pytest.fixture
+def bulk():
+    with ThreadPoolExecutor(2) as pool:
+        yield pool
+
+
+@pytest.fixture
+def bench(tmp_path, bulk):
+    return Bench(tmp_path, bulk)
+
+
+@pytest.fixture
+def other(tmp_path, bulk):
+    """What another process has on the same storage."""
+    return Bench(tmp_path, bulk)
+
+
+@pytest.fixture
+def start():
+    """A function that starts a download's transfer: the download and its task."""
+    downloads = []
+
+    def start_transfer(bench, script, digest=DIGEST):
+        download = Download(digest, script.source)
+        downloads.append(download)
+        return download, asyncio.create_task(Transfer(bench.workshop, download).run())
+
+    yield start_transfer
+    for download in downloads:
+        if download.descriptor >= 0:
+            os.close(download.descriptor)
+
+
+async def test_a_verified_blob_is_stored_recorded_and_no_longer_staged(bench, start):
+    download, task = start(bench, Script([Says()]))
+    await task
+    assert bench.stored() == DATA
+    assert bench.recorded == [(DIGEST, SIZE)]
+    assert bench.staged() == []
+    assert download.visible == SIZE
+
+
+@pytest.mark.parametrize("size", [-1, None], ids=["known size", "unknown size"])
+async def test_the_last_byte_is_held_back_until_the_upstream_has_ended(bench, start, size):
+    """B2: bytes flow at once, the last one is held back until the hash matches."""
+    says = Says(size=size, gate=asyncio.Event())
+    download, task = start(bench, Script([says]))
+    await until(lambda: download.written == SIZE, "all bytes are in the file")
+    assert download.visible == SIZE - 1
+    assert not download.verified
+    says.gate.set()
+    await task
+    assert download.visible == SIZE
+
+
+@pytest.mark.parametrize("size", [-1, None], ids=["known size", "unknown size"])
+async def test_wrong_bytes_never_become_visible_as_a_whole(bench, start, size):
+    """B2: nothing is kept, and the events say so."""
+    wrong = DATA[:-1] + b"?"
+    download, task = start(bench, Script([Says(wrong, size=size)]))
+    with pytest.raises(UpstreamLied, match="other content"):
+        await task
+    assert download.visible == SIZE - 1
+    assert bench.stored() is None
+    assert bench.staged() == []
+    assert bench.recorded == []
+    (event,) = bench.events.of(VerificationFailed)
+    assert (event.upstream, event.digest, event.where) == ("registry.test", DIGEST, "upstream")
+
+
+async def test_more_bytes_than_were_told_are_a_lie(bench, start):
+    download, task = start(bench, Script([Says(DATA + b"more", size=SIZE)]))
+    with pytest.raises(UpstreamLied, match="sent more than"):
+        await task
+    assert download.visible < SIZE
+    assert bench.staged() == []
+
+
+async def test_what_broke_off_is_asked_for_from_where_it_stands(bench, start):
+    """B19: resumed by Range, and nothing is fetched twice."""
+    script = Script([Says(stop=3_000, error=broken), Says(stop=7_000, error=broken), Says()])
+    download, task = start(bench, script)
+    await task
+    assert script.asked == [0, 3_000, 7_000]
+    assert download.resumed == 2
+    assert bench.stored() == DATA
+
+
+async def test_what_comes_again_from_the_start_is_skipped_and_not_appended(bench, start):
+    """B19: an upstream that ignores Range."""
+    script = Script([Says(stop=3_500, error=broken), Says(whole=True)])
+    _, task = start(bench, script)
+    await task
+    assert bench.stored() == DATA
+
+
+async def test_an_upstream_whose_ranges_are_wrong_is_asked_for_everything(bench, start):
+    """B19: a Content-Range of another place, or 416, must not end the download."""
+    script = Script([Says(stop=3_500, error=broken), Says(error=no_range, refuses=True), Says()])
+    _, task = start(bench, script)
+    await task
+    assert script.asked == [0, 3_500, 0]
+    assert bench.stored() == DATA
+
+
+async def test_another_size_at_the_resume_is_a_lie(bench, start):
+    """B2: else what was promised to clients would end before the digest is known."""
+    script = Script([Says(stop=3_000, error=broken), Says(DATA + DATA)])
+    download, task = start(bench, script)
+    with pytest.raises(UpstreamLied, match="size"):
+        await task
+    assert download.visible < SIZE
+    assert bench.staged() == []
+
+
+async def test_a_size_told_at_the_first_answer_is_kept_when_later_ones_do_not_tell(bench, start):
+    script = Script([Says(stop=3_000, error=broken), Says(size=None)])
+    download, task = start(bench, script)
+    await task
+    assert download.size == SIZE
+    assert bench.stored() == DATA
+
+
+async def test_an_upstream_that_brings_nothing_more_is_given_up_after_some_tries(bench, start):
+    """B5: what has arrived stays for the next pull."""
+    script = Script([Says(stop=3_000, error=broken)])
+    _, task = start(bench, script)
+    with pytest.raises(UpstreamFailed, match="broke off"):
+        await task
+    assert script.asked == [0, *[3_000] * len(PAUSES)]
+    assert bench.pauses == list(PAUSES)
+    assert len(bench.staged()) == 2
+    assert bench.stored() is None
+
+
+async def test_an_upstream_that_has_no_such_blob_is_asked_once(bench, start):
+    """B20: what failed before the first byte is not repeated here."""
+    script = Script([Says(error=NOT_FOUND, refuses=True)])
+    download, task = start(bench, script)
+    with pytest.raises(UpstreamNotFound):
+        await task
+    assert script.asked == [0]
+    assert not download.started
+    assert bench.staged() == []
+
+
+@pytest.mark.parametrize("size", [SIZE, None], ids=["known size", "unknown size"])
+async def test_what_an_earlier_process_left_is_resumed(bench, start, size):
+    """B7: after kill -9 the rest is fetched, and what was there is hashed with it."""
+    bench.leave(DATA[:6_000], flowing=True, size=size)
+    script = Script([Says()])
+    download, task = start(bench, script)
+    await task
+    assert script.asked == [6_000]
+    assert download.resumed == 1
+    assert bench.stored() == DATA
+
+
+async def test_a_whole_left_over_file_needs_no_upstream(bench, start):
+    bench.leave(DATA, flowing=True, size=SIZE)
+    script = Script([Says()])
+    _, task = start(bench, script)
+    await task
+    assert script.asked == []
+    assert bench.stored() == DATA
+
+
+async def test_a_whole_left_over_file_of_unknown_size_is_recognised(bench, start):
+    """B7: its writer died after the last byte of a body without length; the upstream says 416."""
+    bench.leave(DATA, flowing=True)
+    script = Script([Says(error=no_range, refuses=True)])
+    _, task = start(bench, script)
+    await task
+    assert bench.stored() == DATA
+
+
+@pytest.mark.parametrize(
+    "left",
+    [DATA[:5_000] + bytes(1_000), DATA + b"more"],
+    ids=["wrong bytes", "too many bytes"],
+)
+async def test_a_spoilt_left_over_file_spoils_one_pull_at_most(bench, start, left):
+    """B7: it is never served, and the next pull works."""
+    bench.leave(left, flowing=True)
+    script = Script([Says(), Says()])
+    _, task = start(bench, script)
+    with pytest.raises(RegistryError):
+        await task
+    assert bench.stored() is None
+    _, task = start(bench, script)
+    await task
+    assert bench.stored() == DATA
+
+
+async def test_a_left_over_file_longer_than_its_note_says_is_begun_anew(bench, start):
+    bench.leave(DATA + b"more", flowing=True, size=SIZE)
+    script = Script([Says()])
+    _, task = start(bench, script)
+    await task
+    assert script.asked == [0]
+    assert bench.stored() == DATA
+
+
+async def test_what_is_stored_meanwhile_is_not_fetched(bench, other, start):
+    await start(other, Script([Says()]))[1]
+    script = Script([Says()])
+    download, task = start(bench, script)
+    await task
+    assert script.asked == []
+    assert download.visible == SIZE
+    assert os.pread(download.descriptor, SIZE, 0) == DATA
+    assert bench.staged() == []
+
+
+async def test_an_empty_blob_is_stored(bench, start):
+    """B48: empty blobs exist."""
+    empty = Digest.of(b"")
+    _, task = start(bench, Script([Says(b"")]), empty)
+    await task
+    assert bench.stored(empty) == b""
+
+
+async def test_what_cannot_be_adopted_is_had_all_the_same(bench, start, monkeypatch):
+    """B44: all bytes are here and right; nothing is recorded, and nothing partial stays."""
+    monkeypatch.setattr(bench.store, "adopt", full)
+    download, task = start(bench, Script([Says()]))
+    await task
+    assert os.pread(download.descriptor, SIZE + 1, 0) == DATA
+    assert download.visible == SIZE
+    assert bench.recorded == []
+    assert bench.stored() is None
+    assert bench.staged() == []
+    assert [event.reason for event in bench.events.of(NotStored)] == ["disk"]
+
+
+async def full(*_):
+    raise OSError(28, "No space left on device")
+
+
+async def test_a_disk_that_fails_with_no_reader_ends_the_transfer(bench, start, monkeypatch):
+    """B44: what nobody waits for is not fetched to be thrown away."""
+    script = Script([Says()])
+    monkeypatch.setattr(os, "pwrite", fail_to_write)
+    _, task = start(bench, script)
+    with pytest.raises(Unavailable, match="No space left on device"):
+        await task
+    assert script.asked == [0]
+    assert bench.staged() == []
+
+
+def fail_to_write(*_):
+    raise OSError(28, "No space left on device")
+
+
+# --- two processes ---
+
+
+async def test_the_second_process_follows_the_first_and_asks_nothing(bench, other, start):
+    """B13: one writer, elected by the lock."""
+    says = Says(gate=asyncio.Event())
+    writer, written = start(bench, Script([says]))
+    await until(lambda: writer.written == SIZE, "the writer has everything")
+    script = Script([Says()])
+    follower, followed = start(other, script)
+    await until(lambda: follower.written == SIZE, "the follower sees everything")
+    assert follower.size == SIZE
+    assert follower.visible == SIZE - 1
+    says.gate.set()
+    await asyncio.gather(written, followed)
+    assert script.asked == []
+    assert follower.visible == SIZE
+    assert os.pread(follower.descriptor, SIZE, 0) == DATA
+
+
+@pytest.mark.parametrize(
+    ("says", "kind"),
+    [
+        (Says(error=NOT_FOUND, refuses=True, gate=None), UpstreamNotFound),
+        (Says(DATA[:-1] + b"?"), UpstreamLied),
+    ],
+)
+async def test_the_writers_failure_is_the_followers_failure(bench, other, start, says, kind):
+    """B20: and the follower does not ask the upstream again."""
+    gate = asyncio.Event()
+    script = Script([says])
+    held = _held_until(gate, script)
+    _, written = start(bench, held)
+    await until(lambda: held.asked != [], "the writer has asked")
+    follower_script = Script([Says()])
+    _, followed = start(other, follower_script)
+    await until(lambda: other.pauses != [], "the follower waits")
+    gate.set()
+    results = await asyncio.gather(written, followed, return_exceptions=True)
+    assert [type(result) for result in results] == [kind, kind]
+    assert str(results[0]) == str(results[1])
+    assert follower_script.asked == []
+
+
+def _held_until(gate, script):
+    """The same script, whose upstream takes its time to answer."""
+
+    class Held(Script):
+        def _open(self, offset):
+            return _after(gate, super()._open(offset))
+
+    return Held(script.answers)
+
+
+class _after:  # noqa: N801  # reads as a function
+    def __init__(self, gate, manager):
+        self.gate, self.manager = gate, manager
+
+    async def __aenter__(self):
+        await self.gate.wait()
+        return await self.manager.__aenter__()
+
+    async def __aexit__(self, *error):
+        return await self.manager.__aexit__(*error)
+
+
+async def test_an_adoption_that_failed_costs_the_follower_no_request(bench, other, start, monkeypatch):
+    """B44: the file has no name any more, but all its bytes are there and right."""
+    says = Says(gate=asyncio.Event())
+    monkeypatch.setattr(bench.store, "adopt", full)
+    _, written = start(bench, Script([says]))
+    script = Script([Says()])
+    follower, followed = start(other, script)
+    await until(lambda: follower.written == SIZE, "the follower follows")
+    says.gate.set()
+    await asyncio.gather(written, followed)
+    assert script.asked == []
+    assert follower.visible == SIZE
+    assert os.pread(follower.descriptor, SIZE + 1, 0) == DATA
+    assert other.stored() is None
+    assert other.staged() == []
+
+
+async def test_the_follower_has_the_last_byte_before_the_file_is_safe_on_disk(
+    bench, other, start, monkeypatch
+):
+    """B2, B13: what the writer has verified is verified; nobody waits for its disk."""
+    adopt, is_safe = bench.store.adopt, asyncio.Event()
+
+    async def adopt_later(staged, digest):
+        await is_safe.wait()
+        await adopt(staged, digest)
+
+    monkeypatch.setattr(bench.store, "adopt", adopt_later)
+    _, written = start(bench, Script([Says()]))
+    script = Script([Says()])
+    follower, followed = start(other, script)
+    await until(lambda: follower.verified, "the follower knows that all is right")
+    assert follower.visible == SIZE
+    assert other.stored() is None
+    is_safe.set()
+    await asyncio.gather(written, followed)
+    assert other.stored() == DATA
+    assert script.asked == []
+
+
+async def test_a_note_that_a_killed_writer_left_verifies_no_other_file(bench, other, start):
+    """B1, B7: killed between the blob's adoption and the end of its note, and the blob is fetched again."""
+    bench.leave(b"", flowing=True, verified=True, size=SIZE, upstream="registry.test")
+    writer = bench.staging.open(DIGEST)
+    assert writer.try_lock()
+    script = Script([Says()])
+    follower, followed = start(other, script)
+    await until(lambda: len(other.pauses) > 3, "the follower has looked at the note")
+    assert not follower.verified
+    assert follower.visible == 0
+    writer.close()
+    await followed
+    assert script.asked == [0]
+    assert other.stored() == DATA
+
+
+async def test_the_follower_takes_over_where_a_dead_writer_stopped(bench, other, start):
+    """B13, B19: a writer that ends in whatever way is replaced, by Range."""
+    writer, written = start(bench, Script([Says(stop=6_000, gate=asyncio.Event())]))
+    await until(lambda: writer.written == 6_000, "the writer has a part")
+    script = Script([Says()])
+    follower, followed = start(other, script)
+    await until(lambda: follower.written == 6_000, "the follower sees it")
+    written.cancel()
+    await followed
+    assert script.asked == [6_000]
+    assert follower.visible == SIZE
+    assert os.pread(follower.descriptor, SIZE, 0) == DATA
+    assert other.stored() == DATA
+    assert other.recorded == [(DIGEST, SIZE)]
+    assert other.staged() == []
+
+
+async def test_a_takeover_that_finds_wrong_bytes_keeps_the_last_byte_back(bench, other, start):
+    """B2: what the dead writer had let through is hashed as well."""
+    writer, written = start(bench, Script([Says(b"?" + DATA[1:6_000], size=SIZE, gate=asyncio.Event())]))
+    await until(lambda: writer.written == 6_000, "the writer has a part")
+    follower, followed = start(other, Script([Says()]))
+    await until(lambda: follower.written == 6_000, "the follower sees it")
+    written.cancel()
+    with pytest.raises(UpstreamLied):
+        await followed
+    assert follower.visible < SIZE
+    assert other.stored() is None
+    assert other.staged() == []

@@ -1,0 +1,93 @@
+"""Reads of the database: one that is late is nobody else's matter, and no answer is not a no."""
+
+import asyncio
+
+import pytest
+from sqlalchemy.exc import OperationalError
+
+from regmirror.errors import MetadataUnavailable
+from regmirror.metadata import bounded_reads as reads
+from regmirror.metadata.bounded_reads import READS_MAX, Reads, is_in_doubt, noting_doubt
+from tests.mirror_fixture import until
+
+
+class World:
+    """A database whose reads and pings wait for events."""
+
+    def __init__(self):
+        self.told, self.begun = [], 0
+        self.answer, self.pong = asyncio.Event(), asyncio.Event()
+        self.reads = Reads(self.told.append, self.ping)
+
+    async def ping(self):
+        await self.pong.wait()
+
+    async def read(self):
+        self.begun += 1
+        await self.answer.wait()
+        return "answer"
+
+    async def end(self):
+        self.answer.set()
+        self.pong.set()
+        await until(lambda: not len(self.reads), "every read has ended")
+        await self.reads.close()
+
+
+@pytest.fixture
+async def world(monkeypatch):
+    monkeypatch.setattr(reads, "READ_PATIENCE", 0.01)
+    monkeypatch.setattr(reads, "PING_PATIENCE", 1_000)
+    world = World()
+    yield world
+    await world.end()
+
+
+async def quick():
+    return "quick"
+
+
+async def failing():
+    raise OperationalError("SELECT", {}, Exception("disk I/O error"))
+
+
+async def test_one_late_read_delays_nobody_else(world):
+    """B44: the others are answered, while the database answers."""
+    with pytest.raises(MetadataUnavailable):
+        await world.reads.do(world.read())
+    assert await world.reads.do(quick()) == "quick"
+    assert await world.reads.find(quick()) == "quick"
+    assert [str(error) for error in world.told] == ["the database does not answer"]
+
+
+async def test_a_database_that_answers_no_ping_is_not_waited_for(world, monkeypatch):
+    """B34, B44: else each read of each pull would wait, and clients fall back after 3 s."""
+    await world.reads.find(world.read())
+    monkeypatch.setattr(reads, "PING_PATIENCE", 0)
+    monkeypatch.setattr(reads, "READ_PATIENCE", 1_000)
+    assert await world.reads.find(world.read()) is None
+    assert world.begun == 1
+    world.pong.set()
+    world.answer.set()
+    await until(lambda: not world.reads.is_stuck, "the ping is answered")
+    assert await world.reads.find(world.read()) == "answer"
+
+
+async def test_late_reads_are_bounded(world):
+    """B100: each holds memory until the database answers."""
+    await asyncio.gather(*(world.reads.find(world.read()) for _ in range(READS_MAX + 5)))
+    assert world.begun == len(world.reads) == READS_MAX
+
+
+async def test_a_read_without_an_answer_puts_its_request_in_doubt(world):
+    """B44: the request alone that met it, and the work that it began."""
+    with noting_doubt() as sure:
+        await world.reads.find(quick())
+        assert not is_in_doubt()
+    for question in (failing, world.read):
+        with noting_doubt() as doubt:
+            assert await asyncio.create_task(world.reads.find(question())) is None
+            assert is_in_doubt()
+        assert doubt.is_noted
+    assert not sure.is_noted
+    assert not is_in_doubt()

@@ -1,0 +1,75 @@
+"""Patterns over names."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from regmirror.oci.globs import compile_glob, matches, matches_any
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text"),
+    [
+        ("**", "team-a/app"),
+        ("**", ""),
+        ("team-a/**", "team-a/x/y"),
+        ("team-a/*", "team-a/x"),
+        ("*/app", "team/app"),
+        ("app?", "app1"),
+        ("[0-9]", "7"),
+        ("[!0-9]", "x"),
+        ("[a-]", "-"),
+        ("a.b", "a.b"),
+        ("docker.io/library/*:[0-9]*.[0-9]*", "docker.io/library/alpine:3.20"),
+        ("[", "["),
+    ],
+)
+def test_matches(pattern, text):
+    assert matches(pattern, text)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text"),
+    [
+        ("team-a/**", "team-a"),
+        ("team-a/**", "team-ab/x"),
+        ("team-a/*", "team-a/x/y"),
+        ("*", "a/b"),
+        ("?", "/"),
+        ("[!0-9]", "/"),
+        ("[!0-9]", "7"),
+        ("a.b", "axb"),
+        ("app", "app\n"),
+        ("app", "my/app"),
+        ("", "x"),
+    ],
+)
+def test_does_not_match(pattern, text):
+    assert not matches(pattern, text)
+
+
+@pytest.mark.parametrize("pattern", ["[z-a]", "team/[9-0]*", "[!]"])
+def test_a_set_that_makes_no_sense_is_refused(pattern):
+    """It is found when the configuration is read, not when the first client asks."""
+    with pytest.raises(ValueError, match="is not a pattern"):
+        compile_glob(pattern)
+
+
+@given(st.text(alphabet="ab[]!*?-^\\/.{}()|+$", max_size=12), st.text(max_size=8))
+def test_any_pattern_is_understood_or_refused(pattern, text):
+    try:
+        compiled = compile_glob(pattern)
+    except ValueError:
+        return
+    assert matches(pattern, text) == (compiled.fullmatch(text) is not None)
+
+
+@given(st.text(alphabet="abc/.:-_0", max_size=20))
+def test_a_text_without_special_characters_matches_itself_alone(text):
+    assert matches(text, text)
+    assert not matches(text, text + "x")
+
+
+def test_one_of_several_patterns_is_enough():
+    assert matches_any(["x", "a/*"], "a/b")
+    assert not matches_any([], "a/b")

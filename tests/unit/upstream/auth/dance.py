@@ -1,0 +1,100 @@
+"""An upstream that answers the token dance by a script."""
+
+import base64
+from dataclasses import dataclass, field
+
+from multidict import CIMultiDict
+from yarl import URL
+
+from regmirror.errors import UpstreamError
+from regmirror.upstream.auth.credentials import Credential
+from regmirror.upstream.auth.flow import Authenticator, Fetch, Find, Ping, Send
+from regmirror.upstream.auth.tokens import Token, use_until
+
+HOME = URL("https://registry-1.docker.io")
+BEARER = 'Bearer realm="https://auth.docker.io/token",service="registry.docker.io"'
+ALICE = Credential("alice", "old")
+NEW_ALICE = Credential("alice", "new")
+ALPINE, BUSYBOX = "library/alpine", "library/busybox"
+
+
+@dataclass
+class Reply:
+    """What the upstream answers; like Exchange, as far as the dance looks."""
+
+    status: int = 200
+    challenges: tuple[str, ...] = ()
+    excerpt: str = ""
+    is_home: bool = True
+
+    @property
+    def headers(self):
+        return CIMultiDict([("WWW-Authenticate", line) for line in self.challenges])
+
+
+def refused(*challenges):
+    return Reply(401, challenges or (BEARER,))
+
+
+def basic(credential):
+    encoded = base64.b64encode(f"{credential.username}:{credential.secret}".encode()).decode()
+    return f"Basic {encoded}"
+
+
+@dataclass
+class World:
+    """An upstream that answers by a script, and a clock that stands still."""
+
+    home: URL = HOME
+    auth_hosts: list[str] = field(default_factory=list)
+    credentials: list[Credential | None] = field(default_factory=lambda: [None])
+    now: float = 0.0
+    steps: list[object] = field(default_factory=list)
+    token_errors: list[Exception | None] = field(default_factory=list)
+    issued: int = 0
+
+    def __post_init__(self):
+        self.auth = Authenticator("docker.io", self.home, self.auth_hosts, lambda: self.now)
+
+    def run(self, *answers, repository=ALPINE):
+        """The last answer of one request; the steps that it took are left in `steps`."""
+        self.steps = []
+        waiting = list(answers)
+        flow = self.auth.request(repository)
+        try:
+            step = next(flow)
+            while True:
+                self.steps.append(step)
+                try:
+                    result = self.result_of(step, waiting)
+                except UpstreamError as error:
+                    step = flow.throw(error)
+                else:
+                    step = flow.send(result)
+        except StopIteration as stop:
+            assert waiting == []
+            return stop.value
+
+    def result_of(self, step, waiting):
+        match step:
+            case Send() | Ping():
+                return waiting.pop(0)
+            case Find(is_refused):
+                if is_refused and len(self.credentials) > 1:
+                    self.credentials.pop(0)
+                return self.credentials[0]
+            case Fetch(grant):
+                if self.token_errors and (error := self.token_errors.pop(0)):
+                    raise error
+                self.issued += 1
+                token = Token(f"token-{self.issued}", use_until(self.now, 300.0))
+                self.auth.tokens.put(grant.key, token)
+                return token
+
+    @property
+    def sent(self):
+        return [step.authorization for step in self.steps if isinstance(step, Send)]
+
+    @property
+    def fetched(self):
+        return [step.grant for step in self.steps if isinstance(step, Fetch)]

@@ -1,0 +1,158 @@
+"""When an upstream is left alone, decided without a clock and without an upstream."""
+
+from dataclasses import replace
+
+import pytest
+
+from regmirror.upstream.health.circuit import (
+    ALLOWANCE_MAX_AGE,
+    OPENS_AFTER,
+    PROBE_INTERVAL,
+    WAIT_MAX,
+    Circuit,
+    after_allowance,
+    after_answer,
+    after_claim,
+    after_failure,
+    after_limit,
+    after_look,
+    is_scarce,
+    seconds_limited,
+    seconds_to_probe,
+)
+
+NOW = 1_700_000_000.0
+
+
+WELL = Circuit()
+
+
+def failed(times, circuit=WELL, now=NOW):
+    """After so many failures, each of a request that began after the one before had failed."""
+    for number in range(times):
+        circuit = after_failure(circuit, now + number, now + number + 0.5, "refused")
+    return circuit
+
+
+OPEN = failed(OPENS_AFTER)
+
+
+def test_it_opens_after_failures_in_a_row():
+    """B33: two are bad luck, three are an outage."""
+    assert not failed(OPENS_AFTER - 1).is_open
+    assert OPEN.is_open
+    assert OPEN.reason == "refused"
+
+
+def test_an_answer_forgives_failures():
+    """B33: in a row means with no answer in between."""
+    circuit = failed(1, after_answer(failed(OPENS_AFTER - 1)))
+    assert not circuit.is_open
+    assert circuit.failures == 1
+
+
+def test_an_answer_closes_it_and_keeps_the_limits():
+    """B33, B30: being well and being allowed are two things."""
+    circuit = after_answer(after_limit(OPEN, "manifests", 60, NOW))
+    assert not circuit.is_open
+    assert circuit.failures == 0
+    assert seconds_limited(circuit, "manifests", NOW) == 60
+
+
+def test_an_answer_while_all_is_well_changes_nothing():
+    """So that nothing is written then."""
+    circuit = after_allowance(Circuit(), 100, 50, NOW)
+    assert after_answer(circuit) is circuit
+
+
+def test_what_fails_together_has_failed_once():
+    """B33: fifty connections that break at one moment are one failure."""
+    circuit = after_failure(Circuit(), NOW, NOW + 2, "reset")
+    for number in range(50):
+        circuit = after_failure(circuit, NOW + number / 50, NOW + 2 + number / 50, "reset")
+    assert circuit.failures == 1
+
+
+def test_a_clock_that_was_set_back_does_not_hide_failures():
+    circuit = after_failure(Circuit(), NOW + 9000, NOW + 9001, "reset")
+    assert after_failure(circuit, NOW, NOW + 1, "reset").failures == 2
+
+
+def test_one_probe_an_interval_is_claimed():
+    """B33: the first an interval after it opened, and whoever comes next waits an interval again."""
+    opened = OPEN.opened_at
+    assert after_claim(OPEN, opened + PROBE_INTERVAL - 0.1) is OPEN
+    claimed = after_claim(OPEN, opened + PROBE_INTERVAL)
+    assert claimed is not OPEN
+    assert after_claim(claimed, opened + PROBE_INTERVAL + 0.1) is claimed
+    assert after_claim(claimed, opened + 2 * PROBE_INTERVAL) is not claimed
+
+
+def test_a_failed_probe_leaves_it_open():
+    claimed = after_claim(OPEN, OPEN.opened_at + PROBE_INTERVAL)
+    again = after_failure(claimed, claimed.probe_at - 4, claimed.probe_at - 3, "status-500")
+    assert (again.is_open, again.opened_at, again.reason) == (True, OPEN.opened_at, "status-500")
+    assert again.probe_at == claimed.probe_at
+
+
+def test_nothing_is_claimed_while_it_is_closed():
+    well = Circuit()
+    assert after_claim(well, NOW) is well
+
+
+@pytest.mark.parametrize(("later", "seconds"), [(0, 5), (3, 2), (4.9, 1), (60, 1), (-7200, 1)])
+def test_clients_are_told_when_to_come_back(later, seconds):
+    """B34: at least a second, and never longer than an interval, whatever the clock did."""
+    assert seconds_to_probe(OPEN, OPEN.opened_at + later) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    ("scope", "refused"),
+    [
+        ("manifests", {"manifests"}),
+        ("tokens", {"manifests", "tokens"}),
+        ("blobs", {"manifests", "blobs"}),
+    ],
+)
+def test_what_a_limit_is_about(scope, refused):
+    """B30: pulls are counted by manifests; what limits even blobs limits everything."""
+    circuit = after_limit(Circuit(), scope, 30, NOW)
+    found = {kind for kind in ("manifests", "blobs", "tokens") if seconds_limited(circuit, kind, NOW)}
+    assert found == refused
+
+
+def test_a_limit_has_an_end():
+    """B30: until Retry-After, and no longer than the longest wait."""
+    circuit = after_limit(Circuit(), "manifests", 30, NOW)
+    assert seconds_limited(circuit, "manifests", NOW + 29) == 1
+    assert seconds_limited(circuit, "manifests", NOW + 30) == 0
+    assert seconds_limited(after_limit(circuit, "manifests", 1e9, NOW), "manifests", NOW) == WAIT_MAX
+
+
+def test_the_longer_of_two_limits_counts():
+    circuit = after_limit(after_limit(Circuit(), "manifests", 60, NOW), "manifests", 5, NOW + 1)
+    assert seconds_limited(circuit, "manifests", NOW + 1) == 59
+
+
+def test_a_limit_from_the_future_is_nonsense():
+    """The clock was set back: nobody waits longer than the longest wait for that."""
+    circuit = after_limit(Circuit(), "manifests", 60, NOW + 86400)
+    assert seconds_limited(circuit, "manifests", NOW) == 0
+    assert seconds_limited(after_limit(circuit, "manifests", 5, NOW), "manifests", NOW) == 5
+
+
+@pytest.mark.parametrize(
+    ("remaining", "reserve", "scarce"), [(9, 10, True), (10, 10, False), (0, 0, False), (-1, 10, False)]
+)
+def test_the_reserve(remaining, reserve, scarce):
+    """B31: -1 stands for an upstream that tells no limit."""
+    assert is_scarce(replace(Circuit(), remaining=remaining), reserve) is scarce
+
+
+def test_now_and_then_one_may_look_what_is_left():
+    seen = after_allowance(Circuit(), 100, 3, NOW)
+    assert after_look(seen, NOW + ALLOWANCE_MAX_AGE) is seen
+    looked = after_look(seen, NOW + ALLOWANCE_MAX_AGE + 1)
+    assert looked is not seen
+    assert after_look(looked, NOW + ALLOWANCE_MAX_AGE + 2) is looked
+    assert after_look(seen, NOW - 10) is not seen, "the clock was set back"
