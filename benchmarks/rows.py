@@ -45,11 +45,11 @@ from pathlib import Path
 from regmirror.config.schema import Config
 from regmirror.metadata.store import MetadataStore
 from regmirror.metadata.upgrade import database_path
-from regmirror.maintenance.toolkit import open_keeping
+from regmirror.maintenance.toolkit import open_toolkit
 
 async def main(root, with_sweep):
     metadata = MetadataStore(database_path(root))
-    keeping, began = open_keeping(root, metadata, lambda event: None), time.monotonic()
+    keeping, began = open_toolkit(root, metadata, lambda event: None), time.monotonic()
     swept = await keeping.sweep() if with_sweep else None
     sweeping = time.monotonic() - began
     tally = await keeping.collector(Config()).collect(lambda removal: None)

@@ -12,11 +12,11 @@
         ├── BlobUnknown        404            ├── UpstreamNotFound    404
         └── Denied             403            ├── UpstreamDenied      404  (never its challenge)
                                               ├── UpstreamRateLimited 429
-                                              ├── UpstreamResting     503  (its circuit is open)
+                                              ├── UpstreamCircuitOpen     503  (its circuit is open)
                                               ├── UpstreamTimeout     504
                                               ├── UpstreamUnreachable 502
                                               └── UpstreamFailed      502
-                                                  └── UpstreamLied    502  (wrong bytes)
+                                                  └── UpstreamContentInvalid    502  (wrong bytes)
 
 Exactly one place turns these into HTTP answers: ``regmirror.v2.responses``.
 """
@@ -148,7 +148,7 @@ class UpstreamRateLimited(UpstreamError):
     code, status = "TOOMANYREQUESTS", 429
 
 
-class UpstreamResting(UpstreamError):
+class UpstreamCircuitOpen(UpstreamError):
     """It has failed repeatedly and is not asked until a probe of ours has been answered."""
 
     code, status = "UNAVAILABLE", 503
@@ -166,5 +166,5 @@ class UpstreamFailed(UpstreamError):
     """An HTTP answer that is of no use: 5xx, a broken body, a redirect without end."""
 
 
-class UpstreamLied(UpstreamFailed):
+class UpstreamContentInvalid(UpstreamFailed):
     """Content that is not what its digest or media type says."""

@@ -36,7 +36,7 @@ from yarl import URL
 
 from regmirror.config.schema import BUILT_IN, Config
 from regmirror.oci.names import Digest
-from regmirror.server.app import RUNNING, Running, create_app, prepare
+from regmirror.server.app import WORKER, Worker, create_app, prepare
 from regmirror.server.generation import Times
 from regmirror.telemetry.events import Event
 from regmirror.v2.connection import Runner
@@ -178,7 +178,7 @@ class RunningMirror:
     config: Config
     client: Client
     server: web.Server
-    running: Running
+    running: Worker
     rewrite: Callable[..., Config]
     clock: Clock = field(default_factory=Clock)
     events: EventLog = field(default_factory=EventLog)
@@ -260,7 +260,7 @@ async def run_mirror(
     *,
     clock: Clock | None = None,
     patience: float = 1.5,
-    uncached_patience: float = 2.8,
+    cold_deadline: float = 2.8,
     authority: trustme.CA | None = None,
     **tables: Any,
 ) -> AsyncIterator[RunningMirror]:
@@ -274,7 +274,7 @@ async def run_mirror(
     config = make_config(storage, upstreams, **tables)
     prepare(config)
     runner = Runner(
-        create_app(config, events, times=Times(clock.now, clock.monotonic, patience, uncached_patience)),
+        create_app(config, events, times=Times(clock.now, clock.monotonic, patience, cold_deadline)),
         access_log=None,
         shutdown_timeout=0.5,
         keepalive_timeout=150.0,
@@ -292,7 +292,7 @@ async def run_mirror(
         url = f"{'https' if tls else 'http'}://127.0.0.1:{runner.addresses[0][1]}"
         async with _open_session(authority) as http:
             assert runner.server is not None
-            client, running = Client(url, http), runner.app[RUNNING]
+            client, running = Client(url, http), runner.app[WORKER]
             yield RunningMirror(config, client, runner.server, running, rewrite, clock, events)
     finally:
         await runner.cleanup()

@@ -19,14 +19,14 @@ PACKAGE = ROOT / "regmirror"
 TABLE = ROOT / "docs" / "bounds.md"
 
 GROWABLE = {
-    "Lru", "KeptLists", "SingleFlight", "Flight", "Absences", "PreparedAnswers", "TokenCache",
+    "Lru", "KeptLists", "SingleFlight", "Flight", "NegativeCache", "ResponseCache", "TokenCache",
     "dict", "list", "set", "deque", "defaultdict", "OrderedDict", "Counter", "ChainMap",
     "bytearray", "BytesIO",
     "WeakKeyDictionary", "WeakValueDictionary", "WeakSet", "ContextVar",
     "Queue", "LifoQueue", "PriorityQueue", "SimpleQueue",
 }  # fmt: skip
 POOLS = {
-    "ThreadPoolExecutor", "ProcessPoolExecutor", "Semaphore", "BoundedSemaphore", "Slots",
+    "ThreadPoolExecutor", "ProcessPoolExecutor", "Semaphore", "BoundedSemaphore", "ConnectionLimiter",
     "create_async_engine", "TCPConnector",
 }  # fmt: skip
 CACHES = {"cache", "lru_cache", "cached_property"}

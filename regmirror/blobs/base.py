@@ -13,7 +13,7 @@ from regmirror.oci.names import Digest
 PIECE = 256 * 1024  # bytes a read yields at most
 
 
-class NoRoom(RegmirrorError):
+class InsufficientSpace(RegmirrorError):
     """There is no room for a blob: by the ``quota`` that is configured, or on the ``disk``."""
 
     def __init__(self, reason: Literal["quota", "disk"], message: str) -> None:
@@ -26,7 +26,7 @@ class Blob(Protocol):
     """A stored file, a stored object, or a download in flight; ``close`` it after use.
 
     ``size`` is None only while a download's upstream has not told it.
-    ``descriptor`` is a file descriptor fit for ``sendfile`` and ``pread`` of what ``wait_beyond``
+    ``descriptor`` is a file descriptor fit for ``sendfile`` and ``pread`` of what ``wait_until_readable``
     last told, where there is one; it is asked for anew each time.
     """
 
@@ -36,7 +36,7 @@ class Blob(Protocol):
     @property
     def descriptor(self) -> int | None: ...
 
-    async def wait_beyond(self, offset: int) -> int:
+    async def wait_until_readable(self, offset: int) -> int:
         """Wait until bytes after ``offset`` can be read; how far one can read from the start.
 
         Returns ``offset`` itself at the end of a blob whose size was not known.
@@ -45,7 +45,7 @@ class Blob(Protocol):
         ...
 
     def read(self, start: int, stop: int) -> AsyncIterator[bytes]:
-        """The bytes from ``start`` to ``stop``, which ``wait_beyond`` has told of, in pieces of at
+        """The bytes from ``start`` to ``stop``, which ``wait_until_readable`` has told of, in pieces of at
         most PIECE bytes.
 
         Raises OSError if the store holds fewer.
@@ -71,7 +71,7 @@ class BlobStore(Protocol):
         """The blob, opened, or None."""
         ...
 
-    async def adopt(self, staged: Path, digest: Digest) -> None:
+    async def commit(self, staged: Path, digest: Digest) -> None:
         """Take over a verified file: all or nothing, durable when it returns."""
         ...
 

@@ -47,7 +47,7 @@ class LocalBlob:
     def descriptor(self) -> int:
         return self._descriptor
 
-    async def wait_beyond(self, offset: int) -> int:
+    async def wait_until_readable(self, offset: int) -> int:
         return self.size
 
     async def read(self, start: int, stop: int) -> AsyncIterator[bytes]:
@@ -190,7 +190,7 @@ class LocalBlobStore:
     async def find(self, digest: Digest) -> LocalBlob | None:
         return self.open(digest)
 
-    async def adopt(self, staged: Path, digest: Digest) -> None:
+    async def commit(self, staged: Path, digest: Digest) -> None:
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._syncs, self._adopt, staged, self.path(digest))
 

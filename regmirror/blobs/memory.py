@@ -19,7 +19,7 @@ class MemoryBlob:
         self._data = data
         self.size = len(data)
 
-    async def wait_beyond(self, offset: int) -> int:
+    async def wait_until_readable(self, offset: int) -> int:
         return self.size
 
     async def read(self, start: int, stop: int) -> AsyncIterator[bytes]:
@@ -42,7 +42,7 @@ class MemoryBlobStore:
         found = self._blobs.get(digest)
         return None if found is None else MemoryBlob(found[0])
 
-    async def adopt(self, staged: Path, digest: Digest) -> None:
+    async def commit(self, staged: Path, digest: Digest) -> None:
         self._blobs[digest] = (staged.read_bytes(), time.time())
         staged.unlink()
 

@@ -38,7 +38,7 @@ _PROBE = 64 * 1024  # bytes written to see whether there is room
 
 
 @dataclass(frozen=True, slots=True)
-class Note:
+class DownloadState:
     """What the writer tells the followers: ``failure`` is the name of an error class.
 
     ``flowing`` means that an upstream has answered with content, of ``size`` if it told;
@@ -58,7 +58,9 @@ class Note:
     origin_until: int | None = None
 
     @classmethod
-    def of_failure(cls, error: RegistryError, repository: str = "", *, before: Note | None = None) -> Note:
+    def of_failure(
+        cls, error: RegistryError, repository: str = "", *, before: DownloadState | None = None
+    ) -> DownloadState:
         """Why the writer of ``repository`` gave up; what it knew of the bytes ``before`` stays."""
         upstream = error.upstream if isinstance(error, UpstreamError) else ""
         message = error.message.removeprefix(f"{upstream}: ")[:300]
@@ -138,30 +140,30 @@ class StagedFile:
             return False
         return self.descriptor < 0 or _same(self.path, self.descriptor)
 
-    def is_adopted_as(self, final: Path) -> bool:
+    def is_committed_as(self, final: Path) -> bool:
         """Whether these very bytes are the stored blob by now."""
         return self.descriptor >= 0 and _same(final, self.descriptor)
 
-    def is_verified(self, note: Note, final: Path) -> bool:
+    def is_verified(self, note: DownloadState, final: Path) -> bool:
         """Whether ``note`` says of these very bytes that they are all here and right.
 
         A writer that was killed may have left a note about an earlier file.
         """
         if not note.verified or self.descriptor < 0 or note.size != self.size:
             return False
-        return _same(self.path, self.descriptor) or self.is_adopted_as(final)
+        return _same(self.path, self.descriptor) or self.is_committed_as(final)
 
-    def read_note(self) -> Note:
+    def read_state(self) -> DownloadState:
         """The writer's note; an empty one while there is none."""
         return _parse_note(os.pread(self._note_descriptor, _NOTE_MAX, 0))
 
-    def write_note(self, note: Note) -> None:
+    def write_state(self, note: DownloadState) -> None:
         """Best effort: without it followers wait until the lock is free, and then find out alone."""
         line = json.dumps({**asdict(note), "boot": _boot_id()}).encode()[: _NOTE_MAX - 1] + b"\n"
         with suppress(OSError):
             os.pwrite(self._note_descriptor, line, 0)
 
-    def clear_note(self) -> None:
+    def clear_state(self) -> None:
         """Take back whatever the note says; raises OSError, since it may be of another file."""
         os.ftruncate(self._note_descriptor, 0)
 
@@ -177,7 +179,7 @@ class StagedFile:
             with suppress(OSError):
                 path.unlink(missing_ok=True)
 
-    def forget_note(self) -> None:
+    def delete_state(self) -> None:
         """Remove the note after the adoption. Writer only."""
         with suppress(OSError):
             self._note_path.unlink(missing_ok=True)
@@ -211,7 +213,7 @@ class Staging:
         """The note of ``digest``, created if there is none."""
         return StagedFile(self.directory / f"{digest.algorithm}-{digest.encoded}")
 
-    def find_obstacle(self) -> str:
+    def find_write_error(self) -> str:
         """Why nothing can be written here at the moment, by trying it; empty if it can."""
         probe = self.directory / f".probe-{os.getpid()}"
         try:
@@ -332,17 +334,17 @@ def _is_locked(descriptor: int) -> bool:
     return False
 
 
-def _parse_note(text: bytes) -> Note:
+def _parse_note(text: bytes) -> DownloadState:
     """The note in ``text``. Of one from before this machine was started only the size is believed:
     after a power cut it may be on disk without the bytes that it speaks of.
     """
     try:
         fields = json.loads(text.partition(b"\n")[0])
         boot = fields.pop("boot", "")
-        note = Note(**fields)
+        note = DownloadState(**fields)
     except (ValueError, TypeError, AttributeError):
-        return Note()
-    return note if boot == _boot_id() else Note(size=note.size)
+        return DownloadState()
+    return note if boot == _boot_id() else DownloadState(size=note.size)
 
 
 @cache

@@ -29,8 +29,8 @@ from regmirror.cli.output import (
 )
 from regmirror.config.schema import Config
 from regmirror.errors import RegmirrorError
-from regmirror.maintenance.eviction import Need
-from regmirror.maintenance.toolkit import Keeping, Notice, open_keeping, pretending, try_alone
+from regmirror.maintenance.eviction import Deficit
+from regmirror.maintenance.toolkit import InvalidationMarker, Toolkit, dry_run_toolkit, open_toolkit, try_turn
 from regmirror.metadata.database import DatabaseFailed
 from regmirror.metadata.gc import Removal
 from regmirror.metadata.reports import open_reports
@@ -41,7 +41,7 @@ from regmirror.oci.names import Digest
 
 LOCK_TIMEOUT: Final = 60.0  # seconds to wait for another process that collects
 NOTICE_TIME: Final = 0.25  # seconds in which every server has noticed
-Work = Callable[[Keeping], Awaitable[None]]
+Work = Callable[[Toolkit], Awaitable[None]]
 
 
 @dataclass
@@ -58,9 +58,9 @@ def collect(context: Context, *, is_dry: bool) -> None:
     """Compare files and rows, and collect what nothing references."""
     config, journal = context.load(), Journal()
 
-    async def work(keeping: Keeping) -> None:
-        await keeping.sweep()
-        await keeping.collector(config).collect(journal)
+    async def work(toolkit: Toolkit) -> None:
+        await toolkit.reconcile()
+        await toolkit.collector(config).collect(journal)
 
     _run(config, work, is_dry=is_dry)
     _print(context, journal, is_dry=is_dry)
@@ -72,9 +72,9 @@ def evict(context: Context, to: int | None, *, is_dry: bool) -> None:
     if to is None and not config.storage.max_size and not config.storage.min_free:
         raise RegmirrorError("the store has no limits: say how much may stay with --to")
 
-    async def work(keeping: Keeping) -> None:
-        room = keeping.room(config, _flush_nothing)
-        need = await room.find_excess() if to is None else Need(0, max(0, await room.used() - to))
+    async def work(toolkit: Toolkit) -> None:
+        room = toolkit.room(config, _flush_nothing)
+        need = await room.find_excess() if to is None else Deficit(0, max(0, await room.used() - to))
         await room.evict(need, journal)
 
     _run(config, work, is_dry=is_dry)
@@ -87,20 +87,20 @@ def purge(context: Context, what: str) -> None:
     naming = Naming(config)
     found, is_free = False, True
 
-    async def work(keeping: Keeping) -> None:
+    async def work(toolkit: Toolkit) -> None:
         nonlocal found, is_free
-        purger = keeping.purger(config)
+        purger = toolkit.purger(config)
         if what.startswith(("sha256:", "sha512:")):
             is_free = await purger.purge_digest(Digest(what), journal)
         elif set(what) & set("*?["):
-            for repository in await keeping.metadata.list_repositories():
+            for repository in await toolkit.metadata.list_repositories():
                 if naming.is_match_of(what, repository):
                     found = True
                     await purger.purge_repository(repository, journal)
         else:
             repository, reference = naming.parse(what)
             if not isinstance(reference, Digest):
-                found = await keeping.metadata.find_tag(repository, reference) is not None
+                found = await toolkit.metadata.find_tag(repository, reference) is not None
             await purger.purge_image(repository, reference, journal)
 
     _run(config, work, is_dry=False)
@@ -116,8 +116,8 @@ def pin(context: Context, pattern: str) -> None:
     config = context.load()
     canonical = Naming(config).canonical(pattern)
 
-    async def work(keeping: Keeping) -> None:
-        await keeping.pins.add(canonical)
+    async def work(toolkit: Toolkit) -> None:
+        await toolkit.pins.add(canonical)
 
     _run(config, work, is_dry=False, is_alone=False)
     if context.json:
@@ -132,9 +132,9 @@ def unpin(context: Context, pattern: str) -> None:
     canonical = Naming(config).canonical(pattern)
     removed = False
 
-    async def work(keeping: Keeping) -> None:
+    async def work(toolkit: Toolkit) -> None:
         nonlocal removed
-        removed = await keeping.pins.remove(canonical)
+        removed = await toolkit.pins.remove(canonical)
 
     _run(config, work, is_dry=False, is_alone=False)
     if not removed:
@@ -150,8 +150,8 @@ def pins(context: Context) -> None:
     config = context.load()
     rows: list[tuple[str, float]] = []
 
-    async def work(keeping: Keeping) -> None:
-        rows.extend((item.pattern, item.pinned_at) for item in await keeping.pins.list())
+    async def work(toolkit: Toolkit) -> None:
+        rows.extend((item.pattern, item.pinned_at) for item in await toolkit.pins.list())
 
     _run(config, work, is_dry=False, is_alone=False)
     if context.json:
@@ -180,7 +180,7 @@ def _run(config: Config, work: Work, *, is_dry: bool, is_alone: bool = True) -> 
         raise RegmirrorError(f"the database cannot be used: {getattr(error, 'orig', error)}") from None
     if not is_dry:
         give_back(database_path(root))
-        Notice(root).give()
+        InvalidationMarker(root).give()
         time.sleep(NOTICE_TIME)
 
 
@@ -188,7 +188,7 @@ def _run(config: Config, work: Work, *, is_dry: bool, is_alone: bool = True) -> 
 def _alone(root: Path) -> Iterator[None]:
     until = time.monotonic() + LOCK_TIMEOUT
     while True:
-        with try_alone(root) as is_alone:
+        with try_turn(root) as is_alone:
             if is_alone:
                 yield
                 return
@@ -198,20 +198,20 @@ def _alone(root: Path) -> Iterator[None]:
 
 
 async def _work(root: Path, work: Work, *, is_dry: bool) -> None:
-    async with _open(root, is_dry=is_dry) as keeping:
-        await work(keeping)
+    async with _open(root, is_dry=is_dry) as toolkit:
+        await work(toolkit)
 
 
 @asynccontextmanager
-async def _open(root: Path, *, is_dry: bool) -> AsyncIterator[Keeping]:
+async def _open(root: Path, *, is_dry: bool) -> AsyncIterator[Toolkit]:
     with tempfile.TemporaryDirectory(prefix="regmirror-") as directory:
         path = database_path(root)
         if is_dry:
             path = _copy(path, database_path(Path(directory)))
         metadata = MetadataStore(path)
         try:
-            keeping = open_keeping(root, metadata, lambda event: None)
-            yield pretending(keeping) if is_dry else keeping
+            toolkit = open_toolkit(root, metadata, lambda event: None)
+            yield dry_run_toolkit(toolkit) if is_dry else toolkit
         finally:
             await metadata.close()
 

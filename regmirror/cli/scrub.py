@@ -12,7 +12,7 @@ from regmirror.config.schema import Config
 from regmirror.errors import RegmirrorError
 from regmirror.maintenance.scrub import Finding, Scrubbed
 from regmirror.metadata.reports import open_reports
-from regmirror.server.app import open_running
+from regmirror.server.app import open_worker
 from regmirror.telemetry import logs
 
 
@@ -24,7 +24,7 @@ def run(context: Context, rate: int | None) -> None:
     logs.configure()
 
     async def work() -> Scrubbed:
-        async with open_running(_without_chores(config)) as running:
+        async with open_worker(_without_chores(config)) as running:
             return await running.scrub(int(config.scrub.rate) if rate is None else rate, findings.append)
 
     done = asyncio.run(work())

@@ -8,8 +8,8 @@ from collections import Counter
 from typing import Final
 
 from regmirror.downloads.fetcher import Source
-from regmirror.downloads.passthrough import Parting, Passage
-from regmirror.downloads.provenance import Origin
+from regmirror.downloads.passthrough import DetachPoint, PassThrough
+from regmirror.downloads.provenance import Provenance
 from regmirror.errors import RegistryError, Unavailable
 from regmirror.oci.names import Digest, Repository
 
@@ -33,7 +33,7 @@ class Download:
         self.started = False  # an upstream has answered with content
         self.written = 0  # bytes in the file, by whichever process
         self.verified = False
-        self.origin = Origin()
+        self.origin = Provenance()
         self.error: RegistryError | None = None
         self.is_over = False
         self.task: asyncio.Task[None] | None = None
@@ -50,9 +50,9 @@ class Download:
         self._refusals: dict[str, RegistryError] = {}  # by repository
         self._blamed = EVERYBODY
         self.samples: dict[Repository, tuple[int, bytes]] = {}  # what their upstreams sent of it
-        self.unkept = ""  # why the blob is not stored although it could be had
-        self.parting: Parting | None = None  # the file ends here; the rest passes through memory
-        self.spare: Passage | None = None  # what the parted download still brings: for one reader
+        self.not_cached_reason = ""  # why the blob is not stored although it could be had
+        self.detach_point: DetachPoint | None = None  # the file ends here; the rest passes through memory
+        self.spare: PassThrough | None = None  # what the parted download still brings: for one reader
         self.past = 0  # readers that need the file no more
         self._changed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -64,13 +64,13 @@ class Download:
     @property
     def is_open(self) -> bool:
         """Whether a further reader may join."""
-        return self.error is None and self.parting is None and not self.is_over
+        return self.error is None and self.detach_point is None and not self.is_over
 
     @property
     def visible(self) -> int:
         """Bytes of the file that readers may have: all but the last until the digest is verified."""
-        if self.parting is not None:
-            return self.parting.start
+        if self.detach_point is not None:
+            return self.detach_point.start
         if self.verified:
             return self.written
         limit = self.written if self.size is None else min(self.written, self.size)
@@ -210,12 +210,12 @@ class Download:
 
     # --- what is not kept ---
 
-    def part(self, parting: Parting, spare: Passage) -> None:
+    def part(self, detach_point: DetachPoint, spare: PassThrough) -> None:
         """The file grows no more; ``spare`` brings the rest for the first who needs it."""
-        self.parting, self.spare = parting, spare
+        self.detach_point, self.spare = detach_point, spare
         self.change()
 
-    def take_spare(self, offset: int) -> Passage | None:
+    def take_spare(self, offset: int) -> PassThrough | None:
         """What the download still brings, if it comes from ``offset``; else it is given up.
 
         Kept waiting it would hold a connection that other readers may be waiting for.
@@ -247,14 +247,14 @@ class Download:
                 raise refusal
             await self.wait_changed()
 
-    async def wait_beyond(self, offset: int, relying: Repository | None = None) -> int:
+    async def wait_until_readable(self, offset: int, relying: Repository | None = None) -> int:
         """See ``blobs.base.Blob``; returns as well when the file grows no more.
 
         ``relying`` is the reader's repository, if it may have only what its own upstream brings.
         """
         while True:
             visible = self.visible if relying is None else self.visible_to(relying)
-            if visible > offset or self.parting is not None:
+            if visible > offset or self.detach_point is not None:
                 return visible
             if self.verified:
                 if visible < self.visible:

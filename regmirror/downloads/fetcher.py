@@ -12,7 +12,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from regmirror.errors import UpstreamError, UpstreamLied, UpstreamResting, UpstreamTimeout
+from regmirror.errors import UpstreamCircuitOpen, UpstreamContentInvalid, UpstreamError, UpstreamTimeout
 from regmirror.oci.names import Repository
 
 PAUSES: Final = (0.1, 0.5, 2.0)  # seconds before each retry that follows one without progress
@@ -90,13 +90,13 @@ class Sink(Protocol):
 
     async def append(self, piece: bytes | memoryview) -> None: ...
 
-    async def draw(self, body: Body) -> int:
+    async def splice_from(self, body: Body) -> int:
         """Take what has arrived of ``body`` without its passing through here: how many bytes; none
         if there is nothing to take like that.
         """
         ...
 
-    async def is_right(self) -> bool:
+    async def matches_digest(self) -> bool:
         """Whether all bytes so far are the whole blob."""
         ...
 
@@ -130,7 +130,7 @@ class _Retries:
 
     def pause_after(self, error: UpstreamError, *, has_progressed: bool) -> float:
         """Seconds until the next try; raises the error if there is to be none."""
-        if isinstance(error, UpstreamResting) and self.rests < RESTS_MAX:
+        if isinstance(error, UpstreamCircuitOpen) and self.rests < RESTS_MAX:
             self.rests += 1  # it was not asked: until then it may be well again
             return error.retry_after or 0.0
         self.failures = 0 if has_progressed else self.failures + 1
@@ -154,9 +154,9 @@ async def fetch(source: Source, sink: Sink, sleep: Sleep) -> None:
             if is_wrong_content(error):
                 sink.suspect(race.last)
                 raise
-            is_final = isinstance(error, UpstreamLied) or error.status < 500 or sink.offset == 0
+            is_final = isinstance(error, UpstreamContentInvalid) or error.status < 500 or sink.offset == 0
             if not is_final and error.reason == "range":
-                if await sink.is_right():  # nothing comes from there on: all is here, or request all
+                if await sink.matches_digest():  # nothing comes from there on: all is here, or request all
                     return
                 whole = True
             try:
@@ -338,16 +338,16 @@ class _Race:
 
 def is_wrong_content(error: Exception) -> bool:
     """Whether bytes or sizes were wrong, so that what has arrived is worth nothing."""
-    return isinstance(error, UpstreamLied) and error.reason in ("digest", "length")
+    return isinstance(error, UpstreamContentInvalid) and error.reason in ("digest", "length")
 
 
 async def _begin(source: Source, sink: Sink, body: Body) -> None:
-    """Make the sink ready; UpstreamLied if the size is another than was told before."""
+    """Make the sink ready; UpstreamContentInvalid if the size is another than was told before."""
     told = sink.size
     if told is not None and body.size not in (None, told):
         # Clients were promised ``told`` bytes, the last of which is the one to hold back.
         message = f"changed a size from {told} to {body.size}"
-        raise UpstreamLied(source.repository.upstream, message, reason="length")
+        raise UpstreamContentInvalid(source.repository.upstream, message, reason="length")
     await sink.begin(told if body.size is None else body.size, source)
 
 
@@ -367,7 +367,7 @@ async def _pump(source: Source, sink: Sink, body: Body, first: Awaitable[bytes |
         if piece:
             await sink.append(piece)
         if not skip:
-            while count := await sink.draw(body):
+            while count := await sink.splice_from(body):
                 position += count
                 _check_length(source, sink, position)
         piece = await body.read()
@@ -377,4 +377,4 @@ def _check_length(source: Source, sink: Sink, position: int) -> None:
     limit = sink.size
     if limit is not None and position > limit:
         message = f"sent more than {limit} bytes"
-        raise UpstreamLied(source.repository.upstream, message, reason="length")
+        raise UpstreamContentInvalid(source.repository.upstream, message, reason="length")

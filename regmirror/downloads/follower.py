@@ -8,7 +8,7 @@ from typing import Protocol
 from regmirror.blobs.local import read_pieces
 from regmirror.downloads.download import Download
 from regmirror.downloads.fetcher import Source
-from regmirror.downloads.passthrough import Passage
+from regmirror.downloads.passthrough import PassThrough
 from regmirror.errors import UpstreamError
 from regmirror.oci.names import Digest, Repository
 
@@ -20,9 +20,9 @@ class Readership(Protocol):
 
     def leave(self, download: Download) -> None: ...
 
-    def pass_from(self, download: Download, source: Source, offset: int) -> Passage: ...
+    def pass_from(self, download: Download, source: Source, offset: int) -> PassThrough: ...
 
-    def pass_own(self, download: Download, source: Source, offset: int) -> Passage: ...
+    def pass_own(self, download: Download, source: Source, offset: int) -> PassThrough: ...
 
 
 class Follower:
@@ -36,7 +36,7 @@ class Follower:
         self._source, self._readership = source, readership
         self._relying: Repository | None = None
         self._has_read = False
-        self._passage: Passage | None = None
+        self._pass_through: PassThrough | None = None
         self.size = download.size
         download.readers += 1
         download.enter(source)
@@ -52,7 +52,7 @@ class Follower:
     @property
     def is_passing(self) -> bool:
         """Whether the blob will not be stored."""
-        return self._download is not None and self._download.parting is not None
+        return self._download is not None and self._download.detach_point is not None
 
     def proves(self, repository: Repository) -> bool:
         """Whether the upstream of ``repository`` has answered with content, and brought every byte.
@@ -79,7 +79,7 @@ class Follower:
         """Whether the blob is what its digest says."""
         return self._download is not None and self._download.verified
 
-    def forget_reads(self) -> None:
+    def discard_read_marker(self) -> None:
         """What has been read so far was compared, and has not reached the client."""
         self._has_read = False
 
@@ -93,23 +93,23 @@ class Follower:
             download.samples[self._source.repository] = (start, data)
             self._relying = download.source.repository
 
-    async def wait_beyond(self, offset: int) -> int:
+    async def wait_until_readable(self, offset: int) -> int:
         """See ``blobs.base.Blob``."""
-        visible = await self._wait_beyond(offset)
+        visible = await self._wait_until_readable(offset)
         self._has_read = self._has_read or visible > offset
         return visible
 
-    async def _wait_beyond(self, offset: int) -> int:
-        if self._passage is None:
+    async def _wait_until_readable(self, offset: int) -> int:
+        if self._pass_through is None:
             visible = await self._wait_in_file(offset)
-            if visible > offset or self._require().parting is None:
+            if visible > offset or self._require().detach_point is None:
                 return visible
-        return await self._passage_from(offset).wait_beyond(offset)
+        return await self._passage_from(offset).wait_until_readable(offset)
 
     async def _wait_in_file(self, offset: int) -> int:
         download = self._require()
         try:
-            return await download.wait_beyond(offset, self._relying)
+            return await download.wait_until_readable(offset, self._relying)
         except UpstreamError:
             if self._has_read or download.blames(self._source.repository):
                 raise
@@ -134,9 +134,9 @@ class Follower:
         return True
 
     async def read(self, start: int, stop: int) -> AsyncIterator[bytes]:
-        """See ``blobs.base.Blob``; to be waited for by ``wait_beyond`` first."""
-        if self._passage is not None:
-            pieces = self._passage.read(start, stop)
+        """See ``blobs.base.Blob``; to be waited for by ``wait_until_readable`` first."""
+        if self._pass_through is not None:
+            pieces = self._pass_through.read(start, stop)
         else:
             pieces = read_pieces(self._require().descriptor, start, stop)
         async for piece in pieces:
@@ -146,8 +146,8 @@ class Follower:
         download, self._download = self._download, None
         if download is None:
             return
-        if self._passage is not None:
-            self._passage.close()
+        if self._pass_through is not None:
+            self._pass_through.close()
             download.past -= 1
         download.readers -= 1
         download.withdraw(self._source)
@@ -158,19 +158,19 @@ class Follower:
         download, self._download = self._download, None
         return download
 
-    def _passage_from(self, offset: int) -> Passage:
+    def _passage_from(self, offset: int) -> PassThrough:
         """The passage that brings the bytes from ``offset``; another one after a jump."""
-        download, passage = self._require(), self._passage
-        if passage is None:
+        download, pass_through = self._require(), self._pass_through
+        if pass_through is None:
             download.past += 1
-        elif not passage.reaches(offset):
-            passage.close()
-            passage = None
-        if passage is None:
+        elif not pass_through.reaches(offset):
+            pass_through.close()
+            pass_through = None
+        if pass_through is None:
             is_own = self._relying is not None and download.origin.until is not None
             make = self._readership.pass_own if is_own else self._readership.pass_from
-            passage = self._passage = make(download, self._source, offset)
-        return passage
+            pass_through = self._pass_through = make(download, self._source, offset)
+        return pass_through
 
     def _require(self) -> Download:
         if self._download is None:

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 
 from regmirror.blobs.base import PIECE
 from regmirror.downloads.fetcher import Body, Sleep, Source, fetch
-from regmirror.errors import RegistryError, Unavailable, UpstreamError, UpstreamLied
+from regmirror.errors import RegistryError, Unavailable, UpstreamContentInvalid, UpstreamError
 from regmirror.oci.names import Digest, Hasher
 from regmirror.telemetry.events import Emit, VerificationFailed
 
 
 @dataclass(frozen=True, slots=True)
-class Parting:
+class DetachPoint:
     """Where a download stopped being kept, and how its readers go on from there.
 
     The file may be read until ``start``. What has arrived after it is ``held``, one byte at most:
@@ -36,7 +36,7 @@ class Parting:
     hasher: Hasher
 
 
-class Passage:
+class PassThrough:
     """A blob's bytes from ``start`` on, on their way to one reader; at most PIECE bytes wait here.
 
     A task puts bytes in (``begin``, ``append``, ``finish`` or ``fail``), the reader takes them out
@@ -44,16 +44,16 @@ class Passage:
     """
 
     def __init__(
-        self, parting: Parting, start: int, size: int | None, *, threads: Executor, emit: Emit
+        self, detach_point: DetachPoint, start: int, size: int | None, *, threads: Executor, emit: Emit
     ) -> None:
-        is_verified = start == parting.start
+        is_verified = start == detach_point.start
         self.size = size
         self.position = start  # of the next byte that the reader takes
         self._arrived = start  # the reader may take bytes until here
-        self._held = parting.held if is_verified else b""
+        self._held = detach_point.held if is_verified else b""
         self.offset = start + len(self._held)  # of the next byte from the upstream
-        self._hasher = parting.hasher.copy() if is_verified else None
-        self._parting, self._threads, self._emit = parting, threads, emit
+        self._hasher = detach_point.hasher.copy() if is_verified else None
+        self._detach_point, self._threads, self._emit = detach_point, threads, emit
         self._pieces: deque[bytes] = deque()
         self._has_begun = self._has_ended = False
         self._error: RegistryError | None = None
@@ -79,15 +79,15 @@ class Passage:
         while self._arrived - self.position >= PIECE:
             await asyncio.shield(self._changed)
 
-    async def draw(self, body: Body) -> int:
+    async def splice_from(self, body: Body) -> int:
         """Its bytes are for a reader, not for a file."""
         return 0
 
-    async def is_right(self) -> bool:
+    async def matches_digest(self) -> bool:
         return self._is_right()
 
     def _is_right(self) -> bool:
-        expected = self._parting.digest.encoded
+        expected = self._detach_point.digest.encoded
         return self._hasher is not None and self._hasher.hexdigest() == expected
 
     def note_resumed(self) -> None:
@@ -107,11 +107,11 @@ class Passage:
         """There is no other source."""
 
     def finish(self) -> None:
-        """Everything has arrived: release the last byte; UpstreamLied if the digest is wrong."""
+        """Everything has arrived: release the last byte; UpstreamContentInvalid if the digest is wrong."""
         if self._hasher is not None and not self._is_right():
-            upstream, digest = self._parting.source.repository.upstream, self._parting.digest
+            upstream, digest = self._detach_point.source.repository.upstream, self._detach_point.digest
             self._emit(VerificationFailed(upstream, "blob", digest, "upstream"))
-            raise UpstreamLied(upstream, f"sent other content than {digest}", reason="digest")
+            raise UpstreamContentInvalid(upstream, f"sent other content than {digest}", reason="digest")
         held, self._held = self._held, b""
         self._has_ended = True
         self._give(held)
@@ -144,7 +144,7 @@ class Passage:
         """Whether the reader can go on from ``offset``: nothing from there on has been taken."""
         return self.position <= offset <= self._arrived
 
-    async def wait_beyond(self, offset: int) -> int:
+    async def wait_until_readable(self, offset: int) -> int:
         """See ``blobs.base.Blob``."""
         while self._arrived <= offset and not self._has_ended:
             if self._error is not None:
@@ -177,13 +177,13 @@ class Passage:
             self.producer.cancel()
 
 
-async def pass_on(source: Source, passage: Passage, sleep: Sleep) -> None:
+async def run_pass_through(source: Source, pass_through: PassThrough, sleep: Sleep) -> None:
     """Fetch for the passage's reader; what goes wrong is told to that reader alone."""
     try:
-        await fetch(source, passage, sleep)
-        passage.finish()
+        await fetch(source, pass_through, sleep)
+        pass_through.finish()
     except RegistryError as error:
-        passage.fail(error)
+        pass_through.fail(error)
     except BaseException as error:
-        passage.fail(Unavailable(f"the transfer was interrupted: {error!r}", retry_after=1))
+        pass_through.fail(Unavailable(f"the transfer was interrupted: {error!r}", retry_after=1))
         raise

@@ -8,7 +8,7 @@ from regmirror.oci.names import Repository
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
+class Provenance:
     """Whose upstream brought the bytes: that of ``repository`` the first ``until``, or all of them."""
 
     repository: str = ""
@@ -21,10 +21,10 @@ class Origin:
         """Whether one repository of that upstream has brought all of them."""
         return self.until is None and self.repository.startswith(f"{upstream}/")
 
-    def continued_by(self, repository: Repository, offset: int) -> Origin:
+    def continued_by(self, repository: Repository, offset: int) -> Provenance:
         """``repository`` brings what comes from ``offset`` on."""
         if offset == 0:
-            return Origin(str(repository))
+            return Provenance(str(repository))
         if self.is_of(repository) or self.until is not None:
             return self
         return replace(self, until=offset)

@@ -18,11 +18,11 @@ from typing import Any, Final
 from regmirror.downloads.download import Download
 from regmirror.downloads.fetcher import Source
 from regmirror.downloads.follower import Follower
-from regmirror.downloads.passthrough import Parting, Passage, pass_on
-from regmirror.downloads.provenance import Origin
-from regmirror.downloads.start_limiter import Starting
+from regmirror.downloads.passthrough import DetachPoint, PassThrough, run_pass_through
+from regmirror.downloads.provenance import Provenance
+from regmirror.downloads.start_limiter import StartLimiter
 from regmirror.downloads.transfer import Transfer
-from regmirror.downloads.transfer_context import Workshop
+from regmirror.downloads.transfer_context import TransferContext
 from regmirror.errors import RegistryError, Unavailable, UpstreamError
 from regmirror.oci.names import Digest, Repository
 from regmirror.telemetry.events import DownloadEnded, DownloadStarted, FollowersChanged, NotStored
@@ -35,10 +35,10 @@ ABANDONED: Final = 0.1  # seconds until what nobody waits for is cancelled
 class Downloads:
     """Every download of this process, by digest."""
 
-    workshop: Workshop
+    context: TransferContext
     _active: dict[Digest, Download] = field(default_factory=dict)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
-    _starting: Starting = field(default_factory=Starting)
+    _starting: StartLimiter = field(default_factory=StartLimiter)
 
     def __len__(self) -> int:
         return len(self._active)
@@ -88,19 +88,19 @@ class Downloads:
         """Follow a download of this reader's own, of which nothing is stored: the blob's file is being
         written with the bytes of another upstream, and those are not verified yet.
         """
-        download, shop = Download(digest, source), self.workshop
-        parting = Parting(digest, source, 0, b"", digest.hasher())
-        passage = Passage(parting, 0, None, threads=shop.bulk, emit=shop.emit)
-        passage.producer = self._begin(pass_on(source, passage, shop.sleep))
+        download, shop = Download(digest, source), self.context
+        detach_point = DetachPoint(digest, source, 0, b"", digest.hasher())
+        pass_through = PassThrough(detach_point, 0, None, threads=shop.bulk, emit=shop.emit)
+        pass_through.producer = self._begin(run_pass_through(source, pass_through, shop.sleep))
         try:
-            await passage.wait_begun()
+            await pass_through.wait_begun()
         except BaseException:
-            passage.close()
+            pass_through.close()
             raise
         shop.emit(NotStored("stalled", f"{digest} is being fetched from another upstream"))
-        download.origin = Origin(str(source.repository))
-        download.part(parting, passage)
-        download.begin(passage.size)
+        download.origin = Provenance(str(source.repository))
+        download.part(detach_point, pass_through)
+        download.begin(pass_through.size)
         shop.emit(FollowersChanged(1))
         return Follower(download, source, self)
 
@@ -115,7 +115,7 @@ class Downloads:
             if not download.started and not download.waiting:
                 # A moment later: a client's deadline may be extended, and then it waits again.
                 asyncio.get_running_loop().call_later(ABANDONED, self._abandon, download)
-        self.workshop.emit(FollowersChanged(1))
+        self.context.emit(FollowersChanged(1))
 
     def _abandon(self, download: Download) -> None:
         """End a download that no upstream has answered and nobody waits for."""
@@ -123,7 +123,7 @@ class Downloads:
             download.is_over = True
             download.task.cancel()
 
-    async def settle(self, digest: Digest | None = None) -> None:
+    async def drain(self, digest: Digest | None = None) -> None:
         """Wait until every download that is in flight now, or that of ``digest``, has ended."""
         tasks = [task for task in self._tasks if digest is None or task.get_name() == digest]
         if tasks:
@@ -138,7 +138,7 @@ class Downloads:
 
     def _start(self, digest: Digest, source: Source) -> Download:
         download = self._active[digest] = Download(digest, source)
-        self.workshop.emit(DownloadStarted(source.repository.upstream))
+        self.context.emit(DownloadStarted(source.repository.upstream))
         download.task = self._begin(self._run(download))
         download.task.set_name(digest)
         return download
@@ -149,31 +149,31 @@ class Downloads:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    def pass_from(self, download: Download, source: Source, offset: int) -> Passage:
+    def pass_from(self, download: Download, source: Source, offset: int) -> PassThrough:
         """The bytes of a download that is not kept, from ``offset`` on, for one reader."""
-        passage = download.take_spare(offset)
-        if passage is None:
+        pass_through = download.take_spare(offset)
+        if pass_through is None:
             return self.pass_own(download, source, offset)
         self._release(download)
-        return passage
+        return pass_through
 
-    def pass_own(self, download: Download, source: Source, offset: int) -> Passage:
+    def pass_own(self, download: Download, source: Source, offset: int) -> PassThrough:
         """Such bytes, fetched for this reader from its own repository's upstream."""
-        if download.parting is None:
+        if download.detach_point is None:
             raise ValueError("the download is kept: its bytes are in the file")
-        parting = replace(download.parting, source=source)
-        threads, emit = self.workshop.bulk, self.workshop.emit
-        passage = Passage(parting, offset, download.size, threads=threads, emit=emit)
-        passage.producer = self._begin(pass_on(source, passage, self.workshop.sleep))
+        detach_point = replace(download.detach_point, source=source)
+        threads, emit = self.context.bulk, self.context.emit
+        pass_through = PassThrough(detach_point, offset, download.size, threads=threads, emit=emit)
+        pass_through.producer = self._begin(run_pass_through(source, pass_through, self.context.sleep))
         self._release(download)
-        return passage
+        return pass_through
 
     async def _run(self, download: Download) -> None:
         began, error = time.monotonic(), ""
         try:
             async with self._starting.admitted(download):
-                await Transfer(self.workshop, download).run()
-            error = download.unkept
+                await Transfer(self.context, download).run()
+            error = download.not_cached_reason
         except UpstreamError as failure:
             error = str(failure)
             download.fail(failure, download.suspect or str(download.source.repository))
@@ -185,7 +185,7 @@ class Downloads:
             download.fail(Unavailable(f"the blob {error}", retry_after=10))
         except BaseException as failure:
             error = "stopped" if isinstance(failure, asyncio.CancelledError) else repr(failure)
-            error = download.unkept or error
+            error = download.not_cached_reason or error
             download.fail(Unavailable(f"the download was interrupted: {error}", retry_after=1))
             raise
         finally:
@@ -193,7 +193,7 @@ class Downloads:
             if self._active.get(download.digest) is download:
                 del self._active[download.digest]
             self._release(download)
-            self.workshop.emit(
+            self.context.emit(
                 DownloadEnded(
                     download.source.repository.upstream,
                     download.source.repository.name,
@@ -207,7 +207,7 @@ class Downloads:
 
     def leave(self, download: Download) -> None:
         """A follower has left, or follows another download."""
-        self.workshop.emit(FollowersChanged(-1))
+        self.context.emit(FollowersChanged(-1))
         self._release(download)
 
     def _release(self, download: Download) -> None:
@@ -215,7 +215,7 @@ class Downloads:
         if download.readers == 0 and download.spare is not None:
             download.spare.close()
             download.spare = None
-        is_over = download.parting is not None or self._active.get(download.digest) is not download
+        is_over = download.detach_point is not None or self._active.get(download.digest) is not download
         if is_over and download.readers == download.past and download.descriptor >= 0:
             os.close(download.descriptor)
             download.descriptor = -1

@@ -19,7 +19,7 @@ STARTING_MAX: Final = 64  # downloads of one upstream without a response, in one
 TURN_MAX: Final = 20.0  # seconds a download waits for its turn; containerd waits 30 for headers
 
 
-class Starting:
+class StartLimiter:
     """The downloads that have no response yet, counted by the upstream they were admitted for."""
 
     def __init__(self, limit: int = STARTING_MAX, turn_max: float = TURN_MAX) -> None:

@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 from typing import Final
 
-from regmirror.blobs.staging import Note, StagedFile
+from regmirror.blobs.staging import DownloadState, StagedFile
 from regmirror.downloads.download import Download
 from regmirror.downloads.fetcher import is_wrong_content
-from regmirror.downloads.provenance import Origin
+from regmirror.downloads.provenance import Provenance
 from regmirror.errors import UpstreamError
 
 FOREIGN_STALL: Final = 1.0  # seconds without a byte from an upstream that is not the follower's own
@@ -23,9 +23,9 @@ def open_bytes(download: Download, staged: StagedFile, *, create: bool = False) 
     return staged.descriptor >= 0
 
 
-def note_of(download: Download, *, is_flowing: bool, size: int | None) -> Note:
+def note_of(download: Download, *, is_flowing: bool, size: int | None) -> DownloadState:
     """What the writer of ``download`` tells the others."""
-    return Note(
+    return DownloadState(
         flowing=is_flowing,
         verified=download.verified,
         size=size,
@@ -36,11 +36,11 @@ def note_of(download: Download, *, is_flowing: bool, size: int | None) -> Note:
     )
 
 
-def see(download: Download, staged: StagedFile, size: int, note: Note, final: Path) -> None:
+def see(download: Download, staged: StagedFile, size: int, note: DownloadState, final: Path) -> None:
     """Let readers have what the writer has of the blob: ``size`` bytes, which ``note`` is no older than."""
     if download.verified or not note.flowing or not open_bytes(download, staged):
         return
-    download.origin = Origin(note.origin, note.origin_until)
+    download.origin = Provenance(note.origin, note.origin_until)
     if not download.started:
         download.size_told_by = note.repository
         download.begin(note.size)
@@ -49,7 +49,7 @@ def see(download: Download, staged: StagedFile, size: int, note: Note, final: Pa
         download.verify()
 
 
-def patience_for(download: Download, note: Note) -> float:
+def patience_for(download: Download, note: DownloadState) -> float:
     """Seconds without a byte after which the writer is not waited for any more.
 
     What comes from another upstream, or has not begun for another repository, is of less use.
@@ -62,7 +62,7 @@ def patience_for(download: Download, note: Note) -> float:
     return min(FOREIGN_STALL, source.read_timeout) if is_foreign else source.read_timeout
 
 
-def judge(download: Download, note: Note) -> None:
+def judge(download: Download, note: DownloadState) -> None:
     """Raise the writer's failure, if it is one for this download: that of its own repository, or
     wrong bytes of which readers have had some.
     """

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from regmirror.blobs.base import NoRoom
+from regmirror.blobs.base import InsufficientSpace
 from regmirror.blobs.local import LocalBlobStore
 from regmirror.blobs.staging import Staging
 from regmirror.downloads.fetcher import Sleep
@@ -29,12 +29,13 @@ async def _reserve_nothing(digest: Digest, size: int | None) -> None:
 
 
 @dataclass(frozen=True)
-class Workshop:
+class TransferContext:
     """What every transfer works with.
 
     ``record`` is called for each adopted blob, with the repositories whose upstreams brought all of
     it or proved that they have it; ``bulk`` are the threads that write and hash. ``reserve`` is called
-    for room before bytes are written, with as many as the blob will have by then; it raises NoRoom.
+    for room before bytes are written, with as many as the blob will have by then; it raises
+    InsufficientSpace.
     """
 
     staging: Staging
@@ -66,7 +67,7 @@ class Allowance:
         return self._is_whole or (size is None and needed <= self._until)
 
     async def extend(self, size: int | None, needed: int) -> None:
-        """Have room for the whole blob, or for the first ``needed`` bytes; raises NoRoom."""
+        """Have room for the whole blob, or for the first ``needed`` bytes; raises InsufficientSpace."""
         if size is not None:
             await self._reserve(self._digest, size)
             self._is_whole = True
@@ -81,7 +82,7 @@ class Allowance:
         until = needed + min(max(needed // 8, STEP_MIN), STEP_MAX)
         try:
             await self._reserve(self._digest, until)
-        except NoRoom:
+        except InsufficientSpace:
             until = needed
             await self._reserve(self._digest, until)
         self._until = until

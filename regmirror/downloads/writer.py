@@ -45,11 +45,11 @@ class Writer:
     async def read_back(self, size: int) -> None:
         """Hash the ``size`` bytes that are already there."""
         self.offset = size
-        await self.settle()
+        await self.drain()
 
     async def append(self, piece: bytes | memoryview) -> None:
         """Write and hash a piece. When it fails, ``offset`` tells how much of it was written."""
-        await self.settle()
+        await self.drain()
         await self._in_thread(lambda: self._append(piece))
 
     async def make_ready(self) -> None:
@@ -67,7 +67,7 @@ class Writer:
         self._hash_on()
         return moved
 
-    async def settle(self) -> Hasher:
+    async def drain(self) -> Hasher:
         """The hash of everything until ``offset``; OSError if that cannot be read."""
         while self._hashed < self.offset:
             if self._is_closed:

@@ -18,19 +18,19 @@ from typing import Final
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from regmirror.blobs.base import NoRoom
+from regmirror.blobs.base import InsufficientSpace
 from regmirror.blobs.staging import Reservation, Staging
 from regmirror.maintenance.eviction import (
-    Need,
+    Deficit,
     Plan,
     larger,
     need_for_free_space,
     need_for_quota,
     plan_eviction,
 )
-from regmirror.maintenance.gc import Tally, Tell
+from regmirror.maintenance.gc import GcSummary, Report
 from regmirror.maintenance.remover import Remover
-from regmirror.metadata.gc import Curation, Removal
+from regmirror.metadata.gc import GcQueries, Removal
 from regmirror.metadata.pins import Pinned, Pins
 from regmirror.metadata.records import Candidate
 from regmirror.metadata.store import MetadataStore
@@ -54,14 +54,14 @@ class Keepers:
     """What evicting takes: rows, pins, files, and the writing of the last pulls."""
 
     metadata: MetadataStore
-    curation: Curation
+    curation: GcQueries
     pins: Pins
     remover: Remover
     flush: Callable[[], Awaitable[None]]
     notify: Callable[[], None]  # workers, which remember manifests
 
 
-class Room:
+class Capacity:
     """The space below ``root``; ``limits`` may be replaced while it is used."""
 
     def __init__(self, root: Path, limits: Limits, keepers: Keepers, *, is_dry: bool = False) -> None:
@@ -72,7 +72,7 @@ class Room:
         self._evicting = asyncio.Lock()  # held only by downloads that find no room
 
     async def reserve(self, digest: Digest, size: int | None) -> None:
-        """Make room for a blob whose note in staging tells its size already; raises NoRoom.
+        """Make room for a blob whose note in staging tells its size already; raises InsufficientSpace.
 
         Other processes count what stands in staging, so that two of them never give away the
         same bytes.
@@ -90,17 +90,17 @@ class Room:
         if need.required:
             raise self._no_room(size)
 
-    async def keep(self) -> Tally:
+    async def keep(self) -> GcSummary:
         """Evict if the store is over its limits now, whatever the reason; as much as can go."""
         async with self._evicting:
             return await self.evict(await self.find_excess())
 
-    async def find_excess(self) -> Need:
+    async def find_excess(self) -> Deficit:
         """What has to go for the limits to be kept; whatever can go helps."""
         need = await self._need(None, 0)
-        return Need(0, need.wanted)
+        return Deficit(0, need.wanted)
 
-    async def _plan(self, need: Need, after: Candidate | None) -> tuple[Plan, Pinned]:
+    async def _plan(self, need: Deficit, after: Candidate | None) -> tuple[Plan, Pinned]:
         """What has to go, from ``after`` on in the order of last pulls."""
         pinned = await self._keepers.pins.find_pinned()
         stay = {digest for _, digest in pinned.manifests}  # in one repository at least
@@ -116,28 +116,28 @@ class Room:
             candidates += page
         return plan_eviction(candidates, pinned.blobs, need), pinned
 
-    async def evict(self, need: Need, tell: Tell = lambda removal: None) -> Tally:
+    async def evict(self, need: Deficit, tell: Report = lambda removal: None) -> GcSummary:
         """Evict what ``need`` asks for, as far as possible; what is being read stays."""
-        tally, after = Tally(), None
+        summary, after = GcSummary(), None
         await self._keepers.flush()
         left = await asyncio.to_thread(self._staging.remove_leftovers, need.wanted, is_dry=self._is_dry)
         for digest, size in left:
-            _add(tally, Removal(digest, size, "left over by a download that was broken off"), tell)
+            _add(summary, Removal(digest, size, "left over by a download that was broken off"), tell)
         while True:
-            rest = Need(max(0, need.required - tally.bytes), max(0, need.wanted - tally.bytes))
+            rest = Deficit(max(0, need.required - summary.bytes), max(0, need.wanted - summary.bytes))
             plan, pinned = await self._plan(rest, after)
             if not plan.evicted:
-                return tally
+                return summary
             after = plan.evicted[-1]
             digests = [item.digest for item in plan.evicted if not item.repository_id]
             manifests = [item for item in plan.evicted if item.repository_id]
-            tally.checked += len(plan.evicted)
+            summary.checked += len(plan.evicted)
             removed = await self._keepers.remover.remove(digests, "evicted", pulled_until=after.pulled_at)
             for digest, size in removed.gone:
-                _add(tally, Removal(digest, size, "least recently pulled"), tell)
+                _add(summary, Removal(digest, size, "least recently pulled"), tell)
             evicted = await self._keepers.curation.evict_manifests(manifests, after.pulled_at)
             for removal in evicted:
-                _add(tally, removal, tell)
+                _add(summary, removal, tell)
             if evicted and not self._is_dry:
                 self._keepers.notify()
             await self._keepers.curation.forget_tags(after.pulled_at - TAG_SLACK, pinned.tags, PAGE)
@@ -146,7 +146,7 @@ class Room:
         """Bytes of stored blobs and manifests."""
         return await self._keepers.metadata.stored_bytes()
 
-    async def _need(self, digest: Digest | None, size: int) -> Need:
+    async def _need(self, digest: Digest | None, size: int) -> Deficit:
         arriving, left = await asyncio.get_running_loop().run_in_executor(self._threads, self._measure)
         whole = sum(item.size for name, item in arriving.items() if name != digest)
         to_come = sum(item.to_come for item in arriving.values())
@@ -160,16 +160,18 @@ class Room:
     def _measure(self) -> tuple[dict[Digest, Reservation], int]:
         return self._staging.reservations(), _free(self._root)
 
-    def _no_room(self, size: int | None) -> NoRoom:
+    def _no_room(self, size: int | None) -> InsufficientSpace:
         if self.limits.max_size and (size or 0) > self.limits.max_size:
-            return NoRoom("quota", f"its {size} bytes are more than storage.max_size")
+            return InsufficientSpace("quota", f"its {size} bytes are more than storage.max_size")
         if need_for_free_space(_free(self._root), size or 0, self.limits.min_free).required:
-            return NoRoom("disk", "less than storage.min_free would be left, and nothing can be evicted")
-        return NoRoom("quota", "storage.max_size is reached, and nothing can be evicted")
+            return InsufficientSpace(
+                "disk", "less than storage.min_free would be left, and nothing can be evicted"
+            )
+        return InsufficientSpace("quota", "storage.max_size is reached, and nothing can be evicted")
 
 
-def _add(tally: Tally, removal: Removal, tell: Tell) -> None:
-    tally.add(removal)
+def _add(summary: GcSummary, removal: Removal, tell: Report) -> None:
+    summary.add(removal)
     tell(removal)
 
 

@@ -29,7 +29,7 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Need:
+class Deficit:
     """Bytes that must be freed for what is wanted now, and that it is sensible to free.
 
     ``is_possible`` is false if even an empty store would have no room.
@@ -40,36 +40,36 @@ class Need:
     is_possible: bool = True
 
 
-NOTHING: Final = Need(0, 0)
+NOTHING: Final = Deficit(0, 0)
 
 
-def need_for_quota(used: int, more: int, limit: int) -> Need:
+def need_for_quota(used: int, more: int, limit: int) -> Deficit:
     """What ``more`` bytes need in a store that uses ``used`` of ``limit`` (0: unlimited)."""
     if limit <= 0:
         return NOTHING
     required = used + more - limit
     wanted = used + more - int(limit * LOW) if required > 0 else 0
-    return Need(max(0, required), max(0, wanted), more <= limit)
+    return Deficit(max(0, required), max(0, wanted), more <= limit)
 
 
-def need_for_free_space(free: int, more: int, min_free: int) -> Need:
+def need_for_free_space(free: int, more: int, min_free: int) -> Deficit:
     """What ``more`` bytes need on a file system with ``free`` bytes, of which some are to stay."""
     if min_free <= 0:
         return NOTHING
     required = min_free + more - free
-    return Need(max(0, required), max(0, required) and required + min_free // 20)
+    return Deficit(max(0, required), max(0, required) and required + min_free // 20)
 
 
-def larger(one: Need, other: Need) -> Need:
+def larger(one: Deficit, other: Deficit) -> Deficit:
     """Both needs at once: the same bytes serve either."""
-    return Need(
+    return Deficit(
         max(one.required, other.required),
         max(one.wanted, other.wanted),
         one.is_possible and other.is_possible,
     )
 
 
-def plan_eviction(candidates: Iterable[Candidate], pinned: frozenset[Digest], need: Need) -> Plan:
+def plan_eviction(candidates: Iterable[Candidate], pinned: frozenset[Digest], need: Deficit) -> Plan:
     """Choose from ``candidates``, which come least recently pulled first, until enough is freed.
 
     Looks at no more of them than it must. If all of them together are not enough for what is

@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from typing import Final
 
 from regmirror.maintenance.remover import Remover
-from regmirror.metadata.gc import PURGE, Curation, Key, Reason, Removal, Terms
+from regmirror.metadata.gc import PURGE, GcQueries, Key, Reason, Removal, Terms
 from regmirror.metadata.pins import Pins
 
 BATCH: Final = 500  # reviews settled in one transaction: pulls wait for it to write
-Tell = Callable[[Removal], None]
+Report = Callable[[Removal], None]
 
 
 @dataclass
-class Tally:
+class GcSummary:
     """What a run has done so far: reviews settled, blobs and manifests removed, and their bytes."""
 
     checked: int = 0
@@ -42,7 +42,7 @@ class Collector:
 
     def __init__(
         self,
-        curation: Curation,
+        curation: GcQueries,
         pins: Pins,
         remover: Remover,
         *,
@@ -53,7 +53,7 @@ class Collector:
         self._curation, self._pins, self._remover = curation, pins, remover
         self._grace, self._keep_untagged, self._now = grace, keep_untagged, now
 
-    async def collect(self, tell: Tell) -> Tally:
+    async def collect(self, tell: Report) -> GcSummary:
         """Settle every review that is due; ``tell`` hears of each removal."""
         due = self._now() - self._grace
         terms = Terms(due=due, young=due, pulled=self._now() - max(self._grace, self._keep_untagged))
@@ -61,26 +61,26 @@ class Collector:
         pinned = await self._pins.find_pinned()
         return await self._settle(terms, pinned.manifests, "unreferenced", tell)
 
-    async def purge(self, tell: Tell) -> Tally:
+    async def purge(self, tell: Report) -> GcSummary:
         """Collect at once what a purge has let go of, however young it is."""
         return await self._settle(PURGE, (), "purged", tell)
 
-    async def _settle(self, terms: Terms, pinned: Collection[Key], reason: Reason, tell: Tell) -> Tally:
-        tally = Tally()
+    async def _settle(self, terms: Terms, pinned: Collection[Key], reason: Reason, tell: Report) -> GcSummary:
+        summary = GcSummary()
 
         def note(removal: Removal) -> None:
-            tally.add(removal)
+            summary.add(removal)
             tell(removal)
 
         while (reviewed := await self._curation.review_manifests(terms, pinned, BATCH)).count:
-            tally.checked += reviewed.count
+            summary.checked += reviewed.count
             for removal in reviewed.removed:
                 note(removal)
         while (due := await self._curation.review_blobs(terms, BATCH)).count:
-            tally.checked += due.count
+            summary.checked += due.count
             removed = await self._remover.remove(due.unheld, reason, unless_named=True)
             if removed.busy:
                 await self._curation.put_off_blobs(removed.busy)
             for digest, size in removed.gone:
                 note(Removal(digest, size, "no manifest names it"))
-        return tally
+        return summary

@@ -22,7 +22,7 @@ QUARANTINE_MAX_AGE: Final = 7 * 86_400.0  # seconds an operator has to look at w
 
 
 @dataclass
-class Swept:
+class ReconcileSummary:
     """How many blobs were looked at; rows without files, files without rows."""
 
     checked: int = 0
@@ -30,12 +30,14 @@ class Swept:
     rows_added: int = 0
 
 
-async def sweep(inventory: Inventory, store: LocalBlobStore, staging: Staging | None, now: float) -> Swept:
+async def reconcile(
+    inventory: Inventory, store: LocalBlobStore, staging: Staging | None, now: float
+) -> ReconcileSummary:
     """Compare everything; ``now`` is the wall clock. Memory does not grow with the store.
 
     Old left-overs in staging and quarantine are removed, unless ``staging`` is None.
     """
-    swept = Swept()
+    swept = ReconcileSummary()
     if staging is not None:
         await asyncio.to_thread(staging.sweep, now - STAGING_MAX_AGE)
         await asyncio.to_thread(store.sweep_quarantine, now - QUARANTINE_MAX_AGE)
@@ -46,7 +48,7 @@ async def sweep(inventory: Inventory, store: LocalBlobStore, staging: Staging | 
     return swept
 
 
-async def _compare_rows(inventory: Inventory, store: LocalBlobStore, swept: Swept) -> None:
+async def _compare_rows(inventory: Inventory, store: LocalBlobStore, swept: ReconcileSummary) -> None:
     last = ""
     while page := await inventory.blobs_after(last, PAGE):
         last = page[-1].digest
@@ -56,14 +58,14 @@ async def _compare_rows(inventory: Inventory, store: LocalBlobStore, swept: Swep
         if lost:
             await inventory.drop_rows(lost)
             swept.rows_dropped += len(lost)
-        await inventory.put_up([(row.digest, row.stored_at) for row in page if not row.is_named])
+        await inventory.enqueue([(row.digest, row.stored_at) for row in page if not row.is_named])
 
 
 def _absent(store: LocalBlobStore, digests: list[Digest]) -> list[Digest]:
     return [digest for digest in digests if not store.exists(digest)]
 
 
-async def _compare_files(inventory: Inventory, store: LocalBlobStore, swept: Swept) -> None:
+async def _compare_files(inventory: Inventory, store: LocalBlobStore, swept: ReconcileSummary) -> None:
     async for page in store.pages(PAGE):
         known = await inventory.known([blob.digest for blob in page])
         fresh = [(blob.digest, blob.size, blob.stored_at) for blob in page if blob.digest not in known]

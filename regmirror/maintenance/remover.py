@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, Protocol
 
-from regmirror.metadata.gc import Curation, Reason
+from regmirror.metadata.gc import GcQueries, Reason
 from regmirror.oci.names import Digest
 from regmirror.telemetry.events import BlobRemoved, Emit
 
@@ -54,7 +54,7 @@ class Removed:
 class Remover:
     """Removes blobs of ``store`` and their rows."""
 
-    def __init__(self, curation: Curation, store: Store, emit: Emit) -> None:
+    def __init__(self, curation: GcQueries, store: Store, emit: Emit) -> None:
         self._curation, self._store, self._emit = curation, store, emit
 
     async def remove(
@@ -65,7 +65,7 @@ class Remover:
         unless_named: bool = False,
         pulled_until: float | None = None,
     ) -> Removed:
-        """Remove those of ``digests`` that may go; see ``Curation.remove_blobs``."""
+        """Remove those of ``digests`` that may go; see ``GcQueries.remove_blobs``."""
         removed = Removed()
         wanted = list(digests)
         take_rows = partial(

@@ -16,11 +16,11 @@ from typing import Final
 from sqlalchemy.exc import SQLAlchemyError
 
 from regmirror.config.schema import Config
-from regmirror.maintenance.capacity import Room
+from regmirror.maintenance.capacity import Capacity
 from regmirror.maintenance.scrub import CHORE as SCRUB
-from regmirror.maintenance.scrub import Heal
-from regmirror.maintenance.toolkit import Keeping, LockUnusable, Notice, limits_of, try_alone
-from regmirror.metadata.cache import Knowledge
+from regmirror.maintenance.scrub import RepairBlob
+from regmirror.maintenance.toolkit import InvalidationMarker, LockUnusable, Toolkit, limits_of, try_turn
+from regmirror.metadata.cache import MetadataCache
 from regmirror.metadata.inventory import Chore
 from regmirror.metadata.vacuum import give_back
 from regmirror.telemetry.events import Emit, UpkeepEnded
@@ -31,15 +31,15 @@ LOOK: Final = 0.1  # seconds between looks whether a command has taken something
 TICK: Final = 10.0  # seconds between looks whether something is due
 
 
-class Upkeep:
+class MaintenanceScheduler:
     """The chores of one worker; ``config`` is replaced at a reload."""
 
     def __init__(
-        self, config: Config, keeping: Keeping, room: Room, knowledge: Knowledge, emit: Emit
+        self, config: Config, toolkit: Toolkit, room: Capacity, metadata_cache: MetadataCache, emit: Emit
     ) -> None:
         self.config = config
-        self._keeping, self._room, self._knowledge, self._emit = keeping, room, knowledge, emit
-        self._notice = Notice(keeping.root)
+        self._toolkit, self._room, self._metadata_cache, self._emit = toolkit, room, metadata_cache, emit
+        self._notice = InvalidationMarker(toolkit.root)
         self._swept_at = float("-inf")  # by this process
         self._lock_failures: set[str] = set()
 
@@ -49,12 +49,12 @@ class Upkeep:
         self._room.limits = limits_of(config)
 
     @asynccontextmanager
-    async def at_work(self, heal: Heal) -> AsyncIterator[None]:
+    async def at_work(self, repair: RepairBlob) -> AsyncIterator[None]:
         """While this lasts, do what is due; ``heal`` fetches anew what a scrub finds rotten."""
         tasks = [
             asyncio.create_task(_every(LOOK, self.look)),
             asyncio.create_task(_every(TICK, self.tick)),
-            asyncio.create_task(_every(TICK, lambda: self.scrub_if_due(heal))),
+            asyncio.create_task(_every(TICK, lambda: self.scrub_if_due(repair))),
         ]
         try:
             yield
@@ -66,29 +66,29 @@ class Upkeep:
     async def look(self) -> None:
         """Forget what is remembered if a command has taken something away."""
         if self._notice.is_new():
-            self._knowledge.forget_all()
+            self._metadata_cache.invalidate_all()
 
     async def tick(self) -> None:
         """Write the times of last pulls; evict what is too much; collect if that is due."""
-        await self._knowledge.flush_pulls()
-        await self._knowledge.check_database()
+        await self._metadata_cache.flush_pulls()
+        await self._metadata_cache.check_database()
         with (
             self._lock_failures_logged(),
             suppress(SQLAlchemyError, OSError),
         ):  # told where it happened, and tried again
             await self._evict()
             await self.collect_if_due()
-            await asyncio.to_thread(give_back, self._keeping.metadata.database.path)
+            await asyncio.to_thread(give_back, self._toolkit.metadata.database.path)
 
     async def _evict(self) -> None:
         began = time.monotonic()
-        with try_alone(self._keeping.root, "eviction") as is_alone:
+        with try_turn(self._toolkit.root, "eviction") as is_alone:
             if not is_alone:  # else each worker evicts what one of them had to
                 return
-            tally = await self._room.keep()
-        if tally.removed:
+            summary = await self._room.keep()
+        if summary.removed:
             ended = UpkeepEnded(
-                "eviction", tally.checked, tally.removed, tally.bytes, time.monotonic() - began
+                "eviction", summary.checked, summary.removed, summary.bytes, time.monotonic() - began
             )
             self._emit(ended)
 
@@ -97,15 +97,15 @@ class Upkeep:
         interval = self.config.gc.interval
         if not interval or not await self._is_due(COLLECTION, interval):
             return
-        with try_alone(self._keeping.root) as is_alone:
+        with try_turn(self._toolkit.root) as is_alone:
             if is_alone and await self._is_due(COLLECTION, interval):
                 await self._collect()
 
     async def _collect(self) -> None:
-        keeping, began = self._keeping, time.monotonic()
-        started_at = keeping.now()
+        toolkit, began = self._toolkit, time.monotonic()
+        started_at = toolkit.now()
         if started_at - self._swept_at >= SWEEP_INTERVAL:
-            await keeping.sweep()
+            await toolkit.reconcile()
             self._swept_at = started_at
         manifests = 0
 
@@ -113,24 +113,24 @@ class Upkeep:
             nonlocal manifests
             manifests += getattr(removal, "repository", None) is not None
 
-        tally = await keeping.collector(self.config).collect(tell)
-        await keeping.inventory.save_chore(COLLECTION, Chore(started_at, keeping.now()))
+        summary = await toolkit.collector(self.config).collect(tell)
+        await toolkit.inventory.save_chore(COLLECTION, Chore(started_at, toolkit.now()))
         if manifests:
             self._notice.give()
         seconds = time.monotonic() - began
-        self._emit(UpkeepEnded("collection", tally.checked, tally.removed, tally.bytes, seconds))
+        self._emit(UpkeepEnded("collection", summary.checked, summary.removed, summary.bytes, seconds))
 
-    async def scrub_if_due(self, heal: Heal) -> None:
+    async def scrub_if_due(self, repair: RepairBlob) -> None:
         """Verify everything once an interval, from where the last run was broken off."""
-        config, keeping = self.config.scrub, self._keeping
+        config, toolkit = self.config.scrub, self._toolkit
         with self._lock_failures_logged(), suppress(SQLAlchemyError, OSError):
             if not config.interval or not await self._is_due(SCRUB, config.interval):
                 return
-            with try_alone(keeping.root, "scrub") as is_alone:
+            with try_turn(toolkit.root, "scrub") as is_alone:
                 if not is_alone:
                     return
                 began = time.monotonic()
-                scrubber = keeping.scrubber(self._emit, heal, config.rate)
+                scrubber = toolkit.scrubber(self._emit, repair, config.rate)
                 done = await scrubber.scrub(lambda finding: None)
                 seconds = time.monotonic() - began
                 self._emit(UpkeepEnded("scrub", done.checked, done.rotten, 0, seconds))
@@ -146,10 +146,10 @@ class Upkeep:
                 logging.getLogger(__name__).warning("%s", error)
 
     async def _is_due(self, name: str, interval: float) -> bool:
-        chore, now = await self._keeping.inventory.find_chore(name), self._keeping.now()
+        chore, now = await self._toolkit.inventory.find_chore(name), self._toolkit.now()
         if not chore.ended_at and name == SCRUB and not chore.started_at:
             # A new store has nothing to verify: its first scrub is an interval away.
-            await self._keeping.inventory.save_chore(name, Chore(now, now))
+            await self._toolkit.inventory.save_chore(name, Chore(now, now))
             return False
         return now - chore.ended_at >= interval or chore.ended_at > now
 

@@ -18,13 +18,13 @@ from regmirror.blobs.local import LocalBlobStore
 from regmirror.errors import RegmirrorError
 from regmirror.metadata.inventory import BlobRow, Chore, Inventory
 from regmirror.oci.names import Digest, Hasher, Repository
-from regmirror.telemetry.events import BlobHealed, BlobRemoved, Emit, VerificationFailed
+from regmirror.telemetry.events import BlobRemoved, BlobRepaired, Emit, VerificationFailed
 
 CHORE: Final = "scrub"
 PAGE: Final = 50  # blobs between two notes of how far it has come
 PIECE: Final = 1024 * 1024  # bytes read at once
 
-Heal = Callable[[Repository, Digest], Awaitable[None]]
+RepairBlob = Callable[[Repository, Digest], Awaitable[None]]
 Sleep = Callable[[float], Awaitable[None]]
 
 
@@ -77,7 +77,7 @@ class Scrubber:
     inventory: Inventory
     store: LocalBlobStore
     emit: Emit
-    heal: Heal
+    repair: RepairBlob
     rate: float
     now: Callable[[], float] = time.time
     clock: Callable[[], float] = time.monotonic
@@ -155,12 +155,12 @@ class Scrubber:
     async def _heal(self, digest: Digest) -> bool:
         for repository in await self.inventory.find_sources(digest):
             try:
-                await self.heal(repository, digest)
+                await self.repair(repository, digest)
             except (RegmirrorError, OSError, KeyError):  # the next source may have it
                 continue
             if not self.store.exists(digest):  # it came, and could not be kept
                 continue
-            self.emit(BlobHealed(repository.upstream, digest))
+            self.emit(BlobRepaired(repository.upstream, digest))
             return True
         return False
 

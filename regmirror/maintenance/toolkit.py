@@ -15,13 +15,13 @@ from regmirror.blobs.staging import Staging
 from regmirror.config.schema import Config
 from regmirror.errors import RegmirrorError
 from regmirror.files import create, create_lock
-from regmirror.maintenance.capacity import Keepers, Limits, Room
+from regmirror.maintenance.capacity import Capacity, Keepers, Limits
 from regmirror.maintenance.gc import Collector
 from regmirror.maintenance.purge import Purger
-from regmirror.maintenance.reconcile import Swept, sweep
+from regmirror.maintenance.reconcile import ReconcileSummary, reconcile
 from regmirror.maintenance.remover import Removable, Remover
-from regmirror.maintenance.scrub import Heal, Scrubber
-from regmirror.metadata.gc import Curation
+from regmirror.maintenance.scrub import RepairBlob, Scrubber
+from regmirror.metadata.gc import GcQueries
 from regmirror.metadata.inventory import Inventory
 from regmirror.metadata.pins import Pins
 from regmirror.metadata.store import MetadataStore
@@ -32,14 +32,14 @@ Flush = Callable[[], Awaitable[None]]
 
 
 @dataclass(frozen=True)
-class Keeping:
+class Toolkit:
     """Everything upkeep works with; ``is_dry`` where it only pretends."""
 
     root: Path
     metadata: MetadataStore
     store: LocalBlobStore
     staging: Staging
-    curation: Curation
+    curation: GcQueries
     inventory: Inventory
     pins: Pins
     remover: Remover
@@ -59,36 +59,36 @@ class Keeping:
     def purger(self, config: Config) -> Purger:
         return Purger(self.metadata, self.curation, self.remover, self.collector(config))
 
-    def room(self, config: Config, flush: Flush) -> Room:
-        notify = Notice(self.root).give
+    def room(self, config: Config, flush: Flush) -> Capacity:
+        notify = InvalidationMarker(self.root).give
         keepers = Keepers(self.metadata, self.curation, self.pins, self.remover, flush, notify)
-        return Room(self.root, limits_of(config), keepers, is_dry=self.is_dry)
+        return Capacity(self.root, limits_of(config), keepers, is_dry=self.is_dry)
 
-    def scrubber(self, emit: Emit, heal: Heal, rate: float, *, is_noted: bool = True) -> Scrubber:
+    def scrubber(self, emit: Emit, repair: RepairBlob, rate: float, *, is_noted: bool = True) -> Scrubber:
         """What it drops is forgotten by every worker."""
         return Scrubber(
             self.inventory,
             self.store,
             emit,
-            heal,
+            repair,
             rate,
             self.now,
             is_noted=is_noted,
-            on_drop=Notice(self.root).give,
+            on_drop=InvalidationMarker(self.root).give,
         )
 
-    async def sweep(self) -> Swept:
+    async def reconcile(self) -> ReconcileSummary:
         """See ``reconcile.py``. What an earlier removal left is finished first, not stored again."""
         await self.remover.finish_earlier()
-        return await sweep(self.inventory, self.store, None if self.is_dry else self.staging, self.now())
+        return await reconcile(self.inventory, self.store, None if self.is_dry else self.staging, self.now())
 
 
-def open_keeping(
+def open_toolkit(
     root: Path, metadata: MetadataStore, emit: Emit, now: Callable[[], float] = time.time
-) -> Keeping:
+) -> Toolkit:
     """Upkeep of the store below ``root`` with the database of ``metadata``."""
-    store, curation = LocalBlobStore(root), Curation(metadata.database, now)
-    return Keeping(
+    store, curation = LocalBlobStore(root), GcQueries(metadata.database, now)
+    return Toolkit(
         root,
         metadata,
         store,
@@ -101,10 +101,10 @@ def open_keeping(
     )
 
 
-def pretending(keeping: Keeping) -> Keeping:
+def dry_run_toolkit(toolkit: Toolkit) -> Toolkit:
     """The same, but for files, which stay; to be used with a copy of the database."""
-    remover = Remover(keeping.curation, _Pretended(keeping.store), lambda event: None)
-    return replace(keeping, remover=remover, is_dry=True)
+    remover = Remover(toolkit.curation, _Pretended(toolkit.store), lambda event: None)
+    return replace(toolkit, remover=remover, is_dry=True)
 
 
 def limits_of(config: Config) -> Limits:
@@ -116,7 +116,7 @@ class LockUnusable(RegmirrorError):
 
 
 @contextmanager
-def try_alone(root: Path, what: str = "collection") -> Iterator[bool]:
+def try_turn(root: Path, what: str = "collection") -> Iterator[bool]:
     """Whether no other process is at ``what`` here; until the end, none will be.
 
     Raises LockUnusable.
@@ -137,7 +137,7 @@ def try_alone(root: Path, what: str = "collection") -> Iterator[bool]:
         yield is_alone
 
 
-class Notice:
+class InvalidationMarker:
     """Tells the servers on a store that something was taken away behind their backs.
 
     It is a file that is touched; they look at it several times a second and forget what they

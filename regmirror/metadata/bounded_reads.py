@@ -35,7 +35,7 @@ _doubt: ContextVar[Doubt | None] = ContextVar("doubt", default=None)
 
 
 @contextmanager
-def noting_doubt() -> Iterator[Doubt]:
+def tracking_doubt() -> Iterator[Doubt]:
     """For one request; the work that it starts belongs to it."""
     doubt = Doubt()
     token = _doubt.set(doubt)
@@ -57,7 +57,7 @@ def _note_doubt() -> None:
         doubt.is_noted = True
 
 
-class Reads:
+class BoundedReads:
     """The reads of one process; ``tell`` is called with each failure, ``ping`` is the smallest read.
 
     One late read delays nobody else. While the database answers not even a ping, others are not

@@ -19,14 +19,14 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from regmirror.errors import BlobUnknown, ManifestUnknown, MetadataUnavailable, RegistryError
 from regmirror.lru import Lru, weigh_texts
-from regmirror.metadata.bounded_reads import Reads
+from regmirror.metadata.bounded_reads import BoundedReads
 from regmirror.metadata.database import ListsBusy
 from regmirror.metadata.list_queries import CatalogPage
-from regmirror.metadata.negative_cache import Absences
+from regmirror.metadata.negative_cache import NegativeCache
 from regmirror.metadata.records import TagRecord
-from regmirror.metadata.recovery import RepairFailed, Watch, looks_damaged
+from regmirror.metadata.recovery import DatabaseMonitor, RecoveryFailed, looks_damaged
 from regmirror.metadata.store import MetadataStore, is_storable
-from regmirror.metadata.write_queue import Transaction, Writes
+from regmirror.metadata.write_queue import Transaction, WriteQueue
 from regmirror.oci.manifests import Descriptor, Manifest, NotAManifest, parse_document, references
 from regmirror.oci.names import Digest, Reference, Repository, Tag
 from regmirror.offload import run_by_size
@@ -42,7 +42,7 @@ LIST_PATIENCE: Final = 5.0  # seconds that anybody waits for a list
 SUSPICION: Final = 5.0  # seconds between two examinations of a database that looks damaged
 
 
-class Knowledge:
+class MetadataCache:
     """Memory in front of ``store``; ``clock`` is monotonic seconds, ``now`` the wall clock."""
 
     def __init__(
@@ -53,12 +53,12 @@ class Knowledge:
         missing_max_age: float,
         now: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
-        watch: Watch | None = None,
+        watch: DatabaseMonitor | None = None,
     ) -> None:
         self.store = store
         self._watch = watch
-        self._writes = Writes(self._tell_failure)
-        self._reads = Reads(self._tell_failure, store.ping)
+        self._writes = WriteQueue(self._tell_failure)
+        self._reads = BoundedReads(self._tell_failure, store.ping)
         self._suspected_at = -SUSPICION
         self._examination: asyncio.Task[None] | None = None
         self._emit = emit
@@ -68,14 +68,14 @@ class Knowledge:
         self._manifests: Lru[tuple[Repository, Digest], Manifest] = Lru(MANIFEST_BYTES, _weigh_manifest)
         self._rights: Lru[tuple[Repository, Digest], bool] = Lru(MEMORY_BYTES, _weigh_pair)
         self._sizes: Lru[Digest, int] = Lru(MEMORY_BYTES, lambda digest, _: weigh_texts(digest))
-        self._missing = Absences(clock)
+        self._missing = NegativeCache(clock)
         self._pulled_tags: dict[tuple[Repository, Tag], float] = {}
         self._pulled_manifests: dict[tuple[Repository, Digest], float] = {}
         self._pulled_blobs: dict[Digest, float] = {}
 
     # --- tags and manifests --------------------------------------------------------------
 
-    def recall_tag(self, repository: Repository, tag: Tag) -> TagRecord | None:
+    def get_cached_tag(self, repository: Repository, tag: Tag) -> TagRecord | None:
         """What memory says; another process may have asked the upstream since."""
         return self._tags.get((repository, tag))
 
@@ -106,7 +106,7 @@ class Knowledge:
                 self._manifests.put(key, manifest)
         return manifest
 
-    def recall_manifest(self, repository: Repository, digest: Digest) -> Manifest | None:
+    def get_cached_manifest(self, repository: Repository, digest: Digest) -> Manifest | None:
         """What ``find_manifest`` would return, if memory tells it."""
         return self._manifests.get((repository, digest))
 
@@ -137,9 +137,9 @@ class Knowledge:
         self._missing.drop(repository, tag, ManifestUnknown)
         await self._write(self.store.save_tag(repository, tag, record))
 
-    async def forget_tag(self, repository: Repository, tag: Tag) -> None:
+    async def delete_tag(self, repository: Repository, tag: Tag) -> None:
         self._tags.drop((repository, tag))
-        await self._write(self.store.forget_tag(repository, tag))
+        await self._write(self.store.delete_tag(repository, tag))
 
     # --- lists of what is stored; MetadataUnavailable while the database cannot be read ----
 
@@ -157,34 +157,34 @@ class Knowledge:
 
     # --- rights and sizes ----------------------------------------------------------------
 
-    async def has_right(self, repository: Repository, digest: Digest) -> bool:
+    async def is_linked(self, repository: Repository, digest: Digest) -> bool:
         """Whether the repository's upstream has sent this blob or proven that it has it."""
         key = (repository, digest)
         if self._rights.get(key):
             return True
-        proven = await self._read(self.store.has_right(repository, digest))
+        proven = await self._read(self.store.is_linked(repository, digest))
         if proven:
             self._rights.put(key, True)
         return bool(proven)
 
-    async def count_without_right(self, repository: Repository, digests: Collection[Digest]) -> int:
+    async def count_unlinked(self, repository: Repository, digests: Collection[Digest]) -> int:
         """How many of these blobs the repository's upstream has neither sent nor proven to have."""
         unknown = [digest for digest in digests if not self._rights.get((repository, digest))]
         if not unknown:
             return 0
-        proven = await self._read(self.store.find_rights(repository, unknown))
+        proven = await self._read(self.store.find_links(repository, unknown))
         return len(unknown) - len(proven or ())
 
-    def recall_right(self, repository: Repository, digest: Digest, size: int) -> bool:
+    def get_cached_link(self, repository: Repository, digest: Digest, size: int) -> bool:
         """Whether memory says that this content may be served there, and that it has that size."""
         return self._rights.get((repository, digest)) is not None and self._sizes.get(digest) == size
 
-    async def confirm(self, repository: Repository, digest: Digest) -> None:
+    async def link(self, repository: Repository, digest: Digest) -> None:
         """The repository's upstream has just sent this blob, or proven that it has it."""
-        self._note_right(repository, digest)
-        await self._write(self.store.confirm(repository, digest))
+        self._note_link(repository, digest)
+        await self._write(self.store.link(repository, digest))
 
-    def _note_right(self, repository: Repository, digest: Digest) -> None:
+    def _note_link(self, repository: Repository, digest: Digest) -> None:
         self._rights.put((repository, digest), True)
         self._missing.drop(repository, digest, BlobUnknown)
 
@@ -206,22 +206,22 @@ class Knowledge:
         """
         self._sizes.put(digest, size)
         for repository in proven_for:
-            self._note_right(repository, digest)
+            self._note_link(repository, digest)
         await self._write(self.store.save_blob(digest, size, proven_for))
 
-    async def forget_blob(self, digest: Digest) -> None:
+    async def delete_blob(self, digest: Digest) -> None:
         self._sizes.drop(digest)
-        await self._write(self.store.forget_blob(digest))
+        await self._write(self.store.delete_blob(digest))
 
     # --- what is missing -----------------------------------------------------------------
 
-    def refuse_missing(
+    def check_negative_cache(
         self, repository: Repository, reference: Reference, unknown: type[RegistryError]
     ) -> None:
         """Raise the ``unknown`` that was noted of this name, if that was a moment ago."""
         self._missing.check(repository, reference, unknown)
 
-    def note_missing(
+    def cache_missing(
         self, repository: Repository, reference: Reference, error: RegistryError, *, denied: bool
     ) -> None:
         """The upstream has no such thing, or none for us."""
@@ -229,7 +229,7 @@ class Knowledge:
         if age > 0:
             self._missing.note(repository, reference, error, denied=denied, max_age=age)
 
-    def forget_all(self) -> None:
+    def invalidate_all(self) -> None:
         """Something was taken away behind our back: the database knows better than memory."""
         memories: tuple[Lru[Any, Any], ...] = (
             self._tags,
@@ -251,7 +251,7 @@ class Knowledge:
         }
         return {name: (memory.hits, memory.misses) for name, memory in memories.items()}
 
-    def forget_missing(self) -> None:
+    def clear_negative_cache(self) -> None:
         """Ask again for everything that was absent or refused."""
         self._missing.clear()
 
@@ -288,7 +288,7 @@ class Knowledge:
         try:
             if await self._watch.check(is_suspect=is_suspect):
                 await self._save_again()
-        except RepairFailed as error:
+        except RecoveryFailed as error:
             self._tell_failure(error)
 
     async def close(self) -> None:
@@ -306,7 +306,7 @@ class Knowledge:
             named = await run_by_size(manifest.size, _named_by, manifest)
             await self._write(self.store.save_manifest(repository, manifest, named), manifest.size)
         for repository, digest in [key for key, _ in self._rights.items()]:
-            await self._write(self.store.confirm(repository, digest))
+            await self._write(self.store.link(repository, digest))
         for (repository, tag), record in self._tags.items():
             await self._write(self.store.save_tag(repository, tag, record))
 

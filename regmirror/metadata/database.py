@@ -154,7 +154,7 @@ class _HasDatabase(Protocol):
 S = TypeVar("S", bound=_HasDatabase)
 
 
-def whole(
+def uncancellable(
     method: Callable[Concatenate[S, P], Coroutine[Any, Any, T]],
 ) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
     """A method that runs to its end even if its caller is cancelled (see ``Database.run``)."""

@@ -19,8 +19,8 @@ from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from regmirror.metadata import schema as t
-from regmirror.metadata.database import Database, whole
-from regmirror.metadata.gc_queue import AT_ONCE, EVERYWHERE, put_up, put_up_blobs, put_up_children
+from regmirror.metadata.database import Database, uncancellable
+from regmirror.metadata.gc_queue import AT_ONCE, EVERYWHERE, enqueue, enqueue_blobs, enqueue_children
 from regmirror.metadata.reachability import due_blobs, due_manifests, held_manifests, is_named, old_manifests
 from regmirror.metadata.records import Candidate
 from regmirror.oci.names import Digest, Repository, Tag
@@ -73,7 +73,7 @@ class DueBlobs:
     unheld: tuple[Digest, ...]
 
 
-class Curation:
+class GcQueries:
     """The housekeeper's view of the database; ``now`` is the wall clock."""
 
     def __init__(self, database: Database, now: Callable[[], float] = time.time) -> None:
@@ -82,7 +82,7 @@ class Curation:
 
     # --- manifests -----------------------------------------------------------------------
 
-    @whole
+    @uncancellable
     async def review_manifests(self, terms: Terms, pinned: Collection[Key], limit: int) -> Reviewed:
         """Settle up to ``limit`` due reviews; manifests that nothing holds go."""
         async with self.database.write() as connection:
@@ -91,13 +91,13 @@ class Curation:
             unheld = [row for row in due if row.size is not None and not row.is_held]
             kept = [row for row in unheld if (row.repository_id, row.digest) in pinned]
             later = [row for row in unheld if row.pulled_at > max(row.since, terms.pulled)]
-            await _put_off(connection, "manifest", [(row, _keep_until(row, terms)) for row in later])
-            await _put_off(connection, "manifest", [(row, self._now() + 1.0) for row in kept])
+            await _postpone(connection, "manifest", [(row, _keep_until(row, terms)) for row in later])
+            await _postpone(connection, "manifest", [(row, self._now() + 1.0) for row in kept])
             removed = [row for row in unheld if row not in later and row not in kept]
             await _remove_manifests(connection, [_as_parameters(row) for row in removed])
         return Reviewed(len(due), tuple(_removal(row) for row in removed))
 
-    @whole
+    @uncancellable
     async def purge_manifests(
         self, repository: Repository, digests: Collection[Digest] | None
     ) -> list[Removal]:
@@ -112,7 +112,7 @@ class Curation:
             await _remove_manifests(connection, [{"of_digest": row.digest, **due} for row in rows])
         return found
 
-    @whole
+    @uncancellable
     async def purge_tags(self, repository: Repository, tags: Collection[Tag] | None) -> None:
         """Forget the tags (None: any); what they meant is due for review at once."""
         row = t.tags.c
@@ -125,9 +125,9 @@ class Curation:
                 .returning(row.digest, row.previous)
             )
             for meant in gone.all():
-                await put_up(connection, "manifest", mine or 0, meant, AT_ONCE)
+                await enqueue(connection, "manifest", mine or 0, meant, AT_ONCE)
 
-    @whole
+    @uncancellable
     async def purge_rights(self, repository: Repository) -> None:
         """Forget which blobs the repository's upstream has confirmed."""
         rights = t.repository_blobs
@@ -136,9 +136,9 @@ class Curation:
             gone = await connection.execute(
                 sa.delete(rights).where(rights.c.repository_id == mine).returning(rights.c.digest)
             )
-            await put_up(connection, "blob", EVERYWHERE, [row.digest for row in gone.all()], AT_ONCE)
+            await enqueue(connection, "blob", EVERYWHERE, [row.digest for row in gone.all()], AT_ONCE)
 
-    @whole
+    @uncancellable
     async def forget_tags(self, before: float, kept: Collection[tuple[int, str]], limit: int) -> int:
         """Forget tags last pulled ``before``, but for those ``kept``; returns how many.
 
@@ -154,7 +154,7 @@ class Curation:
                     sa.delete(t.tags).where(row.repository_id == tag.repository_id, row.name == tag.name)
                 )
                 digests = (tag.digest, tag.previous)
-                await put_up(connection, "manifest", tag.repository_id, digests, now)
+                await enqueue(connection, "manifest", tag.repository_id, digests, now)
         return len(gone)
 
     async def evict_manifests(self, candidates: Iterable[Candidate], pulled_until: float) -> list[Removal]:
@@ -167,7 +167,7 @@ class Curation:
             removed += await self._evict_manifests(chunk, pulled_until)
         return removed
 
-    @whole
+    @uncancellable
     async def _evict_manifests(self, chunk: list[Candidate], pulled_until: float) -> list[Removal]:
         sizes = {(item.repository_id, str(item.digest)): item.size for item in chunk}
         now, held, of = self._now(), t.repository_manifests.c, t.repositories.c
@@ -195,7 +195,7 @@ class Curation:
 
     # --- blobs ---------------------------------------------------------------------------
 
-    @whole
+    @uncancellable
     async def review_blobs(self, terms: Terms, limit: int) -> DueBlobs:
         """Settle up to ``limit`` due reviews of blobs that a manifest names, or that are young.
 
@@ -205,21 +205,21 @@ class Curation:
             due = (await connection.execute(due_blobs(terms.due, limit))).all()
             absent = [row.digest for row in due if row.size is None and not row.is_named]
             await _forget_rights(connection, absent)
-            young = [row for row in due if _is_young(row, terms)]
+            young = [row for row in due if _is_recent(row, terms)]
             unheld = [row for row in due if row.size is not None and not row.is_named and row not in young]
             settled = [(EVERYWHERE, row.digest) for row in due if row not in unheld]
             await _settle(connection, "blob", settled)
-            await _put_off(connection, "blob", [(row, row.last_seen) for row in young])
+            await _postpone(connection, "blob", [(row, row.last_seen) for row in young])
         return DueBlobs(len(due), tuple(Digest(row.digest) for row in unheld))
 
-    @whole
+    @uncancellable
     async def put_off_blobs(self, digests: Collection[Digest]) -> None:
         """These are being read: look again when a grace time has passed."""
         async with self.database.write() as connection:
             later = self._now() + 1.0  # so that no collection meets them again, whatever the grace time
-            await put_up(connection, "blob", EVERYWHERE, map(str, digests), later)
+            await enqueue(connection, "blob", EVERYWHERE, map(str, digests), later)
 
-    @whole
+    @uncancellable
     async def remove_blobs(
         self,
         digests: Collection[Digest],
@@ -252,7 +252,7 @@ class Curation:
                 gone += [(Digest(row.digest), row.size) for row in rows]
         return gone
 
-    @whole
+    @uncancellable
     async def unfinished(self) -> list[Digest]:
         """Blobs without a row whose files may still be there; those that have one again stay."""
         row = t.removals.c
@@ -262,7 +262,7 @@ class Curation:
             left = await connection.execute(sa.select(row.digest).limit(10 * CHUNK))
             return [Digest(digest) for (digest,) in left.all()]
 
-    @whole
+    @uncancellable
     async def finish(self, digests: Iterable[Digest]) -> None:
         """The files of these are gone, or they are stored again."""
         async with self.database.write() as connection:
@@ -289,7 +289,7 @@ class Curation:
         return [Candidate(Digest(item[0]), item[1], item[2]) for item in rows]
 
 
-def _is_young(row: Any, terms: Terms) -> bool:
+def _is_recent(row: Any, terms: Terms) -> bool:
     return row.size is not None and not row.is_named and row.last_seen > terms.young
 
 
@@ -326,7 +326,7 @@ async def _settle(connection: AsyncConnection, kind: str, keys: Iterable[Key]) -
         )
 
 
-async def _put_off(connection: AsyncConnection, kind: str, rows: list[tuple[Any, float]]) -> None:
+async def _postpone(connection: AsyncConnection, kind: str, rows: list[tuple[Any, float]]) -> None:
     """Review again at another time; when the last holder went remains what it was."""
     values = [
         {
@@ -354,14 +354,14 @@ async def _remove_manifests(connection: AsyncConnection, rows: list[dict[str, An
         ),
         rows,
     )
-    await put_up_children(connection, rows)
+    await enqueue_children(connection, rows)
     for chunk in _chunks(rows):
         digests = [row["of_digest"] for row in chunk]
         is_anywhere = sa.exists().where(held.c.digest == t.manifests.c.digest)
         query = sa.select(t.manifests.c.digest).where(t.manifests.c.digest.in_(digests), ~is_anywhere)
         orphans = {row[0] for row in await connection.execute(query)}
         if orphans:
-            await put_up_blobs(connection, [row for row in chunk if row["of_digest"] in orphans])
+            await enqueue_blobs(connection, [row for row in chunk if row["of_digest"] in orphans])
             await connection.execute(sa.delete(refs).where(refs.c.manifest.in_(orphans)))
             await connection.execute(sa.delete(t.manifests).where(t.manifests.c.digest.in_(orphans)))
 

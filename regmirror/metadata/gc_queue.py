@@ -21,7 +21,7 @@ EVERYWHERE: Final = 0  # the repository of blobs, which belong to none
 AT_ONCE: Final = 0.0  # when what is purged is due
 
 
-async def put_up(
+async def enqueue(
     connection: AsyncConnection, kind: Kind, repository_id: int, digests: Iterable[str | None], at: float
 ) -> None:
     """The last holder of these may have gone ``at`` this time; a later time replaces an earlier."""
@@ -34,7 +34,7 @@ async def put_up(
         await connection.execute(_or_newer(insert(t.reviews)), rows)
 
 
-async def put_up_children(connection: AsyncConnection, rows: list[dict[str, Any]]) -> None:
+async def enqueue_children(connection: AsyncConnection, rows: list[dict[str, Any]]) -> None:
     """A repository no longer holds a manifest: review what it held there in its turn.
 
     Those are its children and its referrers. ``rows`` have ``of_repository``, ``of_digest``,
@@ -58,7 +58,7 @@ async def put_up_children(connection: AsyncConnection, rows: list[dict[str, Any]
         await connection.execute(_from(query), rows)
 
 
-async def put_up_blobs(connection: AsyncConnection, rows: list[dict[str, Any]]) -> None:
+async def enqueue_blobs(connection: AsyncConnection, rows: list[dict[str, Any]]) -> None:
     """Manifests are about to go: review the blobs they name, as far as anything is known of those.
 
     For ``rows`` see above.

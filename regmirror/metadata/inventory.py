@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert
 
 from regmirror.metadata import schema as t
-from regmirror.metadata.database import Database, whole
+from regmirror.metadata.database import Database, uncancellable
 from regmirror.metadata.gc_queue import EVERYWHERE, delete_manifest
 from regmirror.metadata.reachability import is_held, is_named
 from regmirror.metadata.totals import KNOWN
@@ -59,7 +59,7 @@ class Inventory:
         query = sa.select(t.blobs.c.digest).where(t.blobs.c.digest.in_([*map(str, digests)]))
         return {row[0] for row in await self.database.all(query)}
 
-    @whole
+    @uncancellable
     async def adopt_rows(self, found: Iterable[tuple[Digest, int, float]]) -> None:
         """Blobs whose files are there and whose rows are not: digest, size, time they were stored."""
         blobs = [
@@ -69,16 +69,16 @@ class Inventory:
         if blobs:
             async with self.database.write() as connection:
                 await connection.execute(insert(t.blobs).on_conflict_do_nothing(), blobs)
-        await self.put_up([(Digest(str(row["digest"])), float(str(row["stored_at"]))) for row in blobs])
+        await self.enqueue([(Digest(str(row["digest"])), float(str(row["stored_at"]))) for row in blobs])
 
-    @whole
+    @uncancellable
     async def drop_rows(self, digests: Collection[Digest]) -> None:
         """Blobs whose rows are there and whose files are not."""
         async with self.database.write() as connection:
             await connection.execute(sa.delete(t.blobs).where(t.blobs.c.digest.in_([*map(str, digests)])))
 
-    @whole
-    async def put_up(self, blobs: Collection[tuple[Digest, float]]) -> None:
+    @uncancellable
+    async def enqueue(self, blobs: Collection[tuple[Digest, float]]) -> None:
         """Blobs that nothing names and that await no review get one."""
         rows = [
             {
@@ -94,7 +94,7 @@ class Inventory:
             async with self.database.write() as connection:
                 await connection.execute(insert(t.reviews).on_conflict_do_nothing(), rows)
 
-    @whole
+    @uncancellable
     async def put_up_unheld_manifests(self) -> int:
         """Manifests that nothing holds and that await no review get one; returns how many.
 
@@ -118,7 +118,7 @@ class Inventory:
                 await connection.execute(insert(t.reviews).on_conflict_do_nothing(), rows)
         return len(rows)
 
-    @whole
+    @uncancellable
     async def drop_unknown_repositories(self) -> int:
         """Repositories without a tag, a manifest or a right go; returns how many."""
         row = t.repositories.c.id
@@ -135,7 +135,7 @@ class Inventory:
             (item[0], item[1]) for item in await self.database.all(query.order_by(row.digest).limit(limit))
         ]
 
-    @whole
+    @uncancellable
     async def drop_manifest(self, digest: str) -> None:
         """A manifest that is not what its name says: it is fetched again when it is asked for."""
         async with self.database.write() as connection:
@@ -163,7 +163,7 @@ class Inventory:
         found = await self.database.first(query)
         return Chore() if found is None else Chore(*found)
 
-    @whole
+    @uncancellable
     async def save_chore(self, name: str, chore: Chore) -> None:
         values = {"started_at": chore.started_at, "ended_at": chore.ended_at, "cursor": chore.cursor}
         async with self.database.write() as connection:

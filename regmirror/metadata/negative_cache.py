@@ -15,7 +15,7 @@ from regmirror.errors import RegistryError, UpstreamDenied, UpstreamNotFound
 from regmirror.lru import Lru, weigh_texts
 from regmirror.oci.names import Reference, Repository
 
-ABSENCES_BYTES: Final = 4 * 1024 * 1024
+NEGATIVE_CACHE_BYTES: Final = 4 * 1024 * 1024
 MESSAGE_MAX: Final = 1_000  # characters of an error that are kept
 SWEEP: Final = 5.0  # seconds between two looks for expired entries
 
@@ -30,12 +30,12 @@ class _Absence:
     cause: type[UpstreamNotFound | UpstreamDenied]
 
 
-class Absences:
+class NegativeCache:
     """Absent names by repository; ``clock`` is monotonic seconds."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._entries: Lru[_Key, _Absence] = Lru(ABSENCES_BYTES, _weigh)
+        self._entries: Lru[_Key, _Absence] = Lru(NEGATIVE_CACHE_BYTES, _weigh)
         self._swept_at = -math.inf
 
     def __len__(self) -> int:

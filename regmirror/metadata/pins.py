@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert
 
 from regmirror.metadata import schema as t
-from regmirror.metadata.database import Database, whole
+from regmirror.metadata.database import Database, uncancellable
 from regmirror.oci.globs import matches
 from regmirror.oci.names import Digest
 
@@ -47,14 +47,14 @@ class Pins:
         query = sa.select(t.pins.c.pattern, t.pins.c.pinned_at).order_by(t.pins.c.pattern)
         return [Pin(*row) for row in await self.database.all(query)]
 
-    @whole
+    @uncancellable
     async def add(self, pattern: str) -> bool:
         """Pin; false if it was pinned before."""
         async with self.database.write() as connection:
             new = insert(t.pins).values(pattern=pattern, pinned_at=self._now())
             return bool((await connection.execute(new.on_conflict_do_nothing())).rowcount)
 
-    @whole
+    @uncancellable
     async def remove(self, pattern: str) -> bool:
         """Unpin; false if there was no such pin."""
         async with self.database.write() as connection:

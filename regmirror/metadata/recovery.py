@@ -38,11 +38,11 @@ Scan = Callable[[], Iterable[tuple[Digest, int, float]]]
 Say = Callable[[str], None]
 
 
-class RepairFailed(RegmirrorError):
+class RecoveryFailed(RegmirrorError):
     """The database is gone or damaged, and no new one can be made."""
 
 
-class Keeper:
+class DatabaseRecovery:
     """What it takes to bring back the database at ``path``.
 
     ``scan`` lists the stored blobs: digest, size, time they were stored. ``say`` is told in one
@@ -124,10 +124,10 @@ class Keeper:
         return moved
 
 
-class Watch:
+class DatabaseMonitor:
     """Looks now and then whether the database is still the one that is connected to."""
 
-    def __init__(self, database: Database, keeper: Keeper) -> None:
+    def __init__(self, database: Database, keeper: DatabaseRecovery) -> None:
         self._database, self._keeper = database, keeper
         self._known = _identity(database.path)
 
@@ -135,14 +135,14 @@ class Watch:
         """Whether another database is there now, to which everything has been connected anew.
 
         One look at the file; only a database that is gone or ``is_suspect`` is examined. Raises
-        RepairFailed.
+        RecoveryFailed.
         """
         found = await asyncio.to_thread(_identity, self._database.path)
         if is_suspect or found is None:
             try:
                 await asyncio.to_thread(self._keeper.repair)
             except (OSError, sqlite3.Error, ConfigError) as error:
-                raise RepairFailed(f"the database cannot be repaired: {error}") from error
+                raise RecoveryFailed(f"the database cannot be repaired: {error}") from error
             found = await asyncio.to_thread(_identity, self._database.path)
         if found is None or (found == self._known and not is_suspect):
             return False

@@ -18,8 +18,8 @@ from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from regmirror.metadata import schema as t
-from regmirror.metadata.database import Database, whole
-from regmirror.metadata.gc_queue import EVERYWHERE, delete_manifest, put_up
+from regmirror.metadata.database import Database, uncancellable
+from regmirror.metadata.gc_queue import EVERYWHERE, delete_manifest, enqueue
 from regmirror.metadata.list_queries import CatalogPage, read_catalog, read_referrers, read_row, read_tags
 from regmirror.metadata.records import TagRecord
 from regmirror.metadata.totals import BLOB_BYTES, FIGURES, MANIFEST_BYTES, TOTALS, Totals
@@ -80,7 +80,7 @@ class MetadataStore:
         row = await self.database.first(query)
         return None if row is None else Manifest(digest, row[0], row[1])
 
-    async def has_right(self, repository: Repository, digest: Digest) -> bool:
+    async def is_linked(self, repository: Repository, digest: Digest) -> bool:
         """Whether the repository's upstream has sent this blob or proven that it has it."""
         rights = t.repository_blobs
         query = sa.select(rights.c.digest).join(t.repositories)
@@ -89,8 +89,8 @@ class MetadataStore:
             is not None
         )
 
-    async def find_rights(self, repository: Repository, digests: Collection[Digest]) -> set[str]:
-        """Those of the blobs for which ``has_right`` is true."""
+    async def find_links(self, repository: Repository, digests: Collection[Digest]) -> set[str]:
+        """Those of the blobs for which ``is_linked`` is true."""
         rights = t.repository_blobs
         names = sa.func.json_each(json.dumps([*map(str, digests)])).table_valued("value")
         query = sa.select(rights.c.digest).join(t.repositories).join(names, names.c.value == rights.c.digest)
@@ -155,7 +155,7 @@ class MetadataStore:
 
     # --- transactions --------------------------------------------------------------------
 
-    @whole
+    @uncancellable
     async def save_manifest(
         self,
         repository: Repository,
@@ -199,13 +199,13 @@ class MetadataStore:
                 record = TagRecord(manifest.digest, manifest.media_type, manifest.size, now)
                 await _replace_tag(connection, mine, tag, record)
 
-    @whole
+    @uncancellable
     async def delete_manifest(self, digest: Digest) -> None:
         """The stored bytes have changed: the manifest is unknown until it is fetched again."""
         async with self.database.write() as connection:
             await delete_manifest(connection, str(digest))
 
-    @whole
+    @uncancellable
     async def save_tag(self, repository: Repository, tag: Tag, record: TagRecord) -> TagRecord:
         """The upstream says that the tag means ``record``, whether or not it is stored.
 
@@ -216,8 +216,8 @@ class MetadataStore:
             mine = await _repository_id(connection, repository)
             return await _replace_tag(connection, mine, tag, record)
 
-    @whole
-    async def forget_tag(self, repository: Repository, tag: Tag) -> None:
+    @uncancellable
+    async def delete_tag(self, repository: Repository, tag: Tag) -> None:
         """The upstream no longer has the tag."""
         async with self.database.write() as connection:
             mine = await _find_repository_id(connection, repository)
@@ -229,15 +229,15 @@ class MetadataStore:
                 .returning(t.tags.c.digest, t.tags.c.previous)
             )
             for row in gone.all():
-                await put_up(connection, "manifest", mine, row, self._now())
+                await enqueue(connection, "manifest", mine, row, self._now())
 
-    @whole
-    async def confirm(self, repository: Repository, digest: Digest) -> None:
+    @uncancellable
+    async def link(self, repository: Repository, digest: Digest) -> None:
         """The repository's upstream has sent this blob, or proven that it has it."""
         async with self.database.write() as connection:
-            await _confirm(connection, repository, digest, self._now())
+            await _link(connection, repository, digest, self._now())
 
-    @whole
+    @uncancellable
     async def save_blob(self, digest: Digest, size: int, proven_for: Iterable[Repository] = ()) -> None:
         """A blob has been stored as a file, and ``confirm`` is true of these repositories."""
         now = self._now()
@@ -247,17 +247,17 @@ class MetadataStore:
                 .values(digest=str(digest), size=size, stored_at=now, pulled_at=now)
                 .on_conflict_do_update(["digest"], set_={"size": size, "stored_at": now})
             )
-            await put_up(connection, "blob", EVERYWHERE, [str(digest)], now)
+            await enqueue(connection, "blob", EVERYWHERE, [str(digest)], now)
             for repository in proven_for:
-                await _confirm(connection, repository, digest, now)
+                await _link(connection, repository, digest, now)
 
-    @whole
-    async def forget_blob(self, digest: Digest) -> None:
+    @uncancellable
+    async def delete_blob(self, digest: Digest) -> None:
         """A blob's file is gone."""
         async with self.database.write() as connection:
             await connection.execute(sa.delete(t.blobs).where(t.blobs.c.digest == str(digest)))
 
-    @whole
+    @uncancellable
     async def save_pulls(
         self,
         tags: Mapping[tuple[Repository, Tag], float],
@@ -312,11 +312,11 @@ async def _repository_id(connection: AsyncConnection, repository: Repository) ->
     return int(found)
 
 
-async def _confirm(connection: AsyncConnection, repository: Repository, digest: Digest, now: float) -> None:
+async def _link(connection: AsyncConnection, repository: Repository, digest: Digest, now: float) -> None:
     right = {"repository_id": await _repository_id(connection, repository), "digest": str(digest)}
     new = insert(t.repository_blobs).values(**right, confirmed_at=now).on_conflict_do_nothing()
     if (await connection.execute(new)).rowcount:
-        await put_up(connection, "blob", EVERYWHERE, [str(digest)], now)
+        await enqueue(connection, "blob", EVERYWHERE, [str(digest)], now)
 
 
 async def _hold_manifest(
@@ -330,7 +330,7 @@ async def _hold_manifest(
     if not renewed.rowcount:
         new = {"repository_id": repository_id, "digest": digest, "stored_at": now, "pulled_at": now, **known}
         await connection.execute(insert(t.repository_manifests).values(new))
-        await put_up(connection, "manifest", repository_id, [digest], now)
+        await enqueue(connection, "manifest", repository_id, [digest], now)
 
 
 async def _replace_tag(
@@ -346,7 +346,7 @@ async def _replace_tag(
     previous = None
     if before and not await _first_held(connection, repository_id, [str(record.digest)]):
         previous = await _first_held(connection, repository_id, before)
-    await put_up(connection, "manifest", repository_id, {*before} - {previous}, record.checked_at)
+    await enqueue(connection, "manifest", repository_id, {*before} - {previous}, record.checked_at)
     record = replace(record, previous=None if previous is None else Digest(previous))
     await connection.execute(_upsert_tag(repository_id, tag, record))
     return record
@@ -369,7 +369,7 @@ async def _drop_previous(connection: AsyncConnection, repository_id: int, digest
     dropped = [old[0] for old in await connection.execute(sa.select(row.previous).where(*moved))]
     if dropped:
         await connection.execute(sa.update(t.tags).where(*moved).values(previous=None))
-        await put_up(connection, "manifest", repository_id, dropped, now)
+        await enqueue(connection, "manifest", repository_id, dropped, now)
 
 
 def _upsert_tag(repository_id: int, tag: Tag, record: TagRecord) -> Any:

@@ -21,7 +21,7 @@ PENDING_BYTES: Final = 32 * 1024 * 1024  # what they hold together: each may hav
 Transaction = Coroutine[Any, Any, object]
 
 
-class Writes:
+class WriteQueue:
     """The writes of one process, in order; ``tell`` is called with each failure."""
 
     def __init__(

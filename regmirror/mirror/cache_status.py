@@ -11,24 +11,24 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class CacheStatus:
     result: Result
-    cache_status: str
+    header: str
 
 
-HIT: Final = Outcome("hit", "regmirror; hit")
-STALE: Final = Outcome("stale", "regmirror; hit; detail=stale")
-MISS: Final = Outcome("miss", "regmirror; fwd=miss")
-STORED: Final = Outcome("miss", "regmirror; fwd=miss; stored")
-COALESCED: Final = Outcome("coalesced", "regmirror; fwd=miss; collapsed")
-REVALIDATED: Final = Outcome("revalidated", "regmirror; fwd=stale; fwd-status=200")
-CHANGED: Final = Outcome("miss", "regmirror; fwd=stale; fwd-status=200; stored")
+HIT: Final = CacheStatus("hit", "regmirror; hit")
+STALE: Final = CacheStatus("stale", "regmirror; hit; detail=stale")
+MISS: Final = CacheStatus("miss", "regmirror; fwd=miss")
+STORED: Final = CacheStatus("miss", "regmirror; fwd=miss; stored")
+COALESCED: Final = CacheStatus("coalesced", "regmirror; fwd=miss; collapsed")
+REVALIDATED: Final = CacheStatus("revalidated", "regmirror; fwd=stale; fwd-status=200")
+CHANGED: Final = CacheStatus("miss", "regmirror; fwd=stale; fwd-status=200; stored")
 
 
 @dataclass(frozen=True, slots=True)
-class Answer(Generic[T]):
+class CachedResult(Generic[T]):
     """What was asked for, how it was come by, and a warning for whoever reads headers."""
 
     content: T
-    outcome: Outcome
+    cache_status: CacheStatus
     warning: str = ""

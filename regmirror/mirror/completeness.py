@@ -17,7 +17,7 @@ from typing import Final
 from regmirror.blobs.local import LocalBlobStore
 from regmirror.lru import Lru, weigh_texts
 from regmirror.metadata.bounded_reads import is_in_doubt
-from regmirror.metadata.cache import Knowledge
+from regmirror.metadata.cache import MetadataCache
 from regmirror.mirror.possession import COMMON
 from regmirror.oci.manifests import Manifest, NotAManifest, parse_document, references
 from regmirror.oci.names import Digest, Repository
@@ -53,9 +53,12 @@ class Completeness:
     """Looks at the store and at what is known of manifests; asks no upstream."""
 
     def __init__(
-        self, knowledge: Knowledge, store: LocalBlobStore, clock: Callable[[], float] = time.monotonic
+        self,
+        metadata_cache: MetadataCache,
+        store: LocalBlobStore,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._knowledge, self._store, self._clock = knowledge, store, clock
+        self._metadata_cache, self._store, self._clock = metadata_cache, store, clock
         self._verdicts: Lru[_Key, tuple[float, str | None]] = Lru(VERDICTS_BYTES, _weigh)
         self._turn = asyncio.Lock()
 
@@ -85,7 +88,7 @@ class Completeness:
         parts = await run_by_size(manifest.size, self._examine, manifest.payload)
         if parts.gap is not None:
             return parts.gap
-        if unproven := await self._knowledge.count_without_right(look.repository, parts.blobs):
+        if unproven := await self._metadata_cache.count_unlinked(look.repository, parts.blobs):
             return f"{unproven} of its blobs were stored through other repositories only"
         if parts.children and depth < DEPTH_MAX:
             for child in parts.children:
@@ -100,7 +103,7 @@ class Completeness:
             if len(look.gaps) >= MANIFESTS_MAX:
                 return False
             look.gaps[digest] = "not stored"
-            held = await self._knowledge.find_manifest(look.repository, digest)
+            held = await self._metadata_cache.find_manifest(look.repository, digest)
             if held is not None:
                 look.gaps[digest] = await self._find_gap(look, held, depth)
         return look.gaps[digest] is None

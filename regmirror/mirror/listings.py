@@ -13,9 +13,9 @@ from typing import Any, Final
 
 from regmirror.errors import ManifestUnknown, NameUnknown, UpstreamDenied, UpstreamError, UpstreamNotFound
 from regmirror.lru import Lru, weigh_texts
-from regmirror.metadata.cache import Knowledge
+from regmirror.metadata.cache import MetadataCache
 from regmirror.metadata.list_queries import CatalogPage
-from regmirror.mirror.cache_status import COALESCED, HIT, MISS, STALE, Answer
+from regmirror.mirror.cache_status import COALESCED, HIT, MISS, STALE, CachedResult
 from regmirror.mirror.json_list import JsonList, Page
 from regmirror.mirror.mirror import Mirror
 from regmirror.oci.manifests import Manifest, NotAManifest, parse_document
@@ -52,7 +52,7 @@ class Listings:
     def __init__(
         self,
         mirror: Mirror,
-        knowledge: Knowledge,
+        metadata_cache: MetadataCache,
         upstreams: Mapping[str, UpstreamClient],
         *,
         tag_max_age: float,
@@ -60,7 +60,7 @@ class Listings:
         clock: Callable[[], float] = time.monotonic,
         kept: KeptLists | None = None,
     ) -> None:
-        self._mirror, self._knowledge, self._upstreams = mirror, knowledge, upstreams
+        self._mirror, self._metadata_cache, self._upstreams = mirror, metadata_cache, upstreams
         self._tag_max_age, self._offline, self._clock = tag_max_age, offline, clock
         self._kept = KeptLists() if kept is None else kept
         self._flight: SingleFlight[_Key, JsonList] = SingleFlight()
@@ -70,11 +70,11 @@ class Listings:
 
     async def repositories(self, page: CatalogPage) -> list[str]:
         """Names of repositories of which something is stored, as the catalog has them."""
-        return await self._knowledge.list_repositories(page)
+        return await self._metadata_cache.list_repositories(page)
 
     async def tags(
         self, repository: Repository, last: str | None = None, limit: int | None = None
-    ) -> Answer[Page]:
+    ) -> CachedResult[Page]:
         """At most ``limit`` tags after ``last``, sorted; stored ones if the upstream cannot be asked."""
 
         async def ask() -> JsonList:
@@ -84,8 +84,8 @@ class Listings:
         async def known() -> JsonList | None:
             nonlocal limit
             limit = STORED_MAX if limit is None else limit
-            found = await self._knowledge.list_tags(repository, last=last, limit=limit + 1)
-            if found or (last and await self._knowledge.list_tags(repository, limit=1)):
+            found = await self._metadata_cache.list_tags(repository, last=last, limit=limit + 1)
+            if found or (last and await self._metadata_cache.list_tags(repository, limit=1)):
                 return JsonList.of(found)
             if self._offline:
                 raise NameUnknown(f"{repository} has no tags stored here, and the mirror is offline")
@@ -95,9 +95,9 @@ class Listings:
             answer = await self._answer((repository, ""), self._tag_max_age, ask, known)
         except (UpstreamNotFound, UpstreamDenied) as error:
             raise NameUnknown(error.message) from error
-        return Answer(answer.content.page(last, limit), answer.outcome, answer.warning)
+        return CachedResult(answer.content.page(last, limit), answer.cache_status, answer.warning)
 
-    async def referrers(self, repository: Repository, digest: Digest) -> Answer[JsonList]:
+    async def referrers(self, repository: Repository, digest: Digest) -> CachedResult[JsonList]:
         """Descriptors of what has ``digest`` as its subject; empty where nothing has.
 
         An upstream without the referrers API is asked for the fallback tag instead
@@ -116,7 +116,7 @@ class Listings:
             return await asyncio.to_thread(JsonList.of, found)
 
         async def known() -> JsonList | None:
-            manifests = await self._knowledge.list_referrers(repository, digest)
+            manifests = await self._metadata_cache.list_referrers(repository, digest)
             return await asyncio.to_thread(lambda: JsonList.of(map(_describe, manifests))) or None
 
         return await self._answer((repository, str(digest)), max_age, ask, known)
@@ -135,17 +135,17 @@ class Listings:
         max_age: float,
         ask: Callable[[], Awaitable[JsonList]],
         known: Callable[[], Awaitable[JsonList | None]],
-    ) -> Answer[JsonList]:
+    ) -> CachedResult[JsonList]:
         """The list that is kept, else what ``ask`` returns, else what is ``known`` here, if anything."""
         kept = self._kept.get(key)
         if kept is not None and self._clock() - kept[0] < max_age:
-            return Answer(kept[1], HIT)
+            return CachedResult(kept[1], HIT)
         if self._offline:
-            return Answer(kept[1] if kept else await known() or JsonList(), HIT)
+            return CachedResult(kept[1] if kept else await known() or JsonList(), HIT)
         joined = key in self._flight
         try:
             task = self._flight.start(key, ask)
-            found = await self._mirror.asking.wait_for(
+            found = await self._mirror.upstream_access.wait_for(
                 key[0], task, has_stale=kept is not None, subject=key[1] or "list"
             )
         except (UpstreamNotFound, UpstreamDenied):
@@ -155,9 +155,9 @@ class Listings:
             stored = kept[1] if kept else await known()
             if stored is None:
                 raise
-            return Answer(stored, STALE, error.message)
+            return CachedResult(stored, STALE, error.message)
         self._kept.put(key, (self._clock(), found))
-        return Answer(found, COALESCED if joined else MISS)
+        return CachedResult(found, COALESCED if joined else MISS)
 
 
 def _read_index(payload: bytes) -> JsonList:

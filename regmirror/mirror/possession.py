@@ -86,9 +86,9 @@ class Sampler:
     @staticmethod
     async def _wait(blob: Blob) -> int:
         """How many bytes can be read now: at least ENOUGH, or all there are."""
-        readable, before = await blob.wait_beyond(0), 0
+        readable, before = await blob.wait_until_readable(0), 0
         while before < readable < ENOUGH and readable != blob.size:
-            before, readable = readable, await blob.wait_beyond(readable)
+            before, readable = readable, await blob.wait_until_readable(readable)
         return readable
 
     def _offset(self, upstream: str, digest: Digest, number: int, limit: int) -> int:

@@ -18,13 +18,13 @@ from regmirror.errors import (
     UpstreamRateLimited,
 )
 from regmirror.metadata.bounded_reads import is_in_doubt
-from regmirror.metadata.cache import Knowledge
+from regmirror.metadata.cache import MetadataCache
 from regmirror.metadata.records import TagRecord
-from regmirror.mirror.cache_status import CHANGED, HIT, MISS, REVALIDATED, STALE, STORED, Answer
+from regmirror.mirror.cache_status import CHANGED, HIT, MISS, REVALIDATED, STALE, STORED, CachedResult
 from regmirror.mirror.completeness import Completeness
 from regmirror.mirror.freshness import FreshnessPolicy, FreshnessRules, is_fresh, may_serve_stale
-from regmirror.mirror.upstream_access import Asking, Key
-from regmirror.oci.manifests import Manifest, Summary, names_a_kind
+from regmirror.mirror.upstream_access import Key, UpstreamAccess
+from regmirror.oci.manifests import Manifest, ManifestSummary, names_a_kind
 from regmirror.oci.names import Digest, Reference, Repository, Tag
 from regmirror.singleflight import SingleFlight
 
@@ -61,12 +61,16 @@ class Resolver:
     """Manifests and what HEAD tells of them, by tag and by digest."""
 
     def __init__(
-        self, knowledge: Knowledge, asking: Asking, completeness: Completeness, policy: Policy
+        self,
+        metadata_cache: MetadataCache,
+        upstream_access: UpstreamAccess,
+        completeness: Completeness,
+        policy: Policy,
     ) -> None:
-        self._knowledge, self._asking = knowledge, asking
+        self._metadata_cache, self._upstream_access = metadata_cache, upstream_access
         self._completeness, self._policy = completeness, policy
-        self._manifests: SingleFlight[Key, Answer[Manifest]] = SingleFlight()
-        self._heads: SingleFlight[Key, Answer[Summary]] = SingleFlight()
+        self._manifests: SingleFlight[Key, CachedResult[Manifest]] = SingleFlight()
+        self._heads: SingleFlight[Key, CachedResult[ManifestSummary]] = SingleFlight()
 
     async def close(self) -> None:
         """End what is being asked of upstreams."""
@@ -77,26 +81,26 @@ class Resolver:
 
     def recall(self, repository: Repository, reference: Reference) -> Manifest | None:
         """The manifest that would be answered as a hit; None if memory alone cannot tell."""
-        if self._asking.find_trouble(repository) is not None:
+        if self._upstream_access.find_unavailability(repository) is not None:
             return None  # the image might be incomplete
         if isinstance(reference, Digest):
-            return self._knowledge.recall_manifest(repository, reference)
-        record = self._recall_tag(repository, reference)
-        return None if record is None else self._knowledge.recall_manifest(repository, record.digest)
+            return self._metadata_cache.get_cached_manifest(repository, reference)
+        record = self._get_cached_tag(repository, reference)
+        return None if record is None else self._metadata_cache.get_cached_manifest(repository, record.digest)
 
-    def recall_head(self, repository: Repository, reference: Reference) -> Summary | None:
+    def get_cached_head(self, repository: Repository, reference: Reference) -> ManifestSummary | None:
         """The same for what HEAD tells."""
         if isinstance(reference, Digest):
             held = self.recall(repository, reference)
-            return None if held is None else Summary(held.digest, held.media_type, held.size)
-        record = self._recall_tag(repository, reference)
-        if record is None or self._asking.find_trouble(repository) is not None:
+            return None if held is None else ManifestSummary(held.digest, held.media_type, held.size)
+        record = self._get_cached_tag(repository, reference)
+        if record is None or self._upstream_access.find_unavailability(repository) is not None:
             return None
-        return Summary(record.digest, record.media_type, record.size)
+        return ManifestSummary(record.digest, record.media_type, record.size)
 
-    def _recall_tag(self, repository: Repository, tag: Tag) -> TagRecord | None:
+    def _get_cached_tag(self, repository: Repository, tag: Tag) -> TagRecord | None:
         """What memory says of a tag, if that is fresh."""
-        record = self._knowledge.recall_tag(repository, tag)
+        record = self._metadata_cache.get_cached_tag(repository, tag)
         policy = self._policy
         if record is None or not is_fresh(record, policy.rules.policy(repository, tag), policy.now()):
             return None
@@ -104,31 +108,31 @@ class Resolver:
 
     # --- by digest -----------------------------------------------------------------------
 
-    async def manifest_by_digest(self, repository: Repository, digest: Digest) -> Answer[Manifest]:
+    async def manifest_by_digest(self, repository: Repository, digest: Digest) -> CachedResult[Manifest]:
         """The manifest; raises ManifestUnknown or another RegistryError."""
-        held = await self._knowledge.find_manifest(repository, digest)
+        held = await self._metadata_cache.find_manifest(repository, digest)
         if held is not None:
             return await self._unless_incomplete(repository, held)
         return await self._fetch_once(repository, digest)
 
-    async def head_by_digest(self, repository: Repository, digest: Digest) -> Answer[Summary]:
+    async def head_by_digest(self, repository: Repository, digest: Digest) -> CachedResult[ManifestSummary]:
         """What ``manifest_by_digest`` would tell, without fetching the manifest for it."""
-        held = await self._knowledge.find_manifest(repository, digest)
+        held = await self._metadata_cache.find_manifest(repository, digest)
         if held is not None:
             return _head_of(await self._unless_incomplete(repository, held))
 
-        async def ask() -> Answer[Summary]:
+        async def ask() -> CachedResult[ManifestSummary]:
             head = await self._ask_head(repository, digest)
             if head is None:
                 return _head_of(await self._fetch(repository, digest))
-            return Answer(head, MISS)
+            return CachedResult(head, MISS)
 
-        return await self._asking.once(self._heads, (repository, digest), ask)
+        return await self._upstream_access.once(self._heads, (repository, digest), ask)
 
     async def _fetch_once(
         self, repository: Repository, digest: Digest, *, has_stale: bool = False
-    ) -> Answer[Manifest]:
-        return await self._asking.once(
+    ) -> CachedResult[Manifest]:
+        return await self._upstream_access.once(
             self._manifests,
             (repository, digest),
             lambda: self._fetch_unless_held(repository, digest),
@@ -137,17 +141,17 @@ class Resolver:
 
     # --- by tag --------------------------------------------------------------------------
 
-    async def manifest_by_tag(self, repository: Repository, tag: Tag) -> Answer[Manifest]:
+    async def manifest_by_tag(self, repository: Repository, tag: Tag) -> CachedResult[Manifest]:
         """The manifest; raises ManifestUnknown or another RegistryError."""
         record, policy = await self._find_tag(repository, tag)
         if record is not None and self._may_believe(record, policy):
             return await self._by_record(repository, tag, record)
         fallback = await self._find_fallback(repository, record, policy)
-        if fallback.stale and (reason := self._asking.find_reason_to_spare(repository)):
-            return Answer(fallback.stale, STALE, reason)
+        if fallback.stale and (reason := self._upstream_access.find_reserve_reason(repository)):
+            return CachedResult(fallback.stale, STALE, reason)
 
-        async def ask(has_stale: bool) -> Answer[Manifest]:
-            return await self._asking.once(
+        async def ask(has_stale: bool) -> CachedResult[Manifest]:
+            return await self._upstream_access.once(
                 self._manifests,
                 (repository, tag),
                 lambda: self._refresh(repository, tag, record),
@@ -156,21 +160,21 @@ class Resolver:
 
         return await self._or(ask, fallback, repository, lambda answer: answer)
 
-    async def head_by_tag(self, repository: Repository, tag: Tag) -> Answer[Summary]:
+    async def head_by_tag(self, repository: Repository, tag: Tag) -> CachedResult[ManifestSummary]:
         """What ``manifest_by_tag`` would tell, without fetching the manifest for it."""
         record, policy = await self._find_tag(repository, tag)
         if record is not None and self._may_believe(record, policy):
-            if self._asking.find_trouble(repository):  # HEAD promises what GET has to keep
+            if self._upstream_access.find_unavailability(repository):  # HEAD promises what GET has to keep
                 return _head_of(await self._by_record(repository, tag, record))
-            return Answer(Summary(record.digest, record.media_type, record.size), HIT)
+            return CachedResult(ManifestSummary(record.digest, record.media_type, record.size), HIT)
         if (repository, tag) in self._manifests:
             return _head_of(await self.manifest_by_tag(repository, tag))
         fallback = await self._find_fallback(repository, record, policy)
-        if fallback.stale and (reason := self._asking.find_reason_to_spare(repository)):
-            return _head_of(Answer(fallback.stale, STALE, reason))
+        if fallback.stale and (reason := self._upstream_access.find_reserve_reason(repository)):
+            return _head_of(CachedResult(fallback.stale, STALE, reason))
 
-        async def ask(has_stale: bool) -> Answer[Summary]:
-            return await self._asking.once(
+        async def ask(has_stale: bool) -> CachedResult[ManifestSummary]:
+            return await self._upstream_access.once(
                 self._heads,
                 (repository, tag),
                 lambda: self._refresh_head(repository, tag, record),
@@ -181,28 +185,28 @@ class Resolver:
 
     async def _find_tag(self, repository: Repository, tag: Tag) -> tuple[TagRecord | None, FreshnessPolicy]:
         policy = self._policy.rules.policy(repository, tag)
-        record = self._knowledge.recall_tag(repository, tag)
+        record = self._metadata_cache.get_cached_tag(repository, tag)
         if record is None or not is_fresh(record, policy, self._policy.now()):
             # Another worker may have asked since; the database knows.
-            record = await self._knowledge.find_tag(repository, tag)
+            record = await self._metadata_cache.find_tag(repository, tag)
         return record, policy
 
     def _may_believe(self, record: TagRecord, policy: FreshnessPolicy) -> bool:
         return self._policy.offline or is_fresh(record, policy, self._policy.now())
 
-    async def _by_record(self, repository: Repository, tag: Tag, record: TagRecord) -> Answer[Manifest]:
+    async def _by_record(self, repository: Repository, tag: Tag, record: TagRecord) -> CachedResult[Manifest]:
         """The manifest of a tag that is believed; maybe only its digest is known so far."""
-        held = await self._knowledge.find_manifest(repository, record.digest)
+        held = await self._metadata_cache.find_manifest(repository, record.digest)
         if held is None and self._policy.offline:
             held = await self._find_held(repository, record)
         if held is not None:
             return await self._unless_incomplete(repository, held)
 
-        async def ask(has_stale: bool) -> Answer[Manifest]:
+        async def ask(has_stale: bool) -> CachedResult[Manifest]:
             try:
                 return await self._fetch_once(repository, record.digest, has_stale=has_stale)
             except ManifestUnknown:  # the tag has moved on and its old manifest is gone
-                return await self._asking.once(
+                return await self._upstream_access.once(
                     self._manifests, (repository, tag), lambda: self._fetch_tag(repository, tag)
                 )
 
@@ -211,81 +215,83 @@ class Resolver:
 
     # --- asking --------------------------------------------------------------------------
 
-    async def _fetch(self, repository: Repository, reference: Reference) -> Answer[Manifest]:
-        manifest = await self._asking.upstream(repository).get_manifest(repository, reference)
+    async def _fetch(self, repository: Repository, reference: Reference) -> CachedResult[Manifest]:
+        manifest = await self._upstream_access.upstream(repository).get_manifest(repository, reference)
         tag = None if isinstance(reference, Digest) else reference
-        await self._knowledge.save_manifest(repository, manifest, tag)
-        return Answer(manifest, STORED)
+        await self._metadata_cache.save_manifest(repository, manifest, tag)
+        return CachedResult(manifest, STORED)
 
-    async def _fetch_unless_held(self, repository: Repository, digest: Digest) -> Answer[Manifest]:
+    async def _fetch_unless_held(self, repository: Repository, digest: Digest) -> CachedResult[Manifest]:
         """Somebody's fetch may have ended while this one looked into the database.
 
         A manifest that another repository has brought is fetched all the same: its bytes, sent by this
         repository's own upstream, are the only proof that this repository has it.
         """
-        held = await self._knowledge.find_manifest(repository, digest)
-        return Answer(held, HIT) if held is not None else await self._fetch(repository, digest)
+        held = await self._metadata_cache.find_manifest(repository, digest)
+        return CachedResult(held, HIT) if held is not None else await self._fetch(repository, digest)
 
-    async def _refresh(self, repository: Repository, tag: Tag, record: TagRecord | None) -> Answer[Manifest]:
+    async def _refresh(
+        self, repository: Repository, tag: Tag, record: TagRecord | None
+    ) -> CachedResult[Manifest]:
         """Ask what the tag means now: one HEAD if its manifest is here, else one GET."""
-        newest = self._knowledge.recall_tag(repository, tag)
+        newest = self._metadata_cache.get_cached_tag(repository, tag)
         if newest is not None and newest != record:  # asked and answered a moment ago
-            held = await self._knowledge.find_manifest(repository, newest.digest)
+            held = await self._metadata_cache.find_manifest(repository, newest.digest)
             if held is not None:
-                return Answer(held, HIT)
+                return CachedResult(held, HIT)
         if record is None:
             return await self._fetch_tag(repository, tag)
-        held = await self._knowledge.find_manifest(repository, record.digest)
+        held = await self._metadata_cache.find_manifest(repository, record.digest)
         if held is None:
             return await self._fetch_tag(repository, tag)
         try:
-            digest = (await self._asking.upstream(repository).head_manifest(repository, tag)).digest
+            digest = (await self._upstream_access.upstream(repository).head_manifest(repository, tag)).digest
         except UpstreamNotFound:
             digest = None  # or this registry does not know HEAD: GET will tell
         if digest == record.digest:
             renewed = replace(record, checked_at=self._policy.now())
-            await self._knowledge.save_tag(repository, tag, renewed)
-            return Answer(held, REVALIDATED)
+            await self._metadata_cache.save_tag(repository, tag, renewed)
+            return CachedResult(held, REVALIDATED)
         fetched = await self._fetch_tag(repository, tag)
         is_same = fetched.content.digest == record.digest
-        return replace(fetched, outcome=REVALIDATED if is_same else CHANGED)
+        return replace(fetched, cache_status=REVALIDATED if is_same else CHANGED)
 
-    async def _fetch_tag(self, repository: Repository, tag: Tag) -> Answer[Manifest]:
+    async def _fetch_tag(self, repository: Repository, tag: Tag) -> CachedResult[Manifest]:
         try:
             return await self._fetch(repository, tag)
         except UpstreamNotFound:
             if self._policy.on_missing == "forget" and not self._policy.offline:
-                await self._knowledge.forget_tag(repository, tag)
+                await self._metadata_cache.delete_tag(repository, tag)
             raise
 
     async def _refresh_head(
         self, repository: Repository, tag: Tag, record: TagRecord | None
-    ) -> Answer[Summary]:
+    ) -> CachedResult[ManifestSummary]:
         """Ask by HEAD alone, unless the upstream's HEAD does not tell enough."""
         head = await self._ask_head(repository, tag)
         if head is None:
             return _head_of(await self._fetch_tag(repository, tag))
         said = TagRecord(head.digest, head.media_type, head.size, self._policy.now())
-        if record is not None and await self._knowledge.find_manifest(repository, said.digest) is None:
+        if record is not None and await self._metadata_cache.find_manifest(repository, said.digest) is None:
             before = await self._find_held(repository, record)
             said = replace(said, previous=before.digest if before else None)
-        await self._knowledge.save_tag(repository, tag, said)
+        await self._metadata_cache.save_tag(repository, tag, said)
         same = record is not None and record.digest == head.digest
-        return Answer(head, REVALIDATED if same else MISS)
+        return CachedResult(head, REVALIDATED if same else MISS)
 
-    async def _ask_head(self, repository: Repository, reference: Reference) -> Summary | None:
+    async def _ask_head(self, repository: Repository, reference: Reference) -> ManifestSummary | None:
         """The upstream's HEAD; None if it does not tell all that its GET would.
 
         404 is no answer either: some registries do not know HEAD and say so like that.
         """
-        client = self._asking.upstream(repository)
+        client = self._upstream_access.upstream(repository)
         try:
             head = await client.head_manifest(repository, reference)
         except UpstreamNotFound:
             return None
         if head.digest is None or head.size is None or not names_a_kind(head.media_type):
             return None
-        return Summary(head.digest, head.media_type, head.size)
+        return ManifestSummary(head.digest, head.media_type, head.size)
 
     # --- instead of asking ---------------------------------------------------------------
 
@@ -300,18 +306,18 @@ class Resolver:
 
     async def _find_held(self, repository: Repository, record: TagRecord) -> Manifest | None:
         """The stored manifest of a tag: what it means, else what it meant before a HEAD saw it move."""
-        held = await self._knowledge.find_manifest(repository, record.digest)
+        held = await self._metadata_cache.find_manifest(repository, record.digest)
         if held is None and record.previous is not None:
-            held = await self._knowledge.find_manifest(repository, record.previous)
+            held = await self._metadata_cache.find_manifest(repository, record.previous)
         return held
 
     async def _or(
         self,
-        ask: Callable[[bool], Awaitable[Answer[T]]],
+        ask: Callable[[bool], Awaitable[CachedResult[T]]],
         fallback: Fallback,
         repository: Repository,
-        turn: Callable[[Answer[Manifest]], Answer[T]],
-    ) -> Answer[T]:
+        turn: Callable[[CachedResult[Manifest]], CachedResult[T]],
+    ) -> CachedResult[T]:
         """The answer of ``ask``, which is told whether a stale one is at hand; or that stale one if
         the upstream fails or is slow.
         """
@@ -319,8 +325,8 @@ class Resolver:
             return await ask(fallback.stale is not None)
         except UpstreamError as error:
             stale = fallback.stale
-            if stale is not None and await self._may_stand_in(repository, stale, error):
-                return turn(Answer(stale, STALE, error.message))
+            if stale is not None and await self._may_serve_stale_manifest(repository, stale, error):
+                return turn(CachedResult(stale, STALE, error.message))
             if stale is None or error.reason != "slow":
                 raise
         except ManifestUnknown as error:
@@ -331,36 +337,41 @@ class Resolver:
                 raise MetadataUnavailable from error
             if kept is None:
                 raise
-            return turn(Answer(kept, STALE, error.message))
+            return turn(CachedResult(kept, STALE, error.message))
         return await ask(False)  # what is stale is of no use: wait as those do who have nothing
 
     # --- incomplete images ---------------------------------------------------------------
 
-    async def _unless_incomplete(self, repository: Repository, held: Manifest) -> Answer[Manifest]:
+    async def _unless_incomplete(self, repository: Repository, held: Manifest) -> CachedResult[Manifest]:
         """The stored manifest, unless its layers can neither be found here nor fetched (B39)."""
         if self._policy.incomplete == "serve":
-            return Answer(held, HIT)
-        trouble = self._asking.find_trouble(repository)
+            return CachedResult(held, HIT)
+        trouble = self._upstream_access.find_unavailability(repository)
         if trouble is None:
-            return Answer(held, HIT)
+            return CachedResult(held, HIT)
         gap = await self._completeness.find_gap(repository, held)
         if gap is None:
-            return Answer(held, HIT)
+            return CachedResult(held, HIT)
         if self._policy.offline:
             message = f"{repository}@{held.digest}: {gap}, and the mirror is offline"
             raise ManifestUnknown(message)
         raise trouble
 
-    async def _may_stand_in(self, repository: Repository, held: Manifest, error: UpstreamError) -> bool:
+    async def _may_serve_stale_manifest(
+        self, repository: Repository, held: Manifest, error: UpstreamError
+    ) -> bool:
         """Whether a stored manifest is of use although its upstream failed with ``error``."""
         if self._policy.incomplete == "serve":
             return True
-        if isinstance(error, UpstreamRateLimited) and self._asking.find_trouble(repository) is None:
+        if (
+            isinstance(error, UpstreamRateLimited)
+            and self._upstream_access.find_unavailability(repository) is None
+        ):
             return True  # manifests are limited, and layers can still be had
         return await self._completeness.find_gap(repository, held) is None
 
 
-def _head_of(answer: Answer[Manifest]) -> Answer[Summary]:
+def _head_of(answer: CachedResult[Manifest]) -> CachedResult[ManifestSummary]:
     manifest = answer.content
-    head = Summary(manifest.digest, manifest.media_type, manifest.size)
-    return Answer(head, answer.outcome, answer.warning)
+    head = ManifestSummary(manifest.digest, manifest.media_type, manifest.size)
+    return CachedResult(head, answer.cache_status, answer.warning)

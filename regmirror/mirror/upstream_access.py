@@ -20,41 +20,41 @@ from regmirror.errors import (
     UpstreamTimeout,
 )
 from regmirror.metadata.bounded_reads import is_in_doubt
-from regmirror.metadata.cache import Knowledge
-from regmirror.mirror.cache_status import COALESCED, Answer
+from regmirror.metadata.cache import MetadataCache
+from regmirror.mirror.cache_status import COALESCED, CachedResult
 from regmirror.oci.names import Reference, Repository, Tag
 from regmirror.singleflight import SingleFlight
 from regmirror.upstream.client import UpstreamClient
 
 T = TypeVar("T")
 Key = tuple[Repository, Reference]
-Flight = SingleFlight[Key, Answer[T]]
+Flight = SingleFlight[Key, CachedResult[T]]
 
-PATIENCE: Final = 1.5  # seconds a client waits for an upstream while a stale answer is at hand
-UNCACHED_PATIENCE: Final = 2.8  # seconds it waits for one that shows no sign of life; clients fall back at 3
+STALE_DEADLINE: Final = 1.5  # seconds a client waits for an upstream while a stale answer is at hand
+COLD_DEADLINE: Final = 2.8  # seconds it waits for one that shows no sign of life; clients fall back at 3
 LONGEST: Final = 25.0  # seconds a client waits at most for one request; containerd gives up at 30
 MOMENT: Final = 0.05  # seconds for work that others have waited for long enough, should it just end
 
 
-class Asking:
+class UpstreamAccess:
     """The way from the mirror to its upstreams.
 
-    ``patience`` and ``uncached_patience`` are the seconds a client waits with and without a stale
+    ``patience`` and ``cold_deadline`` are the seconds a client waits with and without a stale
     answer at hand; ``longest`` bounds the wait for an upstream that shows signs of life.
     """
 
     def __init__(
         self,
-        knowledge: Knowledge,
+        metadata_cache: MetadataCache,
         upstreams: Mapping[str, UpstreamClient],
         *,
         offline: bool,
-        patience: float = PATIENCE,
-        uncached_patience: float = UNCACHED_PATIENCE,
+        patience: float = STALE_DEADLINE,
+        cold_deadline: float = COLD_DEADLINE,
         longest: float = LONGEST,
     ) -> None:
-        self._knowledge, self._upstreams, self._offline = knowledge, upstreams, offline
-        self._patience, self._uncached_patience, self._longest = patience, uncached_patience, longest
+        self._metadata_cache, self._upstreams, self._offline = metadata_cache, upstreams, offline
+        self._patience, self._uncached_patience, self._longest = patience, cold_deadline, longest
         self._begun: WeakKeyDictionary[asyncio.Task[Any], float] = WeakKeyDictionary()
 
     def upstream(self, repository: Repository) -> UpstreamClient:
@@ -63,33 +63,33 @@ class Asking:
             raise self._offline_error(repository)
         return self._upstreams[repository.upstream]
 
-    def find_trouble(self, repository: Repository) -> UpstreamError | None:
+    def find_unavailability(self, repository: Repository) -> UpstreamError | None:
         """Why no more of this repository can be had now, as far as is known; costs nothing."""
         if self._offline:
             return self._offline_error(repository)
-        return self._upstreams[repository.upstream].health.glance("blobs")
+        return self._upstreams[repository.upstream].health.cached_availability("blobs")
 
-    def find_reason_to_spare(self, repository: Repository) -> str | None:
+    def find_reserve_reason(self, repository: Repository) -> str | None:
         """Why what is cached should not be asked for (``rate_limit_reserve``)."""
-        return self._upstreams[repository.upstream].health.find_reason_to_spare()
+        return self._upstreams[repository.upstream].health.find_reserve_reason()
 
     async def once(
         self,
-        flight: SingleFlight[Key, Answer[T]],
+        flight: SingleFlight[Key, CachedResult[T]],
         key: Key,
-        work: Callable[[], Awaitable[Answer[T]]],
+        work: Callable[[], Awaitable[CachedResult[T]]],
         unknown: type[RegistryError] = ManifestUnknown,
         *,
         has_stale: bool = False,
-    ) -> Answer[T]:
+    ) -> CachedResult[T]:
         """Share one piece of work among all who ask for ``key`` at this moment; see ``patiently``."""
-        self._knowledge.refuse_missing(*key, unknown)
+        self._metadata_cache.check_negative_cache(*key, unknown)
         joined = key in flight
-        with self.saying_unknown(key, unknown):
+        with self.mapping_to_unknown(key, unknown):
             task = flight.start(key, work)
             answer = await self.wait_for(key[0], task, has_stale=has_stale, subject=str(key[1]))
-        if joined and answer.outcome.result == "miss":
-            return replace(answer, outcome=COALESCED)
+        if joined and answer.cache_status.result == "miss":
+            return replace(answer, cache_status=COALESCED)
         return answer
 
     async def wait_for(
@@ -98,11 +98,11 @@ class Asking:
         """What shared work comes to, if it does in time; the work goes on in any case."""
         now = asyncio.get_running_loop().time()
         age = now - self._begun.setdefault(task, now)
-        return await self.patiently(
+        return await self.with_deadline(
             repository, lambda: asyncio.shield(task), age=age, has_stale=has_stale, subject=subject
         )
 
-    async def patiently(
+    async def with_deadline(
         self,
         repository: Repository,
         ask: Callable[[], Awaitable[T]],
@@ -121,7 +121,7 @@ class Asking:
         if self._offline:
             return await ask()
         health = self._upstreams[repository.upstream].health
-        resting = health.find_rest()
+        resting = health.find_open_circuit()
         began = asyncio.get_running_loop().time() - age
         signs = health.signs.watch(repository.name, subject)
         patience = MOMENT if resting else self._patience if has_stale else self._uncached_patience
@@ -147,7 +147,7 @@ class Asking:
         return max(min(heard + patience, began + self._longest), now + MOMENT)
 
     @contextmanager
-    def saying_unknown(self, key: Key, unknown: type[RegistryError]) -> Iterator[None]:
+    def mapping_to_unknown(self, key: Key, unknown: type[RegistryError]) -> Iterator[None]:
         """What the upstream does not have, or not for us, is unknown to clients: for a while
         without asking again. They never see the upstream's own challenge.
         """
@@ -158,7 +158,7 @@ class Asking:
             # The upstream decides what a tag means; content of a digest may be stored although it says 404.
             said.is_definite = isinstance(key[1], Tag) and not self._offline
             if said.is_definite or not is_in_doubt():
-                self._knowledge.note_missing(*key, said, denied=isinstance(error, UpstreamDenied))
+                self._metadata_cache.cache_missing(*key, said, denied=isinstance(error, UpstreamDenied))
             raise said from error
 
     @staticmethod

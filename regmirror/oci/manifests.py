@@ -67,7 +67,7 @@ class Manifest:
 
 
 @dataclass(frozen=True, slots=True)
-class Summary:
+class ManifestSummary:
     """A manifest without its bytes: what HEAD tells of it."""
 
     digest: Digest

@@ -28,18 +28,18 @@ from regmirror.config.diff import Changes, Snapshot, plan_changes
 from regmirror.config.loader import take_snapshot
 from regmirror.config.schema import Config
 from regmirror.downloads.registry import Downloads
-from regmirror.downloads.transfer_context import Workshop
+from regmirror.downloads.transfer_context import TransferContext
 from regmirror.errors import ConfigError
-from regmirror.maintenance.capacity import Room
-from regmirror.maintenance.scheduler import Upkeep
+from regmirror.maintenance.capacity import Capacity
+from regmirror.maintenance.scheduler import MaintenanceScheduler
 from regmirror.maintenance.scrub import Finding, Scrubbed
-from regmirror.maintenance.toolkit import Keeping, open_keeping
-from regmirror.metadata.cache import Knowledge
-from regmirror.metadata.recovery import Keeper, Watch
+from regmirror.maintenance.toolkit import Toolkit, open_toolkit
+from regmirror.metadata.cache import MetadataCache
+from regmirror.metadata.recovery import DatabaseMonitor, DatabaseRecovery
 from regmirror.metadata.store import MetadataStore
 from regmirror.metadata.upgrade import database_path
 from regmirror.oci.names import Digest, Repository
-from regmirror.server.generation import Lasting, Service, Times, open_service
+from regmirror.server.generation import Generation, Times, WorkerResources, open_generation
 from regmirror.server.ops import Ops
 from regmirror.telemetry import logs
 from regmirror.telemetry.events import Emit, to_all
@@ -48,7 +48,7 @@ from regmirror.telemetry.metrics import Metrics
 from regmirror.upstream.client import UpstreamClient
 from regmirror.upstream.registry import Upstreams
 from regmirror.v2.connection import EDGE, Edge
-from regmirror.v2.response_cache import PreparedAnswers
+from regmirror.v2.response_cache import ResponseCache
 from regmirror.v2.sender import Sender
 
 BULK_THREADS: Final = 4  # write and hash; more than two do not help a machine's disk
@@ -78,13 +78,13 @@ def prepare(config: Config) -> None:
     check_upstreams(config)
 
 
-def _database_keeper(root: Path) -> Keeper:
+def _database_keeper(root: Path) -> DatabaseRecovery:
     store = LocalBlobStore(root)
 
     def scan() -> Iterator[tuple[Digest, int, float]]:
         return ((blob.digest, blob.size, blob.stored_at) for blob in store.scan())
 
-    return Keeper(database_path(root), root / "quarantine", scan, _say)
+    return DatabaseRecovery(database_path(root), root / "quarantine", scan, _say)
 
 
 def _say(text: str) -> None:
@@ -109,22 +109,22 @@ def create_app(config: Config, emit: Emit | None = None, *, times: Times = REAL_
 
     async def parts(app: web.Application) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            app[RUNNING] = running = await _assemble(config, emit, times, stack)
-            app[EDGE] = Edge(running.serve, lambda: running.prepared)
+            app[WORKER] = running = await _assemble(config, emit, times, stack)
+            app[EDGE] = Edge(running.serve, lambda: running.response_cache)
             yield
 
     app.cleanup_ctx.append(parts)
     return app
 
 
-class Running:
+class Worker:
     """A worker while it runs: the parts that last, and the service of the configuration in force."""
 
-    def __init__(self, snapshot: Snapshot, lasting: Lasting) -> None:
-        self._snapshot, self._lasting = snapshot, lasting
-        self._service = open_service(lasting, snapshot.config)
-        self._ending: dict[Service, asyncio.Task[None]] = {}  # services that were replaced, in order
-        self.ops = Ops(lasting.root, lasting.metadata, lasting.metrics, clock=lasting.times.clock)
+    def __init__(self, snapshot: Snapshot, resources: WorkerResources) -> None:
+        self._snapshot, self._resources = snapshot, resources
+        self._service = open_generation(resources, snapshot.config)
+        self._ending: dict[Generation, asyncio.Task[None]] = {}  # services that were replaced, in order
+        self.ops = Ops(resources.root, resources.metadata, resources.metrics, clock=resources.times.clock)
 
     @property
     def config(self) -> Config:
@@ -132,9 +132,9 @@ class Running:
         return self._snapshot.config
 
     @property
-    def prepared(self) -> PreparedAnswers:
+    def response_cache(self) -> ResponseCache:
         """What the service of this moment answers without parsing."""
-        return self._service.prepared
+        return self._service.response_cache
 
     async def serve(self, request: BaseRequest) -> web.StreamResponse:
         """Answer by the service of this moment, to the end."""
@@ -152,16 +152,16 @@ class Running:
         Raises ConfigError for what cannot be used, and then nothing has changed.
         """
         changes = plan_changes(self._snapshot, take_snapshot(config))
-        wanted, lasting = changes.wanted.config, self._lasting
+        wanted, resources = changes.wanted.config, self._resources
         enabled, offline = wanted.enabled_upstreams(), wanted.freshness.offline
-        replaced = lasting.upstreams.renew(enabled, changes.upstreams, offline=offline)
-        lasting.metrics.follow_config(enabled, wanted.storage.max_size)
-        lasting.upkeep.follow_config(wanted)
-        lasting.knowledge.missing_max_age = wanted.freshness.missing_max_age
-        lasting.knowledge.forget_missing()  # credentials may have changed, or the network come back
+        replaced = resources.upstreams.renew(enabled, changes.upstreams, offline=offline)
+        resources.metrics.follow_config(enabled, wanted.storage.max_size)
+        resources.upkeep.follow_config(wanted)
+        resources.metadata_cache.missing_max_age = wanted.freshness.missing_max_age
+        resources.metadata_cache.clear_negative_cache()  # credentials may have changed
         self._snapshot = changes.wanted
         if changes.tables:
-            old, self._service = self._service, open_service(lasting, wanted)
+            old, self._service = self._service, open_generation(resources, wanted)
             self._ending[old] = asyncio.create_task(self._end(old, replaced, [*self._ending.values()]))
         return changes
 
@@ -170,17 +170,17 @@ class Running:
 
         By hand: wherever the scheduled scrub may be, in this process or in another one.
         """
-        lasting = self._lasting
-        keeping = open_keeping(lasting.root, lasting.metadata, lasting.emit, lasting.times.now)
-        return await keeping.scrubber(lasting.emit, self.heal, rate, is_noted=False).scrub(tell)
+        resources = self._resources
+        toolkit = open_toolkit(resources.root, resources.metadata, resources.emit, resources.times.now)
+        return await toolkit.scrubber(resources.emit, self.repair, rate, is_noted=False).scrub(tell)
 
-    async def heal(self, repository: Repository, digest: Digest) -> None:
+    async def repair(self, repository: Repository, digest: Digest) -> None:
         """See ``Service.heal``; returns when the blob is stored, if it can be."""
-        await self._service.heal(repository, digest)
-        await self._lasting.downloads.settle(digest)
+        await self._service.repair(repository, digest)
+        await self._resources.downloads.drain(digest)
 
     async def _end(
-        self, old: Service, replaced: set[UpstreamClient], before: list[asyncio.Task[None]]
+        self, old: Generation, replaced: set[UpstreamClient], before: list[asyncio.Task[None]]
     ) -> None:
         """Close a service and the clients that were replaced with it, when nothing uses them.
 
@@ -188,11 +188,11 @@ class Running:
         """
         if before:
             await asyncio.wait(before)
-        await old.settle()
+        await old.drain()
         await old.close()
         # A download keeps the client that it was started with, and only requests start one.
-        await self._lasting.downloads.settle()
-        await self._lasting.upstreams.dismiss(replaced)
+        await self._resources.downloads.drain()
+        await self._resources.upstreams.dismiss(replaced)
         del self._ending[old]
 
     async def close(self) -> None:
@@ -204,66 +204,79 @@ class Running:
             await service.close()
 
 
-RUNNING: Final = web.AppKey("running", Running)
+WORKER: Final = web.AppKey("running", Worker)
 
 
 @asynccontextmanager
-async def open_running(config: Config) -> AsyncIterator[Running]:
+async def open_worker(config: Config) -> AsyncIterator[Worker]:
     """What a worker has, without serving: for commands that fetch."""
     async with AsyncExitStack() as stack:
         yield await _assemble(config, None, REAL_TIMES, stack)
 
 
-async def _assemble(config: Config, extra: Emit | None, times: Times, stack: AsyncExitStack) -> Running:
+async def _assemble(config: Config, extra: Emit | None, times: Times, stack: AsyncExitStack) -> Worker:
     """The parts that last, from the bottom up; what ``stack`` holds is closed in reverse order."""
     snapshot = take_snapshot(config)  # first, so that a file replaced from now on is noticed
     stack.enter_context(logs.in_background())
     # listeners
-    enabled = config.enabled_upstreams()
-    metrics = Metrics(enabled, config.storage.max_size)
+    metrics = Metrics(config.enabled_upstreams(), config.storage.max_size)
     emit = to_all(metrics, RequestLog(), *([extra] if extra else []))
-
     # the outside world
     root = Path(config.storage.path)
     metadata = MetadataStore(database_path(root), times.now)
     stack.push_async_callback(metadata.close)
-    upstreams = Upstreams(
-        enabled,
-        emit=emit,
-        clock=times.clock,
-        offline=config.freshness.offline,
-        now=times.now,
-        directory=root / "upstreams",
-    )
-    stack.push_async_callback(upstreams.close)
+    upstreams = _open_upstreams(config, emit, times, stack)
 
     # what is known, and what is in flight
-    knowledge = Knowledge(
+    metadata_cache = MetadataCache(
         metadata,
         emit,
         missing_max_age=config.freshness.missing_max_age,
         now=times.now,
         clock=times.clock,
-        watch=Watch(metadata.database, _database_keeper(root)),
+        watch=DatabaseMonitor(metadata.database, _database_keeper(root)),
     )
-    stack.push_async_callback(knowledge.close)
-    metrics.follow_memories(knowledge.lookups)
+    stack.push_async_callback(metadata_cache.close)
+    metrics.follow_memories(metadata_cache.lookups)
     stack.callback(asyncio.create_task(_refresh(metrics)).cancel)
-    keeping = open_keeping(root, metadata, emit, times.now)
-    room = keeping.room(config, knowledge.flush_pulls)
-    downloads = _open_downloads(keeping, room, knowledge, emit, stack)
+    toolkit = open_toolkit(root, metadata, emit, times.now)
+    room = toolkit.room(config, metadata_cache.flush_pulls)
+    downloads = _open_downloads(toolkit, room, metadata_cache, emit, stack)
     sender = Sender()
     stack.callback(sender.close)
-    upkeep = Upkeep(config, keeping, room, knowledge, emit)
+    upkeep = MaintenanceScheduler(config, toolkit, room, metadata_cache, emit)
 
-    # and on top of them what a reload replaces
-    lasting = Lasting(
-        root, times, metrics, emit, metadata, upstreams, knowledge, keeping.store, downloads, sender, upkeep
+    # what a reload replaces
+    resources = WorkerResources(
+        root,
+        times,
+        metrics,
+        emit,
+        metadata,
+        upstreams,
+        metadata_cache,
+        toolkit.store,
+        downloads,
+        sender,
+        upkeep,
     )
-    running = Running(snapshot, lasting)
+    running = Worker(snapshot, resources)
     stack.push_async_callback(running.close)
-    await stack.enter_async_context(upkeep.at_work(running.heal))
+    await stack.enter_async_context(upkeep.at_work(running.repair))
     return running
+
+
+def _open_upstreams(config: Config, emit: Emit, times: Times, stack: AsyncExitStack) -> Upstreams:
+    upstreams = Upstreams(
+        config.enabled_upstreams(),
+        emit=emit,
+        clock=times.clock,
+        offline=config.freshness.offline,
+        now=times.now,
+        directory=Path(config.storage.path) / "upstreams",
+    )
+    stack.push_async_callback(upstreams.close)
+    return upstreams
 
 
 async def _refresh(metrics: Metrics) -> None:
@@ -273,12 +286,14 @@ async def _refresh(metrics: Metrics) -> None:
 
 
 def _open_downloads(
-    keeping: Keeping, room: Room, knowledge: Knowledge, emit: Emit, stack: AsyncExitStack
+    toolkit: Toolkit, room: Capacity, metadata_cache: MetadataCache, emit: Emit, stack: AsyncExitStack
 ) -> Downloads:
     bulk = ThreadPoolExecutor(BULK_THREADS, "bulk", initializer=_be_nice)
     stack.callback(bulk.shutdown)
-    workshop = Workshop(keeping.staging, keeping.store, knowledge.save_blob, emit, bulk, reserve=room.reserve)
-    downloads = Downloads(workshop)
+    context = TransferContext(
+        toolkit.staging, toolkit.store, metadata_cache.save_blob, emit, bulk, reserve=room.reserve
+    )
+    downloads = Downloads(context)
     stack.push_async_callback(downloads.close)
     return downloads
 

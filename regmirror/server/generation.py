@@ -16,21 +16,21 @@ from pathlib import Path
 from regmirror.blobs.local import LocalBlobStore
 from regmirror.config.schema import Config
 from regmirror.downloads.registry import Downloads
-from regmirror.maintenance.scheduler import Upkeep
-from regmirror.metadata.cache import Knowledge
+from regmirror.maintenance.scheduler import MaintenanceScheduler
+from regmirror.metadata.cache import MetadataCache
 from regmirror.metadata.store import MetadataStore
 from regmirror.mirror.freshness import FreshnessPolicy, FreshnessRules
 from regmirror.mirror.listings import KeptLists, Listings
 from regmirror.mirror.mirror import Mirror, Parts
-from regmirror.mirror.upstream_access import PATIENCE, UNCACHED_PATIENCE
+from regmirror.mirror.upstream_access import COLD_DEADLINE, STALE_DEADLINE
 from regmirror.oci.names import Digest, Repository
 from regmirror.oci.paths import Patterns, UpstreamTable
 from regmirror.telemetry.events import Emit
 from regmirror.telemetry.metrics import Metrics
 from regmirror.upstream.registry import Upstreams
-from regmirror.v2.lists import Listing
+from regmirror.v2.lists import Lists
 from regmirror.v2.pull import Pull
-from regmirror.v2.response_cache import PreparedAnswers
+from regmirror.v2.response_cache import ResponseCache
 from regmirror.v2.routes import Routes
 from regmirror.v2.sender import Sender
 
@@ -43,12 +43,12 @@ class Times:
 
     now: Callable[[], float] = time.time
     clock: Callable[[], float] = time.monotonic
-    patience: float = PATIENCE
-    uncached_patience: float = UNCACHED_PATIENCE
+    patience: float = STALE_DEADLINE
+    cold_deadline: float = COLD_DEADLINE
 
 
 @dataclass(frozen=True)
-class Lasting:
+class WorkerResources:
     """The parts of a worker that live as long as it does, whatever is configured meanwhile."""
 
     root: Path
@@ -57,22 +57,22 @@ class Lasting:
     emit: Emit
     metadata: MetadataStore
     upstreams: Upstreams
-    knowledge: Knowledge
+    metadata_cache: MetadataCache
     store: LocalBlobStore
     downloads: Downloads
     sender: Sender
-    upkeep: Upkeep
+    upkeep: MaintenanceScheduler
     lists: KeptLists = field(default_factory=KeptLists)
 
 
 @dataclass(eq=False)
-class Service:
+class Generation:
     """One configuration at work."""
 
     mirror: Mirror
     listings: Listings
     routes: Routes
-    prepared: PreparedAnswers
+    response_cache: ResponseCache
     _uses: int = 0
     _unused: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -87,18 +87,20 @@ class Service:
             if not self._uses:
                 self._unused.set()
 
-    async def settle(self) -> None:
+    async def drain(self) -> None:
         """Wait until no request uses it; for one that gets no new ones."""
         while self._uses:
             self._unused.clear()
             await self._unused.wait()
 
-    async def heal(self, repository: Repository, digest: Digest) -> None:
+    async def repair(self, repository: Repository, digest: Digest) -> None:
         """Fetch a blob anew and store it; raises RegistryError if it cannot be had."""
         answer = await self.mirror.blob(repository, digest)
         try:
             read = 0
-            while (limit := await answer.content.wait_beyond(read)) > read and limit != answer.content.size:
+            while (
+                limit := await answer.content.wait_until_readable(read)
+            ) > read and limit != answer.content.size:
                 read = limit
         finally:
             answer.content.close()
@@ -109,40 +111,40 @@ class Service:
         await self.mirror.close()
 
 
-def open_service(lasting: Lasting, config: Config) -> Service:
+def open_generation(resources: WorkerResources, config: Config) -> Generation:
     """From the use cases up to the edge."""
-    freshness, times = config.freshness, lasting.times
-    upstreams = dict(lasting.upstreams)  # those of now, whatever comes later
+    freshness, times = config.freshness, resources.times
+    upstreams = dict(resources.upstreams)  # those of now, whatever comes later
     mirror = Mirror(
         Parts(
-            lasting.knowledge,
-            lasting.store,
-            lasting.downloads,
+            resources.metadata_cache,
+            resources.store,
+            resources.downloads,
             upstreams,
             _freshness_rules(config),
-            lasting.emit,
+            resources.emit,
             freshness.offline,
             times.now,
             times.patience,
-            times.uncached_patience,
+            times.cold_deadline,
             freshness.on_missing,
             freshness.incomplete,
         )
     )
     listings = Listings(
         mirror,
-        lasting.knowledge,
+        resources.metadata_cache,
         upstreams,
         tag_max_age=freshness.tag_max_age,
         offline=freshness.offline,
         clock=times.clock,
-        kept=lasting.lists,
+        kept=resources.lists,
     )
-    listing = Listing(listings, config.known_hosts()[config.default_upstream])
-    prepared = PreparedAnswers(lasting.emit)
-    pull = Pull(mirror, lasting.sender, prepared)
-    routes = Routes(_upstream_table(config), pull, listing, lasting.emit)
-    return Service(mirror, listings, routes, prepared)
+    listing = Lists(listings, config.known_hosts()[config.default_upstream])
+    response_cache = ResponseCache(resources.emit)
+    pull = Pull(mirror, resources.sender, response_cache)
+    routes = Routes(_upstream_table(config), pull, listing, resources.emit)
+    return Generation(mirror, listings, routes, response_cache)
 
 
 def _upstream_table(config: Config) -> UpstreamTable:

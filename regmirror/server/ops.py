@@ -63,15 +63,15 @@ class Ops:
             return _text("the database does not answer\n", 503)
         except SQLAlchemyError as error:
             return _text(f"the database cannot be read: {getattr(error, 'orig', error)}\n", 503)
-        obstacle = await self._find_obstacle()
+        obstacle = await self._find_write_error()
         return _text(f"ready\nnothing can be stored: {obstacle}\n" if obstacle else "ready\n")
 
-    async def _find_obstacle(self) -> str:
+    async def _find_write_error(self) -> str:
         """Try to write: once in ``PROBE_AGE`` seconds for all requests, and never twice at once."""
         async with self._probing:
             if self._clock() >= self._probed_at + PROBE_AGE:
                 loop = asyncio.get_running_loop()
-                self._obstacle = await loop.run_in_executor(self._thread, self._staging.find_obstacle)
+                self._obstacle = await loop.run_in_executor(self._thread, self._staging.find_write_error)
                 self._probed_at = self._clock()
             return self._obstacle
 

@@ -22,13 +22,13 @@ def keeping_the_old() -> Iterator[None]:
         yield
     except ConfigError as error:
         say(f"configuration not reloaded, the old one stays: {error}")
-        logs.note_problem("configuration not reloaded", key=error.key, value=error.value, reason=error.reason)
+        logs.log_warning("configuration not reloaded", key=error.key, value=error.value, reason=error.reason)
     except Exception as error:  # noqa: BLE001 - the server is worth more than the reload
         # Not the text of what was not raised on purpose: it may hold part of the file.
         why = (error.strerror or "") if isinstance(error, OSError) else ""
         why = f"{type(error).__name__} {why}".strip()
         say(f"configuration not reloaded, the old one stays: {why}")
-        logs.note_problem("configuration not reloaded", reason=why)
+        logs.log_warning("configuration not reloaded", reason=why)
 
 
 def say_reloaded(changes: Changes) -> None:

@@ -32,7 +32,7 @@ from regmirror.telemetry import logs
 
 if TYPE_CHECKING:
     from regmirror.config.schema import Config
-    from regmirror.server.app import Running
+    from regmirror.server.app import Worker
 
 RESPAWN_PAUSE: Final = 1.0  # seconds between replacements, should workers die at once
 BREAKING: Final = 0.1  # seconds for connections that are still open after the drain
@@ -116,7 +116,7 @@ async def _serve_worker(
 
     The end of the pipe ``life`` is such a sign as well.
     """
-    from regmirror.server.app import RUNNING, create_app
+    from regmirror.server.app import WORKER, create_app
     from regmirror.v2.connection import Runner
 
     wishes, signals = _Wishes(), start.signals
@@ -135,7 +135,7 @@ async def _serve_worker(
         max_line_size=16_384,
     )
     await runner.setup()
-    running, certificate = app[RUNNING], start.certificate
+    running, certificate = app[WORKER], start.certificate
     tasks = [asyncio.create_task(_follow_reloads(start, wishes, running))]
     if certificate:
         tasks.append(asyncio.create_task(certificate.watch()))
@@ -161,7 +161,7 @@ def _end_with(loop: asyncio.AbstractEventLoop, life: int, stop: asyncio.Event) -
     stop.set()
 
 
-async def _follow_reloads(start: _Start, wishes: _Wishes, running: Running) -> None:
+async def _follow_reloads(start: _Start, wishes: _Wishes, running: Worker) -> None:
     """One reload after the other; those asked for during one are one more."""
     while True:
         await wishes.reload.wait()

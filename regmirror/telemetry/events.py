@@ -148,7 +148,7 @@ class NotStored:
 
 
 @dataclass(frozen=True, slots=True)
-class BlobHealed:
+class BlobRepaired:
     """A blob that had been found to be wrong has been fetched anew."""
 
     upstream: str
@@ -183,7 +183,7 @@ Event = (
     | VerificationFailed
     | BlobRemoved
     | NotStored
-    | BlobHealed
+    | BlobRepaired
     | UpkeepEnded
 )
 Emit = Callable[[Event], None]

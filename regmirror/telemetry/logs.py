@@ -98,7 +98,7 @@ def note(text: str, **fields: Any) -> None:
     structlog.get_logger().info(text, pid=os.getpid(), **fields)
 
 
-def note_problem(text: str, **fields: Any) -> None:
+def log_warning(text: str, **fields: Any) -> None:
     """The same for what somebody should look at."""
     structlog.get_logger().warning(text, pid=os.getpid(), **fields)
 
@@ -136,7 +136,7 @@ class RequestLog:
             case events.UpkeepEnded():
                 level = self._log.warning if event.error else self._log.info
                 level(f"{event.what} ended", **asdict(event))
-            case events.BlobHealed():
+            case events.BlobRepaired():
                 self._log.info("blob healed", **asdict(event))
             case events.BlobRemoved(reason=reason) if reason != "corrupt":
                 self._log.info("blob removed", **asdict(event))

@@ -50,7 +50,7 @@ class Metrics:
             events.BlobRemoved: self._blob_removed,
             events.NotStored: self._not_stored,
             events.CircuitChanged: self._circuit_changed,
-            events.BlobHealed: lambda event: self._healed.inc(),
+            events.BlobRepaired: lambda event: self._healed.inc(),
         }
         self._define_clients()
         self._define_upstreams()

@@ -17,7 +17,7 @@ from typing import Any, Final, Literal
 from yarl import URL
 
 from regmirror.config.schema import Upstream, upstream_url
-from regmirror.errors import ConfigError, UpstreamError, UpstreamFailed, UpstreamLied
+from regmirror.errors import ConfigError, UpstreamContentInvalid, UpstreamError, UpstreamFailed
 from regmirror.oci.manifests import ACCEPTED, MANIFEST_MAX, OCI_INDEX, Manifest
 from regmirror.oci.names import Digest, Reference, Repository
 from regmirror.offload import run_by_size
@@ -33,10 +33,10 @@ from regmirror.upstream.content import (
     refuse_pages,
 )
 from regmirror.upstream.error_mapping import error_for_status
-from regmirror.upstream.health.shared_state import SharedRecord
+from regmirror.upstream.health.shared_state import SharedState
 from regmirror.upstream.pagination import PAGES_MAX, ListBytes, next_page, read_page
-from regmirror.upstream.requester import Call, Caller
-from regmirror.upstream.transport import Exchange
+from regmirror.upstream.requester import Requester, UpstreamRequest
+from regmirror.upstream.transport import UpstreamResponse
 
 ACCEPT: Final = ", ".join(ACCEPTED)
 PAGE: Final = 1000  # tags asked for at once
@@ -82,7 +82,7 @@ class UpstreamClient:
             home = URL(self._base, encoded=True).origin()
         except ValueError as error:
             raise ConfigError(f'upstreams."{name}".url', config.url, str(error)) from None
-        self._caller = Caller(
+        self._caller = Requester(
             name,
             config,
             home,
@@ -90,7 +90,7 @@ class UpstreamClient:
             clock=clock,
             offline=offline,
             source=source,
-            record=SharedRecord.of(directory, name, config),
+            record=SharedState.of(directory, name, config),
             now=now,
         )
         self.health = self._caller.health
@@ -112,7 +112,7 @@ class UpstreamClient:
         """What ``reference`` names now, without its content (B22).
 
         Unknown in every field where HEAD is not supported. Raises UpstreamNotFound on 404, which
-        servers without HEAD may also send, UpstreamLied for a web page or another digest (B10).
+        servers without HEAD may also send, UpstreamContentInvalid for a web page or another digest (B10).
         """
         what = _named(repository, reference)
         call = self._manifest_call("HEAD", repository, reference)
@@ -124,13 +124,13 @@ class UpstreamClient:
             headers, digest = exchange.headers, claimed_digest(exchange.headers)
             if isinstance(reference, Digest) and digest not in (None, reference):
                 message = f"names another digest ({digest}) for {what}"
-                raise UpstreamLied(self.name, message, reason="digest")
+                raise UpstreamContentInvalid(self.name, message, reason="digest")
             return ManifestHead(digest, media_type(headers), content_length(headers))
 
     async def get_manifest(self, repository: Repository, reference: Reference) -> Manifest:
         """The manifest that ``reference`` names, byte for byte and verified (B3, B4, B10).
 
-        Raises UpstreamLied for bytes that do not hash to the digest asked for and for what is
+        Raises UpstreamContentInvalid for bytes that do not hash to the digest asked for and for what is
         no manifest, UpstreamFailed for more than MANIFEST_MAX bytes.
         """
         what = _named(repository, reference)
@@ -144,16 +144,16 @@ class UpstreamClient:
             return await run_by_size(
                 len(payload), read_manifest, self.name, exchange.headers, payload, expected, what
             )
-        except UpstreamLied:
+        except UpstreamContentInvalid:
             named = expected or claimed_digest(exchange.headers) or ""
             self._emit(VerificationFailed(self.name, "manifest", named, "upstream"))
             raise
 
     def _manifest_call(
         self, method: Literal["GET", "HEAD"], repository: Repository, reference: Reference
-    ) -> Call:
+    ) -> UpstreamRequest:
         url = self._url(repository, f"manifests/{reference}")
-        return Call("manifest", method, repository.name, url, {"Accept": ACCEPT})
+        return UpstreamRequest("manifest", method, repository.name, url, {"Accept": ACCEPT})
 
     # --- blobs ---
 
@@ -165,7 +165,7 @@ class UpstreamClient:
         """
         what = _named(repository, digest)
         url = self._blob_url(repository, digest)
-        call = Call("blob", "HEAD", repository.name, url, follows="home")
+        call = UpstreamRequest("blob", "HEAD", repository.name, url, follows="home")
         async with self._caller.request(call) as exchange:
             if exchange.status not in _NO_HEAD:
                 if 300 <= exchange.status < 400 and exchange.headers.get("Location"):
@@ -179,7 +179,7 @@ class UpstreamClient:
         """The size of a blob by a GET of its first byte, where HEAD cannot tell it (B22)."""
         what = _named(repository, digest)
         url = self._blob_url(repository, digest)
-        call = Call("blob", "GET", repository.name, url, {"Range": "bytes=0-0"})
+        call = UpstreamRequest("blob", "GET", repository.name, url, {"Range": "bytes=0-0"})
         async with self._caller.request(call) as exchange:
             if exchange.status == 416:  # an empty blob has no first byte
                 return 0
@@ -201,7 +201,7 @@ class UpstreamClient:
         last = "" if stop is None else str(stop - 1)
         headers = {"Range": f"bytes={offset}-{last}"} if offset or last else {}
         url = self._blob_url(repository, digest)
-        call = Call("blob", "GET", repository.name, url, headers, is_bulk=stop is None)
+        call = UpstreamRequest("blob", "GET", repository.name, url, headers, is_bulk=stop is None)
         async with self._caller.request(call) as exchange:
             if exchange.status == 416:
                 message = f"has no bytes of {what} from {offset} on"
@@ -263,7 +263,7 @@ class UpstreamClient:
     ) -> tuple[bytes, URL | None]:
         follows: Literal["all", "none"] = "none" if kind == "referrers" else "all"
         accept = {"Accept": OCI_INDEX if kind == "referrers" else "application/json"}
-        call = Call(kind, "GET", repository.name, url, accept, follows)
+        call = UpstreamRequest(kind, "GET", repository.name, url, accept, follows)
         async with self._caller.request(call) as exchange:
             if kind == "referrers" and not _is_index(exchange):
                 raise _Unsupported
@@ -280,11 +280,11 @@ class UpstreamClient:
     def _blob_url(self, repository: Repository, digest: Digest) -> URL:
         return self._url(repository, f"blobs/{digest}")
 
-    def _require(self, exchange: Exchange, what: str, *statuses: int) -> None:
+    def _require(self, exchange: UpstreamResponse, what: str, *statuses: int) -> None:
         if exchange.status not in (statuses or (200,)):
             raise self._error(exchange, what)
 
-    def _error(self, exchange: Exchange, what: str) -> UpstreamError:
+    def _error(self, exchange: UpstreamResponse, what: str) -> UpstreamError:
         if not exchange.is_home and exchange.status in (401, 403, 410):
             message = f"redirects to {exchange.host}, which refuses ({exchange.status}) {what}"
             error: UpstreamError = UpstreamFailed(self.name, message, reason="storage")
@@ -293,7 +293,7 @@ class UpstreamClient:
         error.is_elsewhere = not exchange.is_home
         return error
 
-    async def _read_short(self, exchange: Exchange, limit: int, kind: Kind) -> bytes:
+    async def _read_short(self, exchange: UpstreamResponse, limit: int, kind: Kind) -> bytes:
         """A body that is kept in memory: bounded in bytes and in time."""
         announced = content_length(exchange.headers)
         if announced is not None and announced > limit:
@@ -318,7 +318,7 @@ def _named(repository: Repository, reference: Reference) -> str:
     return f"{repository.name}{separator}{reference}"
 
 
-def _is_index(exchange: Exchange) -> bool:
+def _is_index(exchange: UpstreamResponse) -> bool:
     if exchange.status == 200:
         return media_type(exchange.headers).lower() == OCI_INDEX
     return not (300 <= exchange.status < 400 or exchange.status in (400, 404, 405, 406, 501))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from regmirror.errors import DigestInvalid, UpstreamFailed, UpstreamLied
+from regmirror.errors import DigestInvalid, UpstreamContentInvalid, UpstreamFailed
 from regmirror.oci.manifests import (
     Manifest,
     NotAManifest,
@@ -18,7 +18,7 @@ from regmirror.oci.manifests import (
 )
 from regmirror.oci.names import Digest
 from regmirror.upstream.detached_body import M, Move
-from regmirror.upstream.transport import Exchange
+from regmirror.upstream.transport import UpstreamResponse
 
 _CONTENT_RANGE: Final = re.compile(r"bytes\s+(\d{1,19})-(\d{1,19})/(\d{1,19}|\*)", re.IGNORECASE)
 _LENGTH: Final = re.compile(r"[0-9]{1,19}")
@@ -44,20 +44,20 @@ def content_length(headers: Mapping[str, str]) -> int | None:
 
 
 def refuse_pages(upstream: str, headers: Mapping[str, str], what: str) -> None:
-    """Raise UpstreamLied for a page meant for people or a body that is encoded (B10)."""
+    """Raise UpstreamContentInvalid for a page meant for people or a body that is encoded (B10)."""
     encoding = headers.get("Content-Encoding", "").strip().lower()
     if encoding not in ("", "identity"):
         message = f"sent {what} encoded ({encoding[:20]}), although it was asked not to"
-        raise UpstreamLied(upstream, message, reason="encoded")
+        raise UpstreamContentInvalid(upstream, message, reason="encoded")
     if media_type(headers).lower() in ("text/html", "application/xhtml+xml"):
         message = f"sent a web page instead of {what}; is there a proxy or a login page before it?"
-        raise UpstreamLied(upstream, message, reason="html")
+        raise UpstreamContentInvalid(upstream, message, reason="html")
 
 
 def read_manifest(
     upstream: str, headers: Mapping[str, str], payload: bytes, expected: Digest | None, what: str
 ) -> Manifest:
-    """The manifest in ``payload``; UpstreamLied if it is none, or not the one ``expected``.
+    """The manifest in ``payload``; UpstreamContentInvalid if it is none, or not the one ``expected``.
 
     Without an expected digest it is our own, in the algorithm of the upstream's header if that
     header is right (B4).
@@ -65,7 +65,7 @@ def read_manifest(
     digest = Digest.of(payload, expected.algorithm) if expected else own_digest(headers, payload)
     if expected is not None and digest != expected:
         message = f"sent bytes that are not {what}"
-        raise UpstreamLied(upstream, message, reason="digest")
+        raise UpstreamContentInvalid(upstream, message, reason="digest")
     try:
         document = parse_document(payload)
         if not describes_content(document):
@@ -73,7 +73,7 @@ def read_manifest(
         bare = media_type_of(document, headers.get("Content-Type", ""))
     except NotAManifest as error:
         message = f"sent what is no manifest for {what} ({str(error)[:60]})"
-        raise UpstreamLied(upstream, message, reason="not-a-manifest") from None
+        raise UpstreamContentInvalid(upstream, message, reason="not-a-manifest") from None
     return Manifest(digest, bare, payload)
 
 
@@ -104,7 +104,7 @@ class Part:
     stop: int | None = None
 
 
-def part_of(upstream: str, exchange: Exchange, offset: int) -> Part:
+def part_of(upstream: str, exchange: UpstreamResponse, offset: int) -> Part:
     """The part of a blob that a 200 or 206 carries; UpstreamFailed if it is not what was asked."""
     if exchange.status == 200:
         length = content_length(exchange.headers)
@@ -126,7 +126,9 @@ class BlobBody:
     ``size`` the size of the whole blob, None if the upstream does not say.
     """
 
-    def __init__(self, upstream: str, exchange: Exchange, part: Part, report: Callable[[int], None]) -> None:
+    def __init__(
+        self, upstream: str, exchange: UpstreamResponse, part: Part, report: Callable[[int], None]
+    ) -> None:
         self.start, self.size = part.start, part.size
         self._upstream, self._exchange, self._report = upstream, exchange, report
         self._offset, self._stop = part.start, part.stop
@@ -136,7 +138,7 @@ class BlobBody:
         """Whatever has arrived, at least one byte, to be used until the next call; nothing at the end
         of the blob.
 
-        Raises UpstreamFailed (``truncated``) if the body ends before the blob does, UpstreamLied if
+        Raises UpstreamFailed (``truncated``) if the body ends before the blob does, UpstreamContentInvalid if
         it goes on beyond the part that it was to carry, and UpstreamTimeout if nothing comes for
         ``read_timeout``.
         """
@@ -165,7 +167,7 @@ class BlobBody:
             self.report()
         if self._stop is not None and self._offset > self._stop:
             message = f"{self._exchange.host} sent more than the {self._stop} bytes that it announced"
-            raise UpstreamLied(self._upstream, message, reason="length")
+            raise UpstreamContentInvalid(self._upstream, message, reason="length")
 
     def report(self) -> None:
         """Tell how many bytes have arrived since the last report."""

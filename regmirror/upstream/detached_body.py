@@ -39,7 +39,7 @@ M = TypeVar("M", bound=Moved)
 Move = Callable[[int, int], Awaitable[M | None]]
 
 
-class RawBody(Protocol):
+class DetachedBody(Protocol):
     """The last bytes of a body. A connection that breaks is an early end; TimeoutError is raised if
     nothing comes for ``read_timeout``.
     """
@@ -59,7 +59,7 @@ class RawBody(Protocol):
         ...
 
 
-def take_over(response: aiohttp.ClientResponse, timeout: float) -> RawBody | None:
+def detach_body(response: aiohttp.ClientResponse, timeout: float) -> DetachedBody | None:
     """The rest of a body, from now on out of aiohttp's hands; None if that is not worth it."""
     connection, content = response.connection, response.content
     length = None if "Transfer-Encoding" in response.headers else response.content_length
@@ -90,7 +90,7 @@ class PlainBody:
         self._held, self._remaining = held, remaining
 
     async def read(self) -> bytes:
-        """See RawBody."""
+        """See DetachedBody."""
         if self._held:
             return self._held.popleft()
         while self._remaining:
@@ -106,7 +106,7 @@ class PlainBody:
         return b""
 
     async def splice(self, move: Move[M]) -> M | None:
-        """See RawBody."""
+        """See DetachedBody."""
         if self._held or not self._remaining:
             return None
         moved = None
@@ -129,7 +129,7 @@ class PlainBody:
             loop.remove_reader(self._descriptor)
 
     def close(self) -> None:
-        """See RawBody."""
+        """See DetachedBody."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -157,7 +157,7 @@ class EncryptedBody(asyncio.BufferedProtocol):
     # --- the reader's side ---
 
     async def read(self) -> bytes | memoryview:
-        """See RawBody."""
+        """See DetachedBody."""
         if self._held:
             return self._held.popleft()
         self._take_back()
@@ -178,11 +178,11 @@ class EncryptedBody(asyncio.BufferedProtocol):
         return False
 
     async def splice(self, move: Move[M]) -> M | None:
-        """See RawBody: what is encrypted has to be read."""
+        """See DetachedBody: what is encrypted has to be read."""
         return None
 
     def close(self) -> None:
-        """See RawBody."""
+        """See DetachedBody."""
         self._transport.pause_reading()
         # The transport may keep this object until the peer has answered the end of TLS.
         self._is_closed = True

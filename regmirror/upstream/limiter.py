@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 
-class Slots:
+class ConnectionLimiter:
     """``limit`` slots, some of which long transfers leave free for short requests.
 
     A manifest must not queue behind 64 layers that each take minutes. With a single slot there

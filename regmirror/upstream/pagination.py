@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from yarl import URL
 
-from regmirror.errors import UpstreamFailed, UpstreamLied
+from regmirror.errors import UpstreamContentInvalid, UpstreamFailed
 from regmirror.upstream.content import read_json
 
 PAGES_MAX: Final = 1000
@@ -58,10 +58,10 @@ class OneList:
 
 
 def read_page(upstream: str, payload: bytes, what: str) -> dict[str, Any]:
-    """The JSON object that a page is; raises UpstreamLied for anything else."""
+    """The JSON object that a page is; raises UpstreamContentInvalid for anything else."""
     document = read_json(payload)
     if document is None:
-        raise UpstreamLied(upstream, f"sent what is not JSON for {what}", reason="not-json")
+        raise UpstreamContentInvalid(upstream, f"sent what is not JSON for {what}", reason="not-json")
     return document
 
 

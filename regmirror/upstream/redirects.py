@@ -11,7 +11,7 @@ from typing import Final
 from yarl import URL
 
 from regmirror.errors import UpstreamFailed
-from regmirror.upstream.auth.url_policy import Untrusted, check_redirect
+from regmirror.upstream.auth.url_policy import UrlRejected, check_redirect
 
 HOPS_MAX: Final = 10
 STATUSES: Final = frozenset({301, 302, 303, 307, 308})
@@ -28,10 +28,10 @@ def next_url(upstream: str, current: URL, location: str, home: URL) -> URL:
     location = location.strip()
     try:
         if _VISIBLE.fullmatch(location) is None:
-            raise Untrusted("is not an address")
+            raise UrlRejected("is not an address")
         target = current.join(URL(location, encoded=True)).with_fragment(None)
         check_redirect(target, current, home)
-    except Untrusted as error:
+    except UrlRejected as error:
         message = f"redirects to an address that {error}"
         raise UpstreamFailed(upstream, message, reason="redirect") from None
     except ValueError:

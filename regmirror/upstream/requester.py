@@ -14,10 +14,10 @@ from yarl import URL
 
 from regmirror.config.schema import Upstream
 from regmirror.errors import (
+    UpstreamCircuitOpen,
     UpstreamDenied,
     UpstreamError,
     UpstreamRateLimited,
-    UpstreamResting,
     UpstreamUnreachable,
 )
 from regmirror.singleflight import SingleFlight
@@ -26,28 +26,28 @@ from regmirror.upstream import redirects
 from regmirror.upstream.auth.credentials import CredentialSource, credential_source
 from regmirror.upstream.auth.flow import Authenticator, Fetch, Find, Ping, Send, Step
 from regmirror.upstream.auth.tokens import (
-    Grant,
     Token,
     TokenAnswer,
     TokenKey,
     TokenRequest,
-    ask_for_token,
+    TokenScope,
+    request_token,
     use_until,
 )
 from regmirror.upstream.auth.url_policy import same_origin
 from regmirror.upstream.error_mapping import is_failing_status, is_failure, retry_after
 from regmirror.upstream.health.circuit import Scope
 from regmirror.upstream.health.monitor import Health, scope_of
-from regmirror.upstream.health.prober import Probing
-from regmirror.upstream.health.shared_state import SharedRecord
-from regmirror.upstream.transport import Exchange, Transport
+from regmirror.upstream.health.prober import Prober
+from regmirror.upstream.health.shared_state import SharedState
+from regmirror.upstream.transport import Transport, UpstreamResponse
 
 INTRODUCTION: Final = 1.0  # seconds others wait at most for what the first request learns
 TOKEN_MAX: Final = 64 * 1024  # bytes of a token endpoint's answer
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class UpstreamRequest:
     """One request to the upstream's API.
 
     ``follows``: redirects to anywhere, only within the upstream itself, or none at all.
@@ -64,7 +64,7 @@ class Call:
     is_probe: bool = False
 
 
-class Caller:
+class Requester:
     """Makes authenticated requests to one upstream."""
 
     def __init__(
@@ -77,7 +77,7 @@ class Caller:
         clock: Callable[[], float] = time.monotonic,
         offline: bool = False,
         source: CredentialSource | None = None,
-        record: SharedRecord | None = None,
+        record: SharedState | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         self.name, self.home = name, home
@@ -85,16 +85,18 @@ class Caller:
         self.offline = offline
         self.health = Health(
             name,
-            record or SharedRecord.of(None, name, config),
+            record or SharedState.of(None, name, config),
             emit=emit,
             now=now,
             clock=clock,
             reserve=config.rate_limit_reserve,
             changed=self._circuit_changed,
         )
-        self._probing = Probing(self.health, self._probe)
+        self._probing = Prober(self.health, self._probe)
         self._probing.is_off = offline
-        self._wanted: Call | None = None  # what a probe asks for: the last that failed or was refused
+        self._wanted: UpstreamRequest | None = (
+            None  # what a probe asks for: the last that failed or was refused
+        )
         self._transport = Transport(name, config, home)
         self._source = source or credential_source(name, home, config, clock=clock)
         self._auth = Authenticator(name, home, config.auth_hosts, clock)
@@ -115,10 +117,10 @@ class Caller:
             self._probing.start()
 
     @asynccontextmanager
-    async def request(self, call: Call) -> AsyncIterator[Exchange]:
+    async def request(self, call: UpstreamRequest) -> AsyncIterator[UpstreamResponse]:
         """The answer to ``call``, whatever its status; of errors only the excerpt is left to read.
 
-        Raises UpstreamResting and UpstreamRateLimited without asking while that is in force.
+        Raises UpstreamCircuitOpen and UpstreamRateLimited without asking while that is in force.
         """
         if self.offline:
             message = "is not asked, because freshness.offline is set"
@@ -132,13 +134,13 @@ class Caller:
 
     # --- whether the upstream is well ---
 
-    def _admit(self, call: Call) -> None:
-        trouble = None if call.is_probe else self.health.find_trouble(scope_of(call.kind))
+    def _admit(self, call: UpstreamRequest) -> None:
+        trouble = None if call.is_probe else self.health.find_unavailability(scope_of(call.kind))
         if trouble is not None:
             self._wanted = call
             raise trouble
 
-    async def _judged(self, call: Call, answer: Awaitable[Exchange]) -> Exchange:
+    async def _judged(self, call: UpstreamRequest, answer: Awaitable[UpstreamResponse]) -> UpstreamResponse:
         """The answer, after noting what it or its failure says of the upstream."""
         began = self._clock()
         try:
@@ -157,7 +159,7 @@ class Caller:
             self.health.note_answer()
         return exchange
 
-    def _judge_failure(self, call: Call, error: UpstreamError, seconds: float) -> None:
+    def _judge_failure(self, call: UpstreamRequest, error: UpstreamError, seconds: float) -> None:
         if is_failure(error):
             self._wanted = call
             self.health.note_failure(seconds, error.reason)
@@ -175,10 +177,10 @@ class Caller:
         """
         call = self._wanted
         if call is None or self.health.is_limited(scope_of(call.kind)):
-            call = Call("manifest", "GET", "", self.home.with_path("/v2/"))
+            call = UpstreamRequest("manifest", "GET", "", self.home.with_path("/v2/"))
         is_list = call.kind in ("tags", "referrers") or not call.repository
         headers = {name: value for name, value in call.headers.items() if name != "Range"}
-        probe = Call(
+        probe = UpstreamRequest(
             call.kind,
             "GET" if is_list else "HEAD",
             call.repository,
@@ -193,7 +195,7 @@ class Caller:
 
     # --- authentication ---
 
-    async def _authenticated(self, call: Call) -> Exchange:
+    async def _authenticated(self, call: UpstreamRequest) -> UpstreamResponse:
         """The first request learns how the upstream authenticates; those that come meanwhile wait
         for it a moment, so that a new process is not challenged once for each of them (B27).
         """
@@ -208,7 +210,7 @@ class Caller:
                 await asyncio.wait_for(self._introduction.wait(), INTRODUCTION)
         return await self._dance(call)
 
-    async def _dance(self, call: Call) -> Exchange:
+    async def _dance(self, call: UpstreamRequest) -> UpstreamResponse:
         flow = self._auth.request(call.repository)
         try:
             step = next(flow)
@@ -220,10 +222,10 @@ class Caller:
                 else:
                     step = flow.send(result)
         except StopIteration as stop:
-            exchange: Exchange = stop.value
+            exchange: UpstreamResponse = stop.value
             return exchange
 
-    async def _execute(self, step: Step, call: Call) -> Any:
+    async def _execute(self, step: Step, call: UpstreamRequest) -> Any:
         match step:
             case Send(authorization):
                 return await self._send(call, authorization)
@@ -238,21 +240,21 @@ class Caller:
 
     # --- requests and redirects ---
 
-    async def _send(self, call: Call, authorization: str | None) -> Exchange:
+    async def _send(self, call: UpstreamRequest, authorization: str | None) -> UpstreamResponse:
         exchange = await self._follow(call, authorization)
         if not exchange.is_home and exchange.status in redirects.EXPIRED:
             # The signed URL had expired before it was used: the registry signs another.
             exchange = await self._follow(call, authorization)
         return exchange
 
-    async def _ping(self, call: Call) -> Exchange:
+    async def _ping(self, call: UpstreamRequest) -> UpstreamResponse:
         url = self.home.with_path("/v2/")
         ping = replace(call, method="GET", url=url, headers={}, is_bulk=False)
         exchange = await self._hop(ping, url, {})
         exchange.close()
         return exchange
 
-    async def _follow(self, call: Call, authorization: str | None) -> Exchange:
+    async def _follow(self, call: UpstreamRequest, authorization: str | None) -> UpstreamResponse:
         url = call.url
         for _ in range(redirects.HOPS_MAX + 1):
             is_home = same_origin(url, self.home)
@@ -270,7 +272,7 @@ class Caller:
                 return exchange
         raise redirects.endless(self.name)
 
-    async def _hop(self, call: Call, url: URL, login: dict[str, str]) -> Exchange:
+    async def _hop(self, call: UpstreamRequest, url: URL, login: dict[str, str]) -> UpstreamResponse:
         """One exchange; unless it is a success, its body is read and its connection given back."""
         started, is_home = self._clock(), same_origin(url, self.home)
         try:
@@ -288,7 +290,7 @@ class Caller:
             if not 200 <= exchange.status < 300:
                 await exchange.dismiss()
         except UpstreamError as error:
-            if not isinstance(error, UpstreamResting | UpstreamRateLimited):  # those were not asked
+            if not isinstance(error, UpstreamCircuitOpen | UpstreamRateLimited):  # those were not asked
                 self._tell(call, url, 0, started, error.reason)
             raise
         self._tell(call, url, exchange.status, started)
@@ -297,21 +299,21 @@ class Caller:
             self._emit(told)
         return exchange
 
-    def _hear(self, call: Call, *, is_home: bool) -> None:
+    def _hear(self, call: UpstreamRequest, *, is_home: bool) -> None:
         """Something came for ``call``. Another host says nothing of how the upstream is."""
         self.health.signs.note(call.repository, call.url.raw_name)
         if is_home:
             self.health.hear()
 
-    def _tell(self, call: Call, url: URL, status: int, started: float, reason: str = "") -> None:
+    def _tell(self, call: UpstreamRequest, url: URL, status: int, started: float, reason: str = "") -> None:
         seconds = self._clock() - started
         self._emit(UpstreamAnswered(self.name, call.kind, call.method, url.raw_path, status, seconds, reason))
 
     # --- tokens ---
 
-    async def _fetch(self, grant: Grant) -> Token:
+    async def _fetch(self, grant: TokenScope) -> Token:
         self._admit_token()
-        dance = ask_for_token(self.name, grant)
+        dance = request_token(self.name, grant)
         try:
             request = next(dance)
             while True:
@@ -328,7 +330,7 @@ class Caller:
 
     def _admit_token(self) -> None:
         """A limit is a limit; while the circuit is open only probes get here, and may have a token."""
-        trouble = self.health.find_trouble("tokens")
+        trouble = self.health.find_unavailability("tokens")
         if isinstance(trouble, UpstreamRateLimited):
             raise trouble
 
@@ -367,7 +369,7 @@ class Caller:
         return TokenAnswer(exchange.status, exchange.headers, body)
 
 
-def _rate_limit(upstream: str, exchange: Exchange) -> RateLimitSeen | None:
+def _rate_limit(upstream: str, exchange: UpstreamResponse) -> RateLimitSeen | None:
     """Docker Hub's ``ratelimit-limit: 100;w=21600`` and ``ratelimit-remaining`` (B31)."""
     numbers = []
     for name in ("ratelimit-limit", "ratelimit-remaining"):

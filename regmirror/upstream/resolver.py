@@ -16,7 +16,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 THREADS: Final = 2  # the upstream's own name, and that of its storage
 
 
-class Addresses(AbstractResolver):
+class DnsResolver(AbstractResolver):
     """The resolver of one upstream's connections."""
 
     def __init__(self) -> None:

@@ -20,11 +20,11 @@ from regmirror.config.schema import Upstream
 from regmirror.errors import UpstreamError, UpstreamFailed, UpstreamUnreachable
 from regmirror.upstream.auth.url_policy import host_of
 from regmirror.upstream.deadlines import UNWANTED, MinimumRate, short_deadline, with_deadline
-from regmirror.upstream.detached_body import M, Move, RawBody, take_over
+from regmirror.upstream.detached_body import DetachedBody, M, Move, detach_body
 from regmirror.upstream.error_mapping import mapped
-from regmirror.upstream.limiter import Slots
+from regmirror.upstream.limiter import ConnectionLimiter
 from regmirror.upstream.proxies import Proxies
-from regmirror.upstream.resolver import Addresses
+from regmirror.upstream.resolver import DnsResolver
 from regmirror.upstream.tls import Certificates
 
 USER_AGENT: Final = f"regmirror/{__version__}"
@@ -43,7 +43,7 @@ def _hear_nothing(*, is_home: bool) -> None:
     """Nobody wants to know."""
 
 
-class Exchange:
+class UpstreamResponse:
     """One answer: its status and headers, and its body while it arrives.
 
     It holds a connection until ``close``, which keeps that connection for the next request if
@@ -60,7 +60,7 @@ class Exchange:
     ) -> None:
         self._upstream, self._response, self._release, self._hear = upstream, response, release, hear
         self._timeout, self._rate = read_timeout, MinimumRate(upstream, read_timeout)
-        self._raw: RawBody | None = None  # the rest of a body that aiohttp reads no more
+        self._raw: DetachedBody | None = None  # the rest of a body that aiohttp reads no more
         self.is_home = True  # the upstream itself answered, not a host it redirected to
         self.excerpt = ""  # the start of an error's body, once it has been read
 
@@ -93,7 +93,7 @@ class Exchange:
         None where that cannot be, at the moment or at all, and at the end: ``read`` goes on.
         """
         if self._raw is None:
-            self._raw = take_over(self._response, self._timeout)
+            self._raw = detach_body(self._response, self._timeout)
         if self._raw is None:
             return None
         async with self._waiting():
@@ -166,8 +166,8 @@ class Transport:
         self._config = config
         self._certificates = Certificates.load(name, config)
         self._proxies = Proxies.from_environment(config.http_proxy)
-        self._slots = Slots(config.max_connections)
-        self._addresses: Addresses | None = None
+        self._slots = ConnectionLimiter(config.max_connections)
+        self._addresses: DnsResolver | None = None
         self._session: aiohttp.ClientSession | None = None
         self._is_closed = False
 
@@ -182,7 +182,7 @@ class Transport:
         is_probe: bool = False,
         admit: Callable[[], None] = lambda: None,
         hear: Hear = _hear_nothing,
-    ) -> Exchange:
+    ) -> UpstreamResponse:
         """Send one request and wait for its answer's headers; the caller closes the exchange.
 
         ``is_bulk`` marks the long transfers, which may not take the last slots. ``admit`` raises
@@ -195,7 +195,7 @@ class Transport:
             with mapped(self.name, url.raw_host or ""):
                 response = await self._request(method, url, headers, form)
             undo.pop_all()
-        return Exchange(self.name, response, release, hear, self._config.read_timeout)
+        return UpstreamResponse(self.name, response, release, hear, self._config.read_timeout)
 
     def dismiss_waiting(self) -> None:
         """Have everybody who waits for a slot ask again whether that is still allowed."""
@@ -204,7 +204,7 @@ class Transport:
     async def _wait_for_turn(self, admit: Callable[[], None], *, is_bulk: bool) -> Callable[[], None]:
         while True:
             admit()
-            with suppress(Slots.Dismissed):
+            with suppress(ConnectionLimiter.Dismissed):
                 release = await self._slots.acquire(is_bulk=is_bulk)
                 break
         try:
@@ -240,7 +240,7 @@ class Transport:
             raise UpstreamUnreachable(self.name, "is being shut down", reason="closed")
         if self._session is None:
             config = self._config
-            self._addresses = Addresses()
+            self._addresses = DnsResolver()
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0, resolver=self._addresses),
                 cookie_jar=aiohttp.DummyCookieJar(),

@@ -126,7 +126,7 @@ class Listener(web.BaseSite):
         self._rejected += 1
         now = self._loop.time()
         if now - self._logged_at >= LOG_EVERY:
-            logs.note_problem("connections rejected", count=self._rejected, reason=reason)
+            logs.log_warning("connections rejected", count=self._rejected, reason=reason)
             self._rejected, self._logged_at = 0, now
 
 

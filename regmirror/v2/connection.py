@@ -23,7 +23,7 @@ from aiohttp.web_request import BaseRequest
 from regmirror.errors import RegistryError
 from regmirror.v2.acceptor import ConnectionServer, Listener
 from regmirror.v2.delivery_monitor import DeliveryMonitor, close_longest_idle
-from regmirror.v2.response_cache import REPEAT, PreparedAnswers, is_plain
+from regmirror.v2.response_cache import REPLAY, ResponseCache, is_plain
 from regmirror.v2.responses import Internal, error_response
 
 DRAIN_LOOK: Final = 0.02  # seconds between looks whether the last connection has closed
@@ -37,7 +37,7 @@ class Edge:
     """What answers requests: ``serve`` any of them, ``prepared`` some of them before they are parsed."""
 
     serve: Callable[[BaseRequest], Awaitable[web.StreamResponse]]
-    prepared: Callable[[], PreparedAnswers]
+    prepared: Callable[[], ResponseCache]
 
 
 EDGE: Final = web.AppKey("edge", Edge)
@@ -122,7 +122,7 @@ class _Connection(web.RequestHandler):
         "_server",
     )
 
-    def __init__(self, server: web.Server, prepared: Callable[[], PreparedAnswers], **options: Any) -> None:
+    def __init__(self, server: web.Server, prepared: Callable[[], ResponseCache], **options: Any) -> None:
         super().__init__(server, **options)
         self._server, self._prepared = server, prepared
         self._is_aligned = True
@@ -201,8 +201,8 @@ class _Connection(web.RequestHandler):
     ) -> tuple[web.StreamResponse, bool]:
         """Send an answer, and keep it where it may be given again."""
         sent = await super().finish_response(request, resp, start_time)
-        if self._plain_request and request.headers is self._plain_headers and REPEAT in resp:
-            resp[REPEAT].keep(self._plain_request, resp)
+        if self._plain_request and request.headers is self._plain_headers and REPLAY in resp:
+            resp[REPLAY].keep(self._plain_request, resp)
         return sent
 
     def close(self) -> None:

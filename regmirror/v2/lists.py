@@ -16,7 +16,7 @@ from regmirror.oci.manifests import OCI_INDEX
 from regmirror.oci.names import Digest, Repository
 from regmirror.oci.paths import DOCKER_HUB
 from regmirror.offload import run_by_size
-from regmirror.v2.request import Exchange
+from regmirror.v2.request import RequestContext
 from regmirror.v2.responses import COMMON, json_response, warning_header, whole_response
 
 MOST = 10_000  # entries in one page
@@ -24,18 +24,20 @@ _INDEX: Final = b'{"schemaVersion":2,"mediaType":"%s","manifests":[%%s]}' % OCI_
 CATALOG_PAGE = 100  # entries in a page of the catalog whose size nobody chose
 
 
-class Listing:
+class Lists:
     """The handlers of ``tags/list``, ``referrers`` and ``_catalog``."""
 
     def __init__(self, listings: Listings, default_upstream: str) -> None:
         self._listings, self._default = listings, default_upstream
 
-    async def tags(self, exchange: Exchange, repository: Repository, written_name: str) -> web.StreamResponse:
+    async def tags(
+        self, context: RequestContext, repository: Repository, written_name: str
+    ) -> web.StreamResponse:
         """``{"name": …, "tags": […]}``; ``name`` as the client wrote it."""
-        request = exchange.request
+        request = context.request
         limit = _limit(request)
         answer = await self._listings.tags(repository, request.query.get("last"), limit)
-        exchange.answer(answer.outcome)
+        context.answer(answer.cache_status)
         headers = _link(request, answer.content.last, limit)
         if answer.warning:
             headers["Warning"] = warning_header(answer.warning)
@@ -43,12 +45,12 @@ class Listing:
         return _response(b'{"name":%s,"tags":[%s]}', (name, answer.content.elements), headers)
 
     async def referrers(
-        self, exchange: Exchange, repository: Repository, digest: Digest
+        self, context: RequestContext, repository: Repository, digest: Digest
     ) -> web.StreamResponse:
         """An index of descriptors, filtered here whatever the upstream can do."""
         answer = await self._listings.referrers(repository, digest)
-        exchange.answer(answer.outcome)
-        wanted = exchange.request.query.getall("artifactType", [])
+        context.answer(answer.cache_status)
+        wanted = context.request.query.getall("artifactType", [])
         found, headers = answer.content, {}
         if wanted:
             found = await run_by_size(len(found.text), found.select, "artifactType", wanted)
@@ -57,9 +59,9 @@ class Listing:
             headers["Warning"] = warning_header(answer.warning)
         return _response(_INDEX, (found.page().elements,), headers, OCI_INDEX)
 
-    async def catalog(self, exchange: Exchange, upstream: str | None) -> web.StreamResponse:
+    async def catalog(self, context: RequestContext, upstream: str | None) -> web.StreamResponse:
         """What is stored, each as it can be pulled from here."""
-        request = exchange.request
+        request = context.request
         limit = _limit(request)
         limit = CATALOG_PAGE if limit is None else limit
         wanted = CatalogPage(limit + 1, self._default, upstream, request.query.get("last"))

@@ -8,12 +8,12 @@ from aiohttp import web
 from aiohttp.web_request import BaseRequest
 
 from regmirror.blobs.base import Blob
-from regmirror.mirror.cache_status import HIT, Answer
+from regmirror.mirror.cache_status import HIT, CachedResult
 from regmirror.mirror.mirror import Mirror
 from regmirror.oci.names import Digest, Reference, Repository
 from regmirror.v2.conditions import matches_etag, may_use_range, parse_ranges
-from regmirror.v2.request import Exchange
-from regmirror.v2.response_cache import REPEAT, Body, PreparedAnswers, Repeat
+from regmirror.v2.request import RequestContext
+from regmirror.v2.response_cache import REPLAY, Body, Replay, ResponseCache
 from regmirror.v2.responses import FOREVER, content_headers, not_modified, whole_response
 from regmirror.v2.sender import Sender
 from regmirror.v2.streaming import BlobStream
@@ -25,81 +25,83 @@ SMALL: Final = 128 * 1024  # bytes of a blob that goes out in one piece with its
 class Pull:
     """The handlers of ``/v2/<name>/manifests/<reference>`` and ``/v2/<name>/blobs/<digest>``."""
 
-    def __init__(self, mirror: Mirror, sender: Sender, prepared: PreparedAnswers) -> None:
+    def __init__(self, mirror: Mirror, sender: Sender, prepared: ResponseCache) -> None:
         self._mirror, self._sender, self._prepared = mirror, sender, prepared
 
     async def manifest(
-        self, exchange: Exchange, repository: Repository, reference: Reference
+        self, context: RequestContext, repository: Repository, reference: Reference
     ) -> web.StreamResponse:
         """200 with the exact bytes and media type; HEAD the same without them; 304."""
-        if exchange.request.method == "HEAD":
-            return await self._head_manifest(exchange, repository, reference)
+        if context.request.method == "HEAD":
+            return await self._head_manifest(context, repository, reference)
         answer = await self._mirror.manifest(repository, reference)
         manifest = answer.content
-        exchange.answer(answer.outcome)
+        context.answer(answer.cache_status)
         headers = content_headers(
-            manifest.digest, manifest.media_type, answer.outcome.cache_status, answer.warning
+            manifest.digest, manifest.media_type, answer.cache_status.header, answer.warning
         )
-        if _is_known(exchange.request, manifest.digest):
+        if _is_known(context.request, manifest.digest):
             return not_modified(headers)
-        exchange.sent_bytes = manifest.size
+        context.sent_bytes = manifest.size
         response = whole_response(manifest.payload, headers)
-        if answer.outcome is HIT:
+        if answer.cache_status is HIT:
 
             def again() -> Body | None:
-                held = self._mirror.repeat_manifest(repository, reference)
+                held = self._mirror.replay_manifest(repository, reference)
                 return manifest.payload if held is manifest else None
 
-            response[REPEAT] = Repeat(self._prepared, exchange, again, manifest.size)
+            response[REPLAY] = Replay(self._prepared, context, again, manifest.size)
         return response
 
     async def _head_manifest(
-        self, exchange: Exchange, repository: Repository, reference: Reference
+        self, context: RequestContext, repository: Repository, reference: Reference
     ) -> web.StreamResponse:
         answer = await self._mirror.head_manifest(repository, reference)
         head = answer.content
-        exchange.answer(answer.outcome)
-        headers = content_headers(head.digest, head.media_type, answer.outcome.cache_status, answer.warning)
-        if _is_known(exchange.request, head.digest):
+        context.answer(answer.cache_status)
+        headers = content_headers(head.digest, head.media_type, answer.cache_status.header, answer.warning)
+        if _is_known(context.request, head.digest):
             return not_modified(headers)
         headers["Content-Length"] = str(head.size)
         response = web.Response(headers=headers)
-        if answer.outcome is HIT:
+        if answer.cache_status is HIT:
 
             def again() -> Body | None:
-                return b"" if self._mirror.repeat_head(repository, reference) == head else None
+                return b"" if self._mirror.replay_head(repository, reference) == head else None
 
-            response[REPEAT] = Repeat(self._prepared, exchange, again)
+            response[REPLAY] = Replay(self._prepared, context, again)
         return response
 
-    async def blob(self, exchange: Exchange, repository: Repository, digest: Digest) -> web.StreamResponse:
+    async def blob(
+        self, context: RequestContext, repository: Repository, digest: Digest
+    ) -> web.StreamResponse:
         """200 or 206 with the bytes, also of a blob that is still arriving; 304; 416."""
-        if exchange.request.method == "HEAD":
+        if context.request.method == "HEAD":
             answer = await self._mirror.head_blob(repository, digest)
-            return self._head_blob(exchange, digest, answer)
+            return self._head_blob(context, digest, answer)
         opened = await self._mirror.blob(repository, digest)
         try:
-            response = await self._send_blob(exchange, digest, opened)
+            response = await self._send_blob(context, digest, opened)
         finally:
             opened.content.close()
         size = opened.content.size
-        if opened.outcome is HIT and size is not None and size <= SMALL:
+        if opened.cache_status is HIT and size is not None and size <= SMALL:
 
             def again() -> Body | None:
-                return self._mirror.repeat_blob(repository, digest, size)
+                return self._mirror.replay_blob(repository, digest, size)
 
-            response[REPEAT] = Repeat(self._prepared, exchange, again)
+            response[REPLAY] = Replay(self._prepared, context, again)
         return response
 
     def _head_blob(
-        self, exchange: Exchange, digest: Digest, answer: Answer[int | None]
+        self, context: RequestContext, digest: Digest, answer: CachedResult[int | None]
     ) -> web.StreamResponse:
-        headers = _blob_headers(exchange, digest, answer)
-        if _is_known(exchange.request, digest):
+        headers = _blob_headers(context, digest, answer)
+        if _is_known(context.request, digest):
             return not_modified(headers)
         status, length = 200, answer.content
         if length is not None:
-            ranges = _ranges(exchange.request, digest, length)
+            ranges = _ranges(context.request, digest, length)
             if ranges is not None and len(ranges) == 1:
                 status, (start, stop) = 206, ranges[0]
                 headers["Content-Range"] = f"bytes {start}-{stop - 1}/{length}"
@@ -108,17 +110,17 @@ class Pull:
         return web.Response(status=status, headers=headers)
 
     async def _send_blob(
-        self, exchange: Exchange, digest: Digest, answer: Answer[Blob]
+        self, context: RequestContext, digest: Digest, answer: CachedResult[Blob]
     ) -> web.StreamResponse:
         blob = answer.content
-        headers = _blob_headers(exchange, digest, answer)
-        if _is_known(exchange.request, digest):
+        headers = _blob_headers(context, digest, answer)
+        if _is_known(context.request, digest):
             return not_modified(headers)
         size = blob.size
-        ranges = None if size is None else _ranges(exchange.request, digest, size)
+        ranges = None if size is None else _ranges(context.request, digest, size)
         response = web.StreamResponse(status=206 if ranges else 200, headers=headers)
-        exchange.status = response.status
-        stream = BlobStream(exchange.request, blob, self._sender)
+        context.status = response.status
+        stream = BlobStream(context.request, blob, self._sender)
         try:
             if not ranges or size is None:
                 await stream.send_whole(response)
@@ -129,16 +131,16 @@ class Pull:
             else:
                 await stream.send_ranges(response, ranges, size, OCTETS)
         finally:
-            exchange.sent_bytes = stream.progress.sent
+            context.sent_bytes = stream.progress.sent
         return response
 
 
 def _blob_headers(
-    exchange: Exchange, digest: Digest, answer: Answer[Blob] | Answer[int | None]
+    context: RequestContext, digest: Digest, answer: CachedResult[Blob] | CachedResult[int | None]
 ) -> dict[str, str]:
-    exchange.answer(answer.outcome)
-    headers = content_headers(digest, OCTETS, answer.outcome.cache_status, answer.warning)
-    return {**headers, **exchange.headers, "Accept-Ranges": "bytes", "Cache-Control": FOREVER}
+    context.answer(answer.cache_status)
+    headers = content_headers(digest, OCTETS, answer.cache_status.header, answer.warning)
+    return {**headers, **context.headers, "Accept-Ranges": "bytes", "Cache-Control": FOREVER}
 
 
 def _ranges(request: BaseRequest, digest: Digest, size: int) -> list[tuple[int, int]] | None:

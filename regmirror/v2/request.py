@@ -9,7 +9,7 @@ from typing import Literal
 
 from aiohttp.web_request import BaseRequest
 
-from regmirror.mirror.cache_status import Outcome
+from regmirror.mirror.cache_status import CacheStatus
 from regmirror.telemetry.events import Kind, RequestServed, Result
 
 UNKNOWN_UPSTREAM = "unknown"  # the label of requests that name no upstream of this mirror
@@ -21,7 +21,7 @@ def new_request_id() -> str:
 
 
 @dataclass(slots=True)
-class Exchange:
+class RequestContext:
     """Filled in by the handlers; told as one RequestServed when the request has ended."""
 
     request: BaseRequest
@@ -36,9 +36,9 @@ class Exchange:
     error: str = ""
     headers: dict[str, str] = field(default_factory=dict)  # on whatever is answered
 
-    def answer(self, outcome: Outcome) -> None:
+    def answer(self, cache_status: CacheStatus) -> None:
         """The content is at hand: what remains is to send it."""
-        self.result, self.cache_status = outcome.result, outcome.cache_status
+        self.result, self.cache_status = cache_status.result, cache_status.header
         self.answered = time.perf_counter()
 
     def event(self) -> RequestServed:

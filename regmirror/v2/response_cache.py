@@ -21,7 +21,7 @@ from aiohttp.helpers import rfc822_formatted_time
 
 from regmirror.lru import Lru
 from regmirror.telemetry.events import Emit, RequestServed
-from regmirror.v2.request import Exchange, new_request_id
+from regmirror.v2.request import RequestContext, new_request_id
 
 #: Header names, in lower case, that change nothing about an answer, or tell nothing of a client.
 PLAIN: Final = frozenset({"host", "user-agent", "accept", "accept-encoding", "accept-language", "connection"})
@@ -47,7 +47,7 @@ Body = bytes | bytearray | memoryview
 
 
 @dataclass(frozen=True, slots=True)
-class Repeat:
+class Replay:
     """How an answer is given again.
 
     ``body`` returns what follows the same headers once more, where the ordinary path would give
@@ -55,8 +55,8 @@ class Repeat:
     ``held`` is how many bytes it keeps in memory.
     """
 
-    answers: PreparedAnswers
-    exchange: Exchange
+    answers: ResponseCache
+    context: RequestContext
     body: Callable[[], Body | None]
     held: int = 0
 
@@ -66,7 +66,7 @@ class Repeat:
             self.answers.keep(request, response, self)
 
 
-REPEAT: Final = web.ResponseKey("repeat", Repeat)
+REPLAY: Final = web.ResponseKey("repeat", Replay)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class _Entry:
     weight: int
 
 
-class PreparedAnswers:
+class ResponseCache:
     """The answers of one service: those of another configuration are never given."""
 
     def __init__(self, emit: Emit) -> None:
@@ -97,12 +97,12 @@ class PreparedAnswers:
         self._tell(entry.served, client, time.perf_counter() - began)
         return b"".join((entry.before_date, rfc822_formatted_time().encode(), entry.after_date, body))
 
-    def keep(self, request: bytes, response: web.StreamResponse, repeat: Repeat) -> None:
+    def keep(self, request: bytes, response: web.StreamResponse, repeat: Replay) -> None:
         """Remember what has just been sent to a plain request."""
         head, tail = _split_head(response)
         weight = len(request) + len(head) + len(tail) + repeat.held + OVERHEAD
         if weight <= WEIGHT_MAX:
-            entry = _Entry(head, tail, repeat.body, repeat.exchange.event(), weight)
+            entry = _Entry(head, tail, repeat.body, repeat.context.event(), weight)
             self._entries.put(request, entry)
 
     def _tell(self, like: RequestServed, client: str, seconds: float) -> None:

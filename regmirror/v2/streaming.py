@@ -99,7 +99,7 @@ class BlobStream:
         self, response: web.StreamResponse, writer: AbstractStreamWriter, start: int, stop: int
     ) -> None:
         while start < stop:
-            limit = min(stop, await self._blob.wait_beyond(start))
+            limit = min(stop, await self._blob.wait_until_readable(start))
             if limit <= start:
                 raise Unavailable(f"the blob ends at {start}, which is less than was announced")
             source = self._blob.descriptor if self._by_sendfile else None
@@ -126,7 +126,7 @@ class BlobStream:
 
     async def _wait_for_size(self) -> int:
         size = 0
-        while (limit := await self._blob.wait_beyond(size)) > size:
+        while (limit := await self._blob.wait_until_readable(size)) > size:
             if self._blob.descriptor is None:  # nobody may keep the bytes until they are counted
                 raise Unavailable("the blob's size is not known yet, and HTTP/1.0 needs it", retry_after=10)
             size = limit
@@ -135,7 +135,7 @@ class BlobStream:
     async def _send_unknown(self, response: web.StreamResponse) -> None:
         await self._prepare(response)
         start = 0
-        while (limit := await self._blob.wait_beyond(start)) > start:
+        while (limit := await self._blob.wait_until_readable(start)) > start:
             await self._write(response, start, limit)
             start = limit
         await self._finish(response)

@@ -38,9 +38,9 @@ class BlobStoreContract:
         path.write_bytes(data)
         return path
 
-    async def adopt(self, store: BlobStore, data: bytes = DATA, algorithm: str = "sha256") -> Digest:
+    async def commit(self, store: BlobStore, data: bytes = DATA, algorithm: str = "sha256") -> Digest:
         digest = Digest.of(data, algorithm)
-        await store.adopt(self.stage(data), digest)
+        await store.commit(self.stage(data), digest)
         return digest
 
     async def test_what_was_never_stored_is_not_found(self, store):
@@ -50,60 +50,60 @@ class BlobStoreContract:
     @pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
     @pytest.mark.parametrize("data", [DATA, b"x", b""])
     async def test_an_adopted_blob_is_found_with_its_size_and_bytes(self, store, data, algorithm):
-        blob = await store.find(await self.adopt(store, data, algorithm))
+        blob = await store.find(await self.commit(store, data, algorithm))
         assert blob.size == len(data)
         assert await read(blob) == data
         blob.close()
 
     async def test_adoption_takes_the_staged_file_away(self, store):
         staged = self.stage()
-        await store.adopt(staged, DIGEST)
+        await store.commit(staged, DIGEST)
         assert not staged.exists()
 
     @pytest.mark.parametrize(("start", "stop"), [(0, 1), (5, 5), (PIECE - 1, 2 * PIECE + 1), (10, len(DATA))])
     async def test_any_part_can_be_read(self, store, start, stop):
-        blob = await store.find(await self.adopt(store))
+        blob = await store.find(await self.commit(store))
         assert await read(blob, start, stop) == DATA[start:stop]
         blob.close()
 
     async def test_reading_beyond_the_end_is_an_error_and_not_an_empty_answer(self, store):
-        blob = await store.find(await self.adopt(store))
+        blob = await store.find(await self.commit(store))
         with pytest.raises(OSError, match="ends at"):
             await read(blob, len(DATA) - 5, len(DATA) + 5)
         blob.close()
 
     async def test_nothing_of_a_stored_blob_needs_waiting_for(self, store):
-        blob = await store.find(await self.adopt(store))
-        assert await blob.wait_beyond(0) == len(DATA)
-        assert await blob.wait_beyond(len(DATA)) == len(DATA)
+        blob = await store.find(await self.commit(store))
+        assert await blob.wait_until_readable(0) == len(DATA)
+        assert await blob.wait_until_readable(len(DATA)) == len(DATA)
         blob.close()
 
     async def test_the_same_blob_may_be_adopted_again(self, store):
-        await self.adopt(store)
-        blob = await store.find(await self.adopt(store))
+        await self.commit(store)
+        blob = await store.find(await self.commit(store))
         assert await read(blob) == DATA
         blob.close()
 
     async def test_an_adoption_that_fails_stores_nothing(self, store):
         with pytest.raises(OSError):  # noqa: PT011  # whichever the backend has
-            await store.adopt(self.staging / "absent", DIGEST)
+            await store.commit(self.staging / "absent", DIGEST)
         assert await store.find(DIGEST) is None
 
     async def test_a_deleted_blob_is_gone_and_told_its_size_once(self, store):
-        digest = await self.adopt(store)
+        digest = await self.commit(store)
         assert await store.delete(digest) == len(DATA)
         assert await store.find(digest) is None
         assert await store.delete(digest) is None
 
     async def test_an_open_blob_outlives_its_deletion(self, store):
-        digest = await self.adopt(store)
+        digest = await self.commit(store)
         blob = await store.find(digest)
         await store.delete(digest)
         assert await read(blob) == DATA
         blob.close()
 
     async def test_a_blob_in_quarantine_is_never_found_again(self, store):
-        digest = await self.adopt(store)
+        digest = await self.commit(store)
         await store.quarantine(digest)
         assert await store.find(digest) is None
         assert [blob async for blob in store.iterate()] == []
@@ -114,13 +114,13 @@ class BlobStoreContract:
 
     async def test_a_listing_tells_digest_size_and_time_of_each_blob(self, store):
         before = time.time() - 1
-        stored = {await self.adopt(store, data, name): len(data) for data, name in KINDS}
+        stored = {await self.commit(store, data, name): len(data) for data, name in KINDS}
         found = [blob async for blob in store.iterate()]
         assert {blob.digest: blob.size for blob in found} == stored
         assert all(before <= blob.stored_at <= time.time() + 1 for blob in found)
 
     async def test_closing_a_blob_twice_closes_nobody_elses(self, store):
-        digest = await self.adopt(store)
+        digest = await self.commit(store)
         blob = await store.find(digest)
         blob.close()
         other = await store.find(digest)  # a file would get the descriptor that has become free
@@ -140,24 +140,24 @@ class TestLocalBlobStore(BlobStoreContract):
         return store
 
     async def test_the_files_are_those_of_an_oci_image_layout(self, store):
-        digest = await self.adopt(store)
+        digest = await self.commit(store)
         assert store.path(digest) == store.root / "blobs" / "sha256" / digest.encoded
         assert store.path(digest).read_bytes() == DATA
 
     async def test_adoption_is_a_rename(self, store):
         staged = self.stage()
         number = staged.stat().st_ino
-        await store.adopt(staged, DIGEST)
+        await store.commit(staged, DIGEST)
         assert store.path(DIGEST).stat().st_ino == number
 
     async def test_a_blob_has_a_descriptor_that_reads_it(self, store):
-        blob = await store.find(await self.adopt(store))
+        blob = await store.find(await self.commit(store))
         assert os.pread(blob.descriptor, 10, 5) == DATA[5:15]
         blob.close()
 
     async def test_what_is_being_read_is_not_removed(self, store):
         """B40: not even after the reader has closed it, while a copy of its descriptor is in use."""
-        digest = await self.adopt(store)
+        digest = await self.commit(store)
         blob = await store.find(digest)
         sending = os.dup(blob.descriptor)
         blob.close()
@@ -168,16 +168,16 @@ class TestLocalBlobStore(BlobStoreContract):
 
     async def test_a_removal_spares_what_has_been_stored_anew(self, store):
         """B40, B42: between lock and removal."""
-        removable = store.lock_for_removal(await self.adopt(store))
+        removable = store.lock_for_removal(await self.commit(store))
         assert removable.size == len(DATA)
-        digest = await self.adopt(store)
+        digest = await self.commit(store)
         removable.unlink()
         removable.close()
         removable.close()
         assert await store.delete(digest) == len(DATA)
 
     async def test_a_removal_that_is_not_carried_out_leaves_all_as_it_was(self, store):
-        digest = await self.adopt(store)
+        digest = await self.commit(store)
         first = store.lock_for_removal(digest)
         assert store.lock_for_removal(digest) is None
         blob = await store.find(digest)
@@ -191,13 +191,13 @@ class TestLocalBlobStore(BlobStoreContract):
         assert store.lock_for_removal(digest) is None
 
     async def test_files_whose_name_is_no_digest_are_not_listed(self, store):
-        digest = await self.adopt(store)
+        digest = await self.commit(store)
         (store.path(digest).parent / "README").write_text("not a blob")
         assert [blob.digest async for blob in store.iterate()] == [digest]
 
     async def test_quarantine_keeps_every_wrong_file_for_the_operator(self, store):
         for data in (b"first", b"second"):
-            await store.adopt(self.stage(data), DIGEST)
+            await store.commit(self.stage(data), DIGEST)
             await store.quarantine(DIGEST)
         kept = (store.root / "quarantine").iterdir()
         assert sorted(path.read_bytes() for path in kept) == [b"first", b"second"]

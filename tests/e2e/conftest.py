@@ -38,7 +38,7 @@ Images = dict[str, Layout]
 MakeMirror = Callable[..., Mirror]
 
 
-def find_obstacle() -> str:
+def find_write_error() -> str:
     """Return why real clients cannot run here, or nothing."""
     if os.geteuid() != 0:
         return "the real clients need root"
@@ -54,7 +54,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
     """Leave the suite out where it cannot run, but never silently in CI."""
-    if obstacle := find_obstacle():
+    if obstacle := find_write_error():
         if os.environ.get("CI"):
             pytest.fail(f"CI runs the end-to-end tests, but {obstacle}", pytrace=False)
         pytest.skip(obstacle)

@@ -183,9 +183,9 @@ def content_ranges(data: bytes) -> None:
     """UpstreamFailed, or the part that was asked for."""
     line, _, rest = data.partition(b"\n")
     offset = int(rest) if rest.isdigit() and len(rest) < 19 else 0
-    exchange: Any = SimpleNamespace(status=206, headers={"Content-Range": text_of(line)}, host="upstream")
+    context: Any = SimpleNamespace(status=206, headers={"Content-Range": text_of(line)}, host="upstream")
     try:
-        part = part_of("upstream", exchange, offset)
+        part = part_of("upstream", context, offset)
     except UpstreamFailed:
         return
     assert part.start == offset

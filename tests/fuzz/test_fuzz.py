@@ -32,13 +32,13 @@ def examples(target: str) -> list[bytes]:
 
 
 @st.composite
-def changed(draw: st.DrawFn, seeds: list[bytes]) -> bytes:
+def changed(splice_from: st.DrawFn, seeds: list[bytes]) -> bytes:
     """An example with some places changed, or two of them joined."""
-    data = draw(st.sampled_from(seeds))
-    for _ in range(draw(st.integers(0, 5))):
-        start = draw(st.integers(0, len(data)))
-        stop = start + draw(st.sampled_from([0, 0, 1, 2, 8]))
-        piece = draw(st.one_of(st.sampled_from(TOKENS), st.binary(max_size=6), st.sampled_from(seeds)))
+    data = splice_from(st.sampled_from(seeds))
+    for _ in range(splice_from(st.integers(0, 5))):
+        start = splice_from(st.integers(0, len(data)))
+        stop = start + splice_from(st.sampled_from([0, 0, 1, 2, 8]))
+        piece = splice_from(st.one_of(st.sampled_from(TOKENS), st.binary(max_size=6), st.sampled_from(seeds)))
         data = (data[:start] + piece + data[stop:])[:20_000]
     return data
 

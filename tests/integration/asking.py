@@ -19,14 +19,14 @@ NOTHING = Digest("sha256:" + "0" * 64)
 E = TypeVar("E")
 
 
-class Asking(UpstreamClient):
+class UpstreamAccess(UpstreamClient):
     """An UpstreamClient that remembers its events, on a clock that the test moves."""
 
     now: float
     events: list[Event]
 
     @classmethod
-    def at(cls, url: str, *, offline: bool = False, **options: Any) -> Asking:
+    def at(cls, url: str, *, offline: bool = False, **options: Any) -> UpstreamAccess:
         events: list[Event] = []
         config = Upstream(url=url, **options)
         client = cls(NAME, config, emit=events.append, clock=lambda: client.now, offline=offline)
@@ -47,9 +47,9 @@ class Asking(UpstreamClient):
 
 
 @asynccontextmanager
-async def asking(url: str, **options: Any) -> AsyncIterator[Asking]:
+async def asking(url: str, **options: Any) -> AsyncIterator[UpstreamAccess]:
     """A client that is closed at the end."""
-    client = Asking.at(url, **options)
+    client = UpstreamAccess.at(url, **options)
     try:
         yield client
     finally:

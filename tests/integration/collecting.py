@@ -20,8 +20,8 @@ from typing import Any
 
 from regmirror.blobs import local
 from regmirror.config.schema import Config
-from regmirror.maintenance.gc import Tally
-from regmirror.maintenance.toolkit import Notice, open_keeping, try_alone
+from regmirror.maintenance.gc import GcSummary
+from regmirror.maintenance.toolkit import InvalidationMarker, open_toolkit, try_turn
 from regmirror.metadata.store import MetadataStore
 from regmirror.metadata.upgrade import database_path
 
@@ -40,19 +40,19 @@ class Steps:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-async def collect(storage: Path, grace: float, steps: Steps | None = None, ahead: float = 0.0) -> Tally:
+async def collect(storage: Path, grace: float, steps: Steps | None = None, ahead: float = 0.0) -> GcSummary:
     """Sweep and collect once, by a clock that is so many seconds ahead."""
     metadata = MetadataStore(database_path(storage))
     if steps is not None:
         _count_transactions(metadata, steps)
     config = Config.model_validate({"gc": {"grace": f"{grace}s", "keep_untagged": f"{grace}s"}})
     try:
-        keeping = open_keeping(storage, metadata, lambda event: None, lambda: time.time() + ahead)
-        notice = Notice(storage)
-        await keeping.sweep()
-        tally = await keeping.collector(config).collect(lambda removal: None)
+        toolkit = open_toolkit(storage, metadata, lambda event: None, lambda: time.time() + ahead)
+        notice = InvalidationMarker(storage)
+        await toolkit.reconcile()
+        summary = await toolkit.collector(config).collect(lambda removal: None)
         notice.give()
-        return tally
+        return summary
     finally:
         await metadata.close()
 
@@ -83,7 +83,7 @@ async def _main(storage: Path, grace: float, repeat: int, die_before: int) -> No
     steps = Steps(die_before)
     _count_removals(steps)
     for _ in range(repeat):
-        with try_alone(storage) as is_alone:
+        with try_turn(storage) as is_alone:
             if is_alone:
                 await collect(storage, grace, steps)
         if repeat > 1:

@@ -13,4 +13,4 @@ async def pull_image(mirror: RunningMirror, image: Image, name: str = "team/app"
     for digest in image.blob_digests:
         assert (await mirror.get(f"/v2/{name}/blobs/{digest}")).status == 200
     await until(lambda: set(image.blob_digests) <= mirror.stored(), "the image is stored")
-    await mirror.running._lasting.downloads.settle()  # and written down
+    await mirror.running._resources.downloads.drain()  # and written down

@@ -46,8 +46,8 @@ def rows(mirror, query):
         return connection.execute(query).fetchall()
 
 
-def knowledge(mirror):
-    return mirror.running._lasting.knowledge
+def metadata_cache(mirror):
+    return mirror.running._resources.metadata_cache
 
 
 async def pull(mirror, path):
@@ -58,13 +58,13 @@ async def pull(mirror, path):
     assert (await mirror.get(f"{APP}/blobs/{config}")).status == 200
     blob = await mirror.get(path)
     assert blob.body == LAYER
-    await mirror.running._lasting.downloads.settle()
+    await mirror.running._resources.downloads.drain()
     return manifest, blob
 
 
-async def settle(mirror):
+async def drain(mirror):
     """Until everything that was told to the database has been written or given up."""
-    await until(lambda: not knowledge(mirror)._writes.is_late, "no write is late", timeout=30)
+    await until(lambda: not metadata_cache(mirror)._writes.is_late, "no write is late", timeout=30)
 
 
 def details(mirror):
@@ -83,7 +83,7 @@ async def test_another_process_holds_the_write_lock(mirror, upstream, image, pat
         assert manifest.body == image.manifest
         assert {got.headers["Cache-Status"] for got in (manifest, blob)} == {"regmirror; hit"}
         other.execute("ROLLBACK")
-    await settle(mirror)
+    await drain(mirror)
     assert rows(mirror, "SELECT name FROM tags") == [("1",)]
     assert rows(mirror, "SELECT count(*) FROM blobs") == [(2,)]
     assert details(mirror) == set()
@@ -97,18 +97,18 @@ async def test_many_pulls_wait_for_the_lock_no_longer_than_one(mirror, upstream)
     with closing(sqlite3.connect(database(mirror), isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         await mirror.get(f"{APP}/manifests/t0")
-        assert knowledge(mirror)._writes.is_late
-        knowledge(mirror)._writes._patience = 1_000  # nobody is to wait by now
+        assert metadata_cache(mirror)._writes.is_late
+        metadata_cache(mirror)._writes._patience = 1_000  # nobody is to wait by now
         answers = [await mirror.get(f"{APP}/manifests/t{number}") for number in range(1, 30)]
         assert {got.status for got in answers} == {200}
         other.execute("ROLLBACK")
-    await settle(mirror)
+    await drain(mirror)
     assert rows(mirror, "SELECT count(*) FROM tags") == [(30,)]
 
 
 async def test_a_database_that_cannot_grow(mirror, image, path):
     """B44: what cannot be written is counted, and is written again once it can."""
-    store = mirror.running._lasting.metadata
+    store = mirror.running._resources.metadata
     async with store.database.write() as connection:
         pages = (await connection.exec_driver_sql("PRAGMA page_count")).scalar()
         await connection.exec_driver_sql(f"PRAGMA max_page_count={pages}")
@@ -119,7 +119,7 @@ async def test_a_database_that_cannot_grow(mirror, image, path):
         if not number:
             await pull(mirror, path)
         for data in big:
-            await knowledge(mirror).save_tag(*_odd_tag(number, data))
+            await metadata_cache(mirror).save_tag(*_odd_tag(number, data))
     assert details(mirror) == {"database or disk is full"}
     assert (await mirror.get(path)).headers["Cache-Status"] == "regmirror; hit"
     async with store.database.write() as connection:
@@ -140,9 +140,9 @@ def _odd_tag(number, data):
 async def test_a_database_that_does_not_answer(mirror, upstream, image, path, monkeypatch):
     """B44: it is waited for once, and everybody else goes on without it."""
     await pull(mirror, path)
-    await settle(mirror)
+    await drain(mirror)
     gate = asyncio.Event()
-    store = mirror.running._lasting.metadata
+    store = mirror.running._resources.metadata
     real = store.database._first
 
     async def hang(query):
@@ -159,9 +159,9 @@ async def test_a_database_that_does_not_answer(mirror, upstream, image, path, mo
     mirror.clock.advance(3_600)
     assert (await mirror.get(TAG)).body == image.manifest
     gate.set()
-    await until(lambda: not len(knowledge(mirror)._reads), "it has answered")
+    await until(lambda: not len(metadata_cache(mirror)._reads), "it has answered")
     monkeypatch.undo()
-    assert await knowledge(mirror).list_tags(*_app()) == ["1"]
+    assert await metadata_cache(mirror).list_tags(*_app()) == ["1"]
 
 
 def _app():
@@ -200,15 +200,15 @@ def replace(path):
 async def test_a_database_that_goes_wrong_is_replaced(mirror, upstream, image, path, fault, storage):
     """B44, B46: pulls go on, the new one knows blobs, tags and manifests, also after a restart."""
     await pull(mirror, path)
-    await settle(mirror)
+    await drain(mirror)
     fault(database(mirror))
     manifest, _ = await pull(mirror, path)
     assert manifest.body == image.manifest
     mirror.clock.advance(3_600)  # past the tag's age, so that the database is asked
     await pull(mirror, path)
-    await knowledge(mirror).check_database()
+    await metadata_cache(mirror).check_database()
     await until(lambda: _is_known(mirror), "the new one knows the tag")
-    await settle(mirror)
+    await drain(mirror)
     assert rows(mirror, "PRAGMA integrity_check") == [("ok",)]
     kept = [
         file.name for file in (mirror.root / "quarantine").glob("regmirror.db.*") if file.suffix != ".db-shm"
@@ -241,7 +241,7 @@ async def test_of_several_processes_one_repairs(start_mirror, upstream, image, p
     answers = await asyncio.gather(*(mirror.get(TAG) for mirror in mirrors * 3))
     assert {got.body for got in answers} == {image.manifest}
     for _ in range(2):
-        await asyncio.gather(*(knowledge(mirror).check_database() for mirror in mirrors))
+        await asyncio.gather(*(metadata_cache(mirror).check_database() for mirror in mirrors))
     await until(lambda: _is_known(mirrors[0]), "the new one is there")
     for mirror in mirrors:
         mirror.clock.advance(3_600)
@@ -262,14 +262,14 @@ async def test_a_damaged_database_is_not_examined_for_each_error(mirror, monkeyp
     async def fail():
         raise DatabaseError("SELECT", {}, Exception("database disk image is malformed"))
 
-    monkeypatch.setattr(knowledge(mirror)._watch, "check", check)
+    monkeypatch.setattr(metadata_cache(mirror)._watch, "check", check)
     app, tag = *_app(), Tag("1")
-    monkeypatch.setattr(knowledge(mirror).store, "find_tag", lambda *_: fail())
+    monkeypatch.setattr(metadata_cache(mirror).store, "find_tag", lambda *_: fail())
     for _ in range(5):
-        assert await knowledge(mirror).find_tag(app, tag) is None
+        assert await metadata_cache(mirror).find_tag(app, tag) is None
     await until(lambda: examined == [True], "it is examined")
     mirror.clock.advance(SUSPICION)
-    await knowledge(mirror).find_tag(app, tag)
+    await metadata_cache(mirror).find_tag(app, tag)
     await until(lambda: examined == [True, True], "it is examined again")
 
 
@@ -277,8 +277,8 @@ async def test_ready_tells_that_the_database_cannot_be_read(mirror, image, path)
     """B44: nothing that is stored could be found by its tag."""
     await pull(mirror, path)
     garbage(database(mirror))
-    knowledge(mirror)._watch = None
-    await mirror.running._lasting.metadata.database.reconnect()
+    metadata_cache(mirror)._watch = None
+    await mirror.running._resources.metadata.database.reconnect()
     got = await mirror.get("/readyz")
     assert got.status == 503
     assert b"the database cannot be read" in got.body

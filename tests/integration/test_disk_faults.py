@@ -10,7 +10,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from regmirror.blobs.base import NoRoom
+from regmirror.blobs.base import InsufficientSpace
 from regmirror.blobs.local import LocalBlobStore
 from regmirror.oci.names import Digest
 from regmirror.telemetry.events import DownloadEnded, NotStored, RequestServed
@@ -276,7 +276,7 @@ async def test_clients_that_leave_end_what_passes_to_them(mirror, upstream, path
 async def test_a_stored_file_that_cannot_be_opened_is_replaced(mirror, upstream, path, monkeypatch):
     """B6, B44."""
     await mirror.get(path)
-    await mirror.running._lasting.downloads.settle()
+    await mirror.running._resources.downloads.drain()
     old = mirror.blob_path(path.rpartition("/")[2]).open("rb")
     real, broken = os.open, [2]
 
@@ -288,7 +288,7 @@ async def test_a_stored_file_that_cannot_be_opened_is_replaced(mirror, upstream,
 
     monkeypatch.setattr(os, "open", fail)
     assert (await mirror.get(path)).body == BLOB
-    await mirror.running._lasting.downloads.settle()
+    await mirror.running._resources.downloads.drain()
     got = await mirror.get(path)
     assert got.headers["Cache-Status"] == "regmirror; hit"
     assert not os.path.samestat(os.fstat(old.fileno()), mirror.blob_path(path.rpartition("/")[2]).stat())
@@ -298,20 +298,20 @@ async def test_a_stored_file_that_cannot_be_opened_is_replaced(mirror, upstream,
 
 async def test_without_room_a_pull_passes(mirror, upstream, path):
     """B40, B44: told as quota, and by the one request."""
-    workshop = mirror.running._lasting.downloads.workshop
+    context = mirror.running._resources.downloads.context
 
     async def reserve(digest, size):
-        raise NoRoom("quota", "storage.max_size is reached")
+        raise InsufficientSpace("quota", "storage.max_size is reached")
 
-    before = workshop.reserve
-    object.__setattr__(workshop, "reserve", reserve)
+    before = context.reserve
+    object.__setattr__(context, "reserve", reserve)
     got = await mirror.get(path)
     assert got.body == BLOB
     assert got.headers["Cache-Status"] == "regmirror; fwd=miss"
     assert blob_gets(upstream) == [None]
     assert reasons(mirror) == ["quota"]
     assert mirror.staged() == []
-    object.__setattr__(workshop, "reserve", before)
+    object.__setattr__(context, "reserve", before)
     await assert_stored_by_the_next_pull(mirror, upstream, path)
 
 
@@ -336,7 +336,7 @@ async def test_what_is_being_read_cannot_be_removed(start_mirror, upstream, last
         responses = [await mirror.http.get(mirror.url + path) for mirror in mirrors]
         await until(lambda: mirrors[0].stored() == {digest} and not mirrors[0].staged(), "it is stored")
         for mirror in mirrors:
-            await mirror.running._lasting.downloads.settle()
+            await mirror.running._resources.downloads.drain()
         for response in (responses[1 - last], responses[last]):
             assert not may_remove()
             assert len(await response.read()) == size

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
 from regmirror.maintenance import capacity as rooms
-from regmirror.maintenance.toolkit import open_keeping
+from regmirror.maintenance.toolkit import open_toolkit
 from regmirror.metadata.store import MetadataStore
 from regmirror.metadata.upgrade import database_path
 from regmirror.telemetry.events import BlobRemoved, NotStored
@@ -84,13 +84,13 @@ async def test_a_store_over_its_limit_gives_what_it_can(start_mirror, upstream):
     assert image.layer_digests[0] == pinned
     await mirror.get(f"{APP}/manifests/1")
     metadata = MetadataStore(database_path(mirror.root))
-    keeping = open_keeping(mirror.root, metadata, lambda event: None, mirror.clock.now)
+    toolkit = open_toolkit(mirror.root, metadata, lambda event: None, mirror.clock.now)
     try:
-        await keeping.pins.add("registry.test/team/app:1")
+        await toolkit.pins.add("registry.test/team/app:1")
         config = mirror.config.model_copy(
             update={"storage": mirror.config.storage.model_copy(update={"max_size": SIZE // 2})}
         )
-        await keeping.room(config, lambda: asyncio.sleep(0)).keep()
+        await toolkit.room(config, lambda: asyncio.sleep(0)).keep()
     finally:
         await metadata.close()
     assert mirror.stored() == {pinned}

@@ -45,7 +45,7 @@ async def warm(mirror, image):
     return mirror
 
 
-def lasting(answer):
+def resources(answer):
     return {name: value for name, value in answer.headers.items() if name not in VARY}
 
 
@@ -85,7 +85,7 @@ async def test_head_equals_get(start_mirror, upstream, image, path, state):
     get = await mirror.get(f"{paths[path]}?ns=registry.test")
 
     assert head.status == get.status
-    assert lasting(head) == lasting(get)
+    assert resources(head) == resources(get)
     assert head.body == b""
     assert head.headers["Content-Length"] == str(len(get.body))
 

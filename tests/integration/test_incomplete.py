@@ -34,7 +34,7 @@ async def store(mirror, *digests):
     for digest in digests:
         assert (await mirror.get(f"/v2/team/app/blobs/{digest}")).status == 200
     await until(lambda: set(digests) <= mirror.stored(), "the blobs are stored")
-    await mirror.running._lasting.downloads.settle()  # and written down
+    await mirror.running._resources.downloads.drain()  # and written down
 
 
 def paths(image):
@@ -143,7 +143,7 @@ async def test_a_stale_answer_that_is_incomplete_is_the_upstreams_error(
 
 async def test_a_slow_upstream_is_waited_for_if_what_is_stale_is_incomplete(start_mirror, upstream, image):
     """B39, B34: as by those who have nothing; and then it is 504."""
-    mirror = await start_mirror(patience=0.05, uncached_patience=0.1)
+    mirror = await start_mirror(patience=0.05, cold_deadline=0.1)
     await mirror.get(TAG)
     mirror.clock.advance(MAX_AGE + 1)
     upstream.clear()
@@ -156,7 +156,7 @@ async def test_a_slow_upstream_is_waited_for_if_what_is_stale_is_incomplete(star
 
 async def test_an_answer_that_comes_late_is_better_than_what_is_incomplete(start_mirror, upstream, image):
     """B39: when patience with a stale answer at hand has run out, the other kind of it begins."""
-    mirror = await start_mirror(patience=0.05, uncached_patience=30)
+    mirror = await start_mirror(patience=0.05, cold_deadline=30)
     await mirror.get(TAG)
     mirror.clock.advance(MAX_AGE + 1)
     gate = upstream.hold()

@@ -354,7 +354,7 @@ async def test_referrers_of_what_is_stored_are_known_without_upstream(
 @pytest.mark.parametrize("has_api", [True, False])
 async def test_lists_take_no_more_memory_than_is_for_them(mirror, upstream, image, monkeypatch, has_api):
     """B100: of the API and of the tag schema, in bytes and not in number."""
-    monkeypatch.setattr(mirror.running._lasting.lists, "_limit", 300_000)
+    monkeypatch.setattr(mirror.running._resources.lists, "_limit", 300_000)
     body = json.dumps(
         {"schemaVersion": 2, "mediaType": INDEX, "manifests": [{"annotations": {"a": "x" * 100_000}}]}
     ).encode()
@@ -364,7 +364,7 @@ async def test_lists_take_no_more_memory_than_is_for_them(mirror, upstream, imag
     for number in range(10):
         answer = await mirror.get(f"/v2/team/app/referrers/sha256:{number:064}")
         assert len(answer.json()["manifests"]) == 1
-    kept = mirror.running._lasting.lists
+    kept = mirror.running._resources.lists
     assert 100_000 < kept.weight <= 300_000
     assert 0 < len(kept) <= 3
 

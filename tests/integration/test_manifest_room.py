@@ -8,8 +8,8 @@ import sqlite3
 import pytest
 
 from regmirror.config.schema import Config
-from regmirror.maintenance.toolkit import open_keeping
-from regmirror.metadata.cache import Knowledge
+from regmirror.maintenance.toolkit import open_toolkit
+from regmirror.metadata.cache import MetadataCache
 from regmirror.metadata.reachability import REFERENCE_BYTES
 from regmirror.metadata.records import Candidate
 from regmirror.metadata.store import STORED_REFERENCES_MAX, MetadataStore, is_storable
@@ -42,18 +42,18 @@ class World:
         self.root, self.time = root, 1_000.0
         upgrade(database_path(root))
         self.metadata = MetadataStore(database_path(root), lambda: self.time)
-        self.keeping = open_keeping(root, self.metadata, lambda event: None, lambda: self.time)
+        self.toolkit = open_toolkit(root, self.metadata, lambda event: None, lambda: self.time)
         self.events = []
-        self.knowledge = Knowledge(self.metadata, self.events.append, missing_max_age=10)
-        self.keeping.store.prepare()
-        self.keeping.staging.prepare()
+        self.metadata_cache = MetadataCache(self.metadata, self.events.append, missing_max_age=10)
+        self.toolkit.store.prepare()
+        self.toolkit.staging.prepare()
 
     def room(self, max_size, *, is_dry=False):
         async def flush():
             pass
 
         config = Config.model_validate({"storage": {"max_size": str(max_size), "min_free": "0"}})
-        room = self.keeping.room(config, flush)
+        room = self.toolkit.room(config, flush)
         room._is_dry = is_dry
         return room
 
@@ -85,19 +85,19 @@ async def test_manifests_and_their_references_count(world):
     assert await world.room(0).used() == whole
     await world.save(items[0], OTHER)
     assert await world.room(0).used() == whole + REFERENCE_BYTES
-    await world.keeping.curation.purge_manifests(APP, [items[2].digest])
+    await world.toolkit.curation.purge_manifests(APP, [items[2].digest])
     assert await world.room(0).used() == whole - items[2].size - REFERENCE_BYTES
 
 
 async def test_the_least_recently_pulled_manifests_are_evicted(world):
     """B40: and what they named is reviewed; what is pinned stays."""
     items = [manifest(number) for number in range(4)]
-    await world.metadata.confirm(APP, references(1)[0].digest)
+    await world.metadata.link(APP, references(1)[0].digest)
     for number, item in enumerate(items):
         await world.save(item, tag=Tag(f"v{number}"))
-    await world.keeping.pins.add("docker.io/team/app:v0")
-    tally = await world.room(18_000).keep()
-    assert tally.removed == 1
+    await world.toolkit.pins.add("docker.io/team/app:v0")
+    summary = await world.room(18_000).keep()
+    assert summary.removed == 1
     assert {items[number].digest for number in (0, 2, 3)} == {
         digest for (digest,) in world.rows("SELECT digest FROM manifests")
     }
@@ -111,8 +111,8 @@ async def test_a_manifest_that_is_pulled_elsewhere_frees_nothing_here(world):
     await world.save(shared)
     await world.save(shared, OTHER)
     await world.save(last)
-    tally = await world.room(last.size + REFERENCE_BYTES + 1_000).keep()
-    assert (tally.removed, tally.bytes) == (2, shared.size + REFERENCE_BYTES)
+    summary = await world.room(last.size + REFERENCE_BYTES + 1_000).keep()
+    assert (summary.removed, summary.bytes) == (2, shared.size + REFERENCE_BYTES)
     assert [(last.digest,)] == world.rows("SELECT digest FROM manifests")
 
 
@@ -132,7 +132,7 @@ async def test_a_manifest_with_too_many_references_is_not_stored(world, count, i
     """B40, B100."""
     item, named = manifest(1), references(1)
     assert is_storable(item, named * count) is bool(is_stored)
-    await world.knowledge.save_manifest(APP, with_references(count), Tag("latest"))
+    await world.metadata_cache.save_manifest(APP, with_references(count), Tag("latest"))
     assert len(world.rows("SELECT digest FROM manifests")) == is_stored
     assert await world.metadata.find_tag(APP, Tag("latest")) is not None
     assert len(world.events) == 1 - is_stored
@@ -143,7 +143,7 @@ async def test_what_broken_downloads_left_goes_first(world):
     item = manifest(1)
     await world.save(item)
     written = [Digest.of(b"old"), Digest.of(b"held")]
-    staged = [world.keeping.staging.open(digest) for digest in written]
+    staged = [world.toolkit.staging.open(digest) for digest in written]
     assert staged[1].try_lock()
     for file in staged:
         file.open_bytes(create=True)
@@ -154,10 +154,10 @@ async def test_what_broken_downloads_left_goes_first(world):
     need = await room.find_excess()
     planned = []
     await world.room(12_000, is_dry=True).evict(need, planned.append)
-    tally = await room.evict(need, seen.append)
+    summary = await room.evict(need, seen.append)
     assert planned[:1] == seen[:1]
     assert [removal.digest for removal in seen][:1] == [written[0]]
-    assert tally.bytes >= 10_000
+    assert summary.bytes >= 10_000
     assert not staged[0].path.exists()
     assert staged[1].path.exists()
     staged[1].close()
@@ -166,12 +166,12 @@ async def test_what_broken_downloads_left_goes_first(world):
 async def test_names_that_do_not_exist_leave_no_rows(world):
     """B100: not in the database, and not in the figures."""
     for number in range(20):
-        await world.metadata.forget_tag(Repository("docker.io", f"invented/{number}"), Tag("latest"))
+        await world.metadata.delete_tag(Repository("docker.io", f"invented/{number}"), Tag("latest"))
     assert world.rows("SELECT count(*) FROM repositories") == [(0,)]
     await world.save(manifest(1))
-    await world.keeping.curation.purge_manifests(APP, None)
+    await world.toolkit.curation.purge_manifests(APP, None)
     assert (await world.metadata.totals()).repositories == 0
-    await world.keeping.sweep()
+    await world.toolkit.reconcile()
     assert world.rows("SELECT count(*) FROM repositories") == [(0,)]
 
 
@@ -183,7 +183,7 @@ async def test_other_writers_take_turns_with_a_large_eviction(world, monkeypatch
     writes = []
     write = world.metadata.database.write
     monkeypatch.setattr(world.metadata.database, "write", lambda: writes.append(1) or write())
-    gone = await world.keeping.curation.evict_manifests(
+    gone = await world.toolkit.curation.evict_manifests(
         [Candidate(item.digest, item.size, 0.0, 1) for item in items], float("inf")
     )
     assert (len(gone), len(writes)) == (1_200, 3)

@@ -137,11 +137,11 @@ async def test_wrong_bytes_leave_no_right_behind(start_mirror, upstream, digest,
     fault = upstream.fault(Corrupt(), kind="blob", times=None)
     with pytest.raises(aiohttp.ClientPayloadError):
         await mirror.get(path)
-    await mirror.running._lasting.downloads.settle()
+    await mirror.running._resources.downloads.drain()
     assert rights(mirror.root) == []
     fault.remove()
     assert (await mirror.get(path)).body == BLOB
-    await mirror.running._lasting.downloads.settle()
+    await mirror.running._resources.downloads.drain()
     assert rights(mirror.root) == ["team/app"]
 
 

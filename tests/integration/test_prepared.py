@@ -11,12 +11,12 @@ import pytest
 import trustme
 
 from regmirror.blobs import local
-from regmirror.metadata.cache import Knowledge
+from regmirror.metadata.cache import MetadataCache
 from regmirror.mirror.mirror import Mirror
 from regmirror.oci.names import Digest, Repository, Tag
 from regmirror.telemetry.events import RequestServed
 from regmirror.v2 import response_cache as prepared
-from regmirror.v2.response_cache import PreparedAnswers
+from regmirror.v2.response_cache import ResponseCache
 from tests.fake_registry import Status, random_bytes
 from tests.integration.test_incomplete import open_circuit
 from tests.mirror_fixture import NAME, run_mirror, until
@@ -36,14 +36,14 @@ def image(upstream):
 def given(monkeypatch):
     """For each request that was looked up: whether its answer was there."""
     found = []
-    find = PreparedAnswers.find
+    find = ResponseCache.find
 
     def note(self, request, client):
         answer = find(self, request, client)
         found.append(answer is not None)
         return answer
 
-    monkeypatch.setattr(PreparedAnswers, "find", note)
+    monkeypatch.setattr(ResponseCache, "find", note)
     return found
 
 
@@ -94,7 +94,7 @@ def ping():
 
 
 def kept(mirror):
-    return len(mirror.running.prepared._entries)
+    return len(mirror.running.response_cache._entries)
 
 
 async def warm(mirror, image):
@@ -140,14 +140,14 @@ async def test_the_answer_has_the_date_of_now(mirror, image, given, monkeypatch)
 async def test_a_pull_is_noted_each_time(mirror, image, given):
     """Else what is pulled most would be evicted first."""
     await warm(mirror, image)
-    knowledge = mirror.running._lasting.knowledge
+    metadata_cache = mirror.running._resources.metadata_cache
     async with connect(mirror) as wire:
         for _ in range(2):
-            await knowledge.flush_pulls()
+            await metadata_cache.flush_pulls()
             await wire.ask(raw())
     assert given[-1] is True
-    assert list(knowledge._pulled_tags) == [(REPOSITORY, "1")]
-    assert list(knowledge._pulled_manifests) == [(REPOSITORY, image.digest)]
+    assert list(metadata_cache._pulled_tags) == [(REPOSITORY, "1")]
+    assert list(metadata_cache._pulled_manifests) == [(REPOSITORY, image.digest)]
 
 
 # --- when it is not given --------------------------------------------------------------------
@@ -187,11 +187,11 @@ async def test_a_moved_tag_is_answered_as_it_is_now(mirror, upstream, image, giv
 async def test_what_was_forgotten_is_looked_for(mirror, image, given, forget):
     """Another process has purged it: see ``upkeep/notice``."""
     async with prepared_once(mirror, image, given) as wire:
-        knowledge: Knowledge = mirror.running._lasting.knowledge
+        metadata_cache: MetadataCache = mirror.running._resources.metadata_cache
         if forget == "all":
-            knowledge.forget_all()
+            metadata_cache.invalidate_all()
         else:
-            await knowledge.forget_tag(REPOSITORY, Tag("1"))
+            await metadata_cache.delete_tag(REPOSITORY, Tag("1"))
         assert (await wire.ask(raw())).startswith(b"HTTP/1.1 200 ")
     assert given[-1] is False
 
@@ -242,9 +242,9 @@ async def test_an_incomplete_image_is_refused_while_the_rest_cannot_be_had(
 
 async def test_a_manifest_is_recalled_where_it_is_held_alone(mirror, image):
     await warm(mirror, image)
-    knowledge = mirror.running._lasting.knowledge
-    assert knowledge.recall_manifest(REPOSITORY, Digest(image.digest)) is not None
-    assert knowledge.recall_manifest(Repository(NAME, "other/app"), Digest(image.digest)) is None
+    metadata_cache = mirror.running._resources.metadata_cache
+    assert metadata_cache.get_cached_manifest(REPOSITORY, Digest(image.digest)) is not None
+    assert metadata_cache.get_cached_manifest(Repository(NAME, "other/app"), Digest(image.digest)) is None
 
 
 # --- what is never kept ----------------------------------------------------------------------
@@ -304,7 +304,7 @@ async def test_a_stale_answer_is_not_kept(mirror, upstream, image):
 
 
 async def test_what_is_kept_is_bounded(mirror, image, monkeypatch):
-    monkeypatch.setattr(mirror.running.prepared._entries, "_limit", 10_000)
+    monkeypatch.setattr(mirror.running.response_cache._entries, "_limit", 10_000)
     await warm(mirror, image)
     async with connect(mirror) as wire:
         for number in range(30):
@@ -342,13 +342,13 @@ async def test_a_small_blob_is_the_same_again(mirror, blob, given):
 
 
 async def test_a_pull_of_a_small_blob_is_noted_each_time(mirror, blob, given):
-    knowledge = mirror.running._lasting.knowledge
+    metadata_cache = mirror.running._resources.metadata_cache
     async with connect(mirror) as wire:
         for _ in range(2):
-            await knowledge.flush_pulls()
+            await metadata_cache.flush_pulls()
             await wire.ask(raw(blob))
     assert given[-1] is True
-    assert list(knowledge._pulled_blobs) == [blob.rpartition("/")[2]]
+    assert list(metadata_cache._pulled_blobs) == [blob.rpartition("/")[2]]
 
 
 @pytest.mark.parametrize("damage", ["gone", "short", "long", "not in memory", "memory forgotten"])
@@ -362,7 +362,7 @@ async def test_a_blob_that_is_not_as_it_was_is_looked_after(mirror, blob, given,
         elif damage == "not in memory":
             monkeypatch.setattr(local, "read_cached", lambda *_: 0)
         elif damage == "memory forgotten":
-            mirror.running._lasting.knowledge.forget_all()
+            mirror.running._resources.metadata_cache.invalidate_all()
         else:
             file.write_bytes(BLOB[:-1] if damage == "short" else BLOB + b"x")
         answer = await wire.ask(raw(blob))
@@ -374,7 +374,7 @@ async def test_a_blob_is_held_by_its_file_alone(mirror, blob):
     """What is prepared costs memory for the headers."""
     async with connect(mirror) as wire:
         await wire.ask(raw(blob))
-    assert mirror.running.prepared._entries._weight < 4_000
+    assert mirror.running.response_cache._entries._weight < 4_000
 
 
 # --- how requests arrive ---------------------------------------------------------------------

@@ -14,14 +14,14 @@ from regmirror.cli import scrub as scrubbing
 from regmirror.cli.context import Context
 from regmirror.errors import BlobUnknown
 from regmirror.maintenance.scrub import CHORE, PIECE, Pacer, Scrubbed, Scrubber
-from regmirror.maintenance.toolkit import Notice, open_keeping
+from regmirror.maintenance.toolkit import InvalidationMarker, open_toolkit
 from regmirror.metadata.inventory import Chore
 from regmirror.metadata.store import MetadataStore
 from regmirror.metadata.upgrade import database_path, upgrade
 from regmirror.oci.manifests import Manifest
 from regmirror.oci.names import Digest, Repository
-from regmirror.server.generation import Service
-from regmirror.telemetry.events import BlobHealed, BlobRemoved, VerificationFailed
+from regmirror.server.generation import Generation
+from regmirror.telemetry.events import BlobRemoved, BlobRepaired, VerificationFailed
 from tests.fake_registry import random_bytes
 
 APP = Repository("registry.test", "team/app")
@@ -45,28 +45,28 @@ class Timer:
 class Store:
     """Stored blobs that ``APP`` has a right to, and a way to heal them."""
 
-    def __init__(self, keeping):
-        self.keeping, self.events, self.asked, self.timer = keeping, [], [], Timer()
+    def __init__(self, toolkit):
+        self.toolkit, self.events, self.asked, self.timer = toolkit, [], [], Timer()
 
     async def add(self, data):
         digest = Digest.of(data)
-        self.keeping.store.path(digest).write_bytes(data)
-        await self.keeping.metadata.save_blob(digest, len(data))
-        await self.keeping.metadata.confirm(APP, digest)
+        self.toolkit.store.path(digest).write_bytes(data)
+        await self.toolkit.metadata.save_blob(digest, len(data))
+        await self.toolkit.metadata.link(APP, digest)
         return digest
 
     def spoil(self, digest):
-        path = self.keeping.store.path(digest)
+        path = self.toolkit.store.path(digest)
         path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
 
-    async def heal(self, repository, digest):
+    async def repair(self, repository, digest):
         self.asked.append((repository, digest))
         await self.add(next(data for data in BLOBS if Digest.of(data) == digest))
 
-    async def scrub(self, heal=None, rate=0, **options):
+    async def scrub(self, repair=None, rate=0, **options):
         findings = []
         scrubber = Scrubber(
-            self.keeping.inventory, self.keeping.store, self.events.append, heal or self.heal, rate,
+            self.toolkit.inventory, self.toolkit.store, self.events.append, repair or self.repair, rate,
             lambda: 5_000.0, self.timer, self.timer.sleep, **options,
         )  # fmt: skip
         return await scrubber.scrub(findings.append), findings
@@ -77,9 +77,9 @@ async def open_store(root):
     upgrade(database_path(root))
     metadata = MetadataStore(database_path(root))
     try:
-        keeping = open_keeping(root, metadata, lambda event: None)
-        keeping.store.prepare()
-        yield Store(keeping)
+        toolkit = open_toolkit(root, metadata, lambda event: None)
+        toolkit.store.prepare()
+        yield Store(toolkit)
     finally:
         await metadata.close()
 
@@ -100,15 +100,15 @@ async def test_a_flipped_byte_is_put_aside_and_fetched_anew(store):
     assert (done.checked, done.bytes, done.rotten, done.healed) == (4, 4_000, 1, 1)
     assert [(item.digest, item.is_healed) for item in findings] == [(rotten, True)]
     assert store.asked == [(APP, rotten)]
-    assert store.keeping.store.path(rotten).read_bytes() == BLOBS[2]
-    assert [type(event) for event in store.events] == [VerificationFailed, BlobRemoved, BlobHealed]
+    assert store.toolkit.store.path(rotten).read_bytes() == BLOBS[2]
+    assert [type(event) for event in store.events] == [VerificationFailed, BlobRemoved, BlobRepaired]
     assert (await store.scrub())[1] == []
 
 
 @pytest.mark.parametrize("spoil", ["short", "missing"])
 async def test_a_blob_that_is_short_or_missing(store, spoil):
     """B47."""
-    path = store.keeping.store.path(Digest.of(BLOBS[0]))
+    path = store.toolkit.store.path(Digest.of(BLOBS[0]))
     path.unlink() if spoil == "missing" else path.write_bytes(BLOBS[0][:-1])
     done, _ = await store.scrub()
     assert (done.rotten, done.healed) == (1, 1)
@@ -125,27 +125,27 @@ async def test_what_cannot_be_had_stays_away(store):
 
     done, (finding,) = await store.scrub(refuse)
     assert (done.rotten, done.healed, finding.is_healed) == (1, 0, False)
-    assert not store.keeping.store.exists(rotten)
+    assert not store.toolkit.store.exists(rotten)
 
 
 async def test_what_came_but_was_not_kept_is_not_healed(store):
     """B47: a blob for which there is no room is passed on to whoever fetches it, and not stored."""
     store.spoil(Digest.of(BLOBS[1]))
 
-    async def pass_on(repository, digest):
+    async def run_pass_through(repository, digest):
         """All bytes come, none stay."""
 
-    done, (finding,) = await store.scrub(pass_on)
+    done, (finding,) = await store.scrub(run_pass_through)
     assert (done.healed, finding.is_healed) == (0, False)
-    assert not [event for event in store.events if isinstance(event, BlobHealed)]
+    assert not [event for event in store.events if isinstance(event, BlobRepaired)]
 
 
 async def test_a_run_goes_on_where_the_last_one_was_broken_off(store):
     """B47: at its cursor, and ends with the time when everything was verified."""
-    await store.keeping.inventory.save_chore(CHORE, Chore(1_000.0, 500.0, Digest.of(BLOBS[1])))
+    await store.toolkit.inventory.save_chore(CHORE, Chore(1_000.0, 500.0, Digest.of(BLOBS[1])))
     done, _ = await store.scrub()
     assert done.checked == 2
-    assert await store.keeping.inventory.find_chore(CHORE) == Chore(1_000.0, 5_000.0, "")
+    assert await store.toolkit.inventory.find_chore(CHORE) == Chore(1_000.0, 5_000.0, "")
 
 
 async def test_a_run_by_hand_verifies_everything_and_leaves_the_cursor_alone(store):
@@ -153,11 +153,11 @@ async def test_a_run_by_hand_verifies_everything_and_leaves_the_cursor_alone(sto
     rotten = Digest.of(BLOBS[0])
     store.spoil(rotten)
     broken_off = Chore(1_000.0, 500.0, Digest.of(BLOBS[1]))
-    await store.keeping.inventory.save_chore(CHORE, broken_off)
+    await store.toolkit.inventory.save_chore(CHORE, broken_off)
     done, findings = await store.scrub(is_noted=False)
     assert done.checked == 4
     assert [item.digest for item in findings] == [rotten]
-    assert await store.keeping.inventory.find_chore(CHORE) == broken_off
+    assert await store.toolkit.inventory.find_chore(CHORE) == broken_off
 
 
 async def test_reading_is_held_to_the_rate(store):
@@ -195,19 +195,19 @@ async def test_what_is_healed_is_stored_before_that_is_said(mirror, upstream, mo
     image = upstream.add_image("team/app", "1", [BLOBS[0]])
     await mirror.get("/v2/team/app/manifests/1")
     digest, is_read = Digest(image.layer_digests[0]), asyncio.Event()
-    adopt, heal = LocalBlobStore.adopt, Service.heal
+    commit, repair = LocalBlobStore.commit, Generation.repair
 
     async def adopt_late(self, staged, name):
         await is_read.wait()
-        await adopt(self, staged, name)
+        await commit(self, staged, name)
 
     async def heal_and_tell(self, repository, name):
-        await heal(self, repository, name)
+        await repair(self, repository, name)
         is_read.set()
 
-    monkeypatch.setattr(LocalBlobStore, "adopt", adopt_late)
-    monkeypatch.setattr(Service, "heal", heal_and_tell)
-    await mirror.running.heal(APP, digest)
+    monkeypatch.setattr(LocalBlobStore, "commit", adopt_late)
+    monkeypatch.setattr(Generation, "repair", heal_and_tell)
+    await mirror.running.repair(APP, digest)
     assert digest in mirror.stored()
 
 
@@ -222,30 +222,30 @@ def test_a_scrub_by_hand_does_nothing_else(monkeypatch, tmp_path):
 
     upgrade(database_path(tmp_path))
     monkeypatch.setenv("REGMIRROR_STORAGE__PATH", str(tmp_path))
-    monkeypatch.setattr(scrubbing, "open_running", remember)
+    monkeypatch.setattr(scrubbing, "open_worker", remember)
     scrubbing.run(Context(None, json=True), None)
     assert [(item.gc.interval, item.scrub.interval) for item in opened] == [(0, 0)]
 
 
 async def test_a_scrub_tells_every_worker_to_forget_what_it_has_dropped(store):
     """B47, B99: a manifest that is corrupt in the database is also in the memory of workers."""
-    keeping, payload = store.keeping, b'{"schemaVersion": 2}'
+    toolkit, payload = store.toolkit, b'{"schemaVersion": 2}'
     manifest = Manifest(Digest.of(payload), "application/vnd.oci.image.manifest.v1+json", payload)
-    await keeping.metadata.save_manifest(APP, manifest, [])
-    connection = sqlite3.connect(database_path(keeping.root))
+    await toolkit.metadata.save_manifest(APP, manifest, [])
+    connection = sqlite3.connect(database_path(toolkit.root))
     connection.execute("UPDATE manifests SET payload = x'00'")
     connection.commit()
     connection.close()
-    notice = Notice(keeping.root)
-    done = await keeping.scrubber(store.events.append, store.heal, 0).scrub(lambda finding: None)
+    notice = InvalidationMarker(toolkit.root)
+    done = await toolkit.scrubber(store.events.append, store.repair, 0).scrub(lambda finding: None)
     assert (done.rotten, notice.is_new()) == (1, True)
-    assert await keeping.metadata.find_manifest(APP, manifest.digest) is None
+    assert await toolkit.metadata.find_manifest(APP, manifest.digest) is None
 
 
 async def test_a_scrub_that_finds_nothing_leaves_memories_alone(store):
     """B47."""
-    notice = Notice(store.keeping.root)
-    await store.keeping.scrubber(store.events.append, store.heal, 0).scrub(lambda finding: None)
+    notice = InvalidationMarker(store.toolkit.root)
+    await store.toolkit.scrubber(store.events.append, store.repair, 0).scrub(lambda finding: None)
     assert not notice.is_new()
 
 
@@ -253,7 +253,7 @@ async def test_a_good_blob_that_took_the_place_of_a_corrupt_one_stays(store, mon
     """B47: another process stores it while the scrub reads the corrupt one."""
     digest = Digest.of(BLOBS[0])
     store.spoil(digest)
-    path, find_fault = store.keeping.store.path(digest), Scrubber._find_fault
+    path, find_fault = store.toolkit.store.path(digest), Scrubber._find_fault
 
     async def replace_then(self, row, *args):
         why = await find_fault(self, row, *args)
@@ -265,4 +265,4 @@ async def test_a_good_blob_that_took_the_place_of_a_corrupt_one_stays(store, mon
     monkeypatch.setattr(Scrubber, "_find_fault", replace_then)
     assert (await store.scrub())[1] == []
     assert path.read_bytes() == BLOBS[0]
-    assert list((store.keeping.root / "quarantine").iterdir()) == []
+    assert list((store.toolkit.root / "quarantine").iterdir()) == []

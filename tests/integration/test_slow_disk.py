@@ -61,7 +61,7 @@ async def test_probes_of_a_slow_disk_are_one_and_delay_nothing(mirror, upstream,
     """B23, B100: however many ask whether the server is ready."""
     blob = random_bytes(1_000)
     path = f"/v2/team/app/blobs/{upstream.add_blob('team/app', blob)}"
-    with waiting(monkeypatch, Staging, "find_obstacle") as begun:
+    with waiting(monkeypatch, Staging, "find_write_error") as begun:
         asking = [asyncio.create_task(mirror.get("/readyz")) for _ in range(SYNCING)]
         await mirror.began(SYNCING)
         await until(lambda: begun, "the disk is tried")

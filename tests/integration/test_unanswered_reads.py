@@ -31,7 +31,7 @@ async def paths(mirror, image):
 
 @pytest.fixture
 def database(mirror):
-    return mirror.running._lasting.metadata.database
+    return mirror.running._resources.metadata.database
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def fail(mirror, database, monkeypatch):
         raise OperationalError("SELECT", {}, Exception("disk I/O error"))
 
     def begin():
-        mirror.running._lasting.knowledge.forget_all()
+        mirror.running._resources.metadata_cache.invalidate_all()
         monkeypatch.setattr(database, "_first", broken)
         monkeypatch.setattr(database, "_read_list", broken)
 
@@ -87,10 +87,10 @@ async def test_offline_a_late_read_is_not_absence(mirror, database, image, paths
     monkeypatch.setattr("regmirror.metadata.bounded_reads.READ_PATIENCE", 0.05)
     monkeypatch.setattr("regmirror.metadata.bounded_reads.PING_PATIENCE", 0)
     monkeypatch.setattr(database, "_first", hang)
-    mirror.running._lasting.knowledge.forget_all()
+    mirror.running._resources.metadata_cache.invalidate_all()
     assert [told(await mirror.get(path)) for path in paths] == [(503, "1")] * 3
     gate.set()
-    await until(lambda: not len(mirror.running._lasting.knowledge._reads), "it has answered")
+    await until(lambda: not len(mirror.running._resources.metadata_cache._reads), "it has answered")
     monkeypatch.undo()  # it may take its time now
     assert [(await mirror.get(path)).status for path in paths] == [200] * 3
 
@@ -140,7 +140,7 @@ async def test_a_good_file_is_not_put_aside_because_its_size_cannot_be_read(mirr
     """B6, B44: memory may hold what a manifest claimed before the blob was stored."""
     *_, path = paths
     fail()
-    mirror.running._lasting.knowledge._sizes.put(image.config_digest, 1)
+    mirror.running._resources.metadata_cache._sizes.put(image.config_digest, 1)
     assert (await mirror.get(path)).status == 200
     assert image.config_digest in mirror.stored()
     assert not list((mirror.root / "quarantine").glob("*"))
@@ -166,7 +166,7 @@ async def test_any_number_of_lists_leaves_the_database_to_pulls(mirror, database
     ]
     await until(lambda: database._waiting == LISTS_WAITING, "as many wait as may")
     assert told(await mirror.get("/v2/_catalog?n=1")) == (503, "1")
-    mirror.running._lasting.knowledge.forget_all()
+    mirror.running._resources.metadata_cache.invalidate_all()
     assert [(await mirror.get(path)).status for path in paths] == [200] * 3
     gate.set()
     assert {answer.status for answer in await asyncio.gather(*asked)} == {200}

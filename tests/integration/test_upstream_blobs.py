@@ -2,7 +2,7 @@
 
 import pytest
 
-from regmirror.errors import UpstreamFailed, UpstreamLied, UpstreamNotFound, UpstreamUnreachable
+from regmirror.errors import UpstreamContentInvalid, UpstreamFailed, UpstreamNotFound, UpstreamUnreachable
 from regmirror.oci.names import Digest
 from regmirror.telemetry.events import BytesFetched
 from tests.fake_registry import (
@@ -142,7 +142,7 @@ async def test_a_blob_of_unknown_size_arrives_whole(client, upstream, layer):
 async def test_a_page_or_an_encoded_body_is_no_blob(client, upstream, layer, action):
     """B10."""
     upstream.fault(action, times=None)
-    with pytest.raises(UpstreamLied):
+    with pytest.raises(UpstreamContentInvalid):
         await client.fetch(layer)
 
 
@@ -183,7 +183,7 @@ async def test_the_size_is_known_from_an_upstream_that_ignores_ranges(client, up
 async def test_a_page_does_not_prove_that_a_blob_exists(client, upstream, layer):
     """B10, B67: a portal's 200 to a HEAD."""
     upstream.fault(SetHeaders({"Content-Type": "text/html"}), times=None)
-    with pytest.raises(UpstreamLied):
+    with pytest.raises(UpstreamContentInvalid):
         await client.head_blob(ALPINE, layer)
 
 

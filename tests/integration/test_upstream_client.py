@@ -6,9 +6,9 @@ import pytest
 
 from regmirror.config.schema import Upstream
 from regmirror.errors import (
+    UpstreamContentInvalid,
     UpstreamDenied,
     UpstreamFailed,
-    UpstreamLied,
     UpstreamNotFound,
     UpstreamRateLimited,
     UpstreamUnreachable,
@@ -142,7 +142,7 @@ async def test_by_digest_other_bytes_are_a_lie(client, upstream, image):
     other = upstream.add_image("library/alpine", "other", [b"other"])
     content = upstream.repository("library/alpine")
     content.manifests[image.digest] = content.manifests[other.digest]
-    with pytest.raises(UpstreamLied) as caught:
+    with pytest.raises(UpstreamContentInvalid) as caught:
         await client.get_manifest(ALPINE, Digest(image.digest))
     assert caught.value.reason == "digest"
     assert client.told(VerificationFailed) == [VerificationFailed(NAME, "manifest", image.digest, "upstream")]
@@ -154,7 +154,7 @@ async def test_by_digest_other_bytes_are_a_lie(client, upstream, image):
 async def test_what_is_no_manifest_is_a_lie(client, upstream, image, action):
     """B10: a captive portal's page, an encoded body, broken JSON; by tag as well."""
     upstream.fault(action, times=None)
-    with pytest.raises(UpstreamLied):
+    with pytest.raises(UpstreamContentInvalid):
         await client.get_manifest(ALPINE, LATEST)
 
 
@@ -174,7 +174,7 @@ async def test_what_is_no_manifest_is_a_lie(client, upstream, image, action):
 async def test_a_document_of_another_shape_is_a_lie(client, upstream, payload):
     """B10: an error or a status page that is sent with 200."""
     upstream.add_manifest("library/alpine", payload, "application/json", tag="latest")
-    with pytest.raises(UpstreamLied):
+    with pytest.raises(UpstreamContentInvalid):
         await client.get_manifest(ALPINE, LATEST)
 
 
@@ -217,7 +217,7 @@ async def test_a_manifest_that_is_announced_too_large_is_not_read(client, upstre
 async def test_a_document_that_only_says_it_is_a_manifest_is_a_lie(client, upstream, payload):
     """B10: every answer of some proxies carries the Content-Type of the last one."""
     upstream.add_manifest("library/alpine", payload, OCI_MANIFEST, tag="latest")
-    with pytest.raises(UpstreamLied):
+    with pytest.raises(UpstreamContentInvalid):
         await client.get_manifest(ALPINE, LATEST)
 
 

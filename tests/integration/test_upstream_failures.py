@@ -20,7 +20,17 @@ from regmirror.oci.names import Digest
 from regmirror.telemetry.events import UpstreamAnswered
 from regmirror.upstream.receive_buffers import POOL
 from tests.fake_registry import DropBeforeAnswer, FakeRegistry, FakeStorage, Redirect, random_bytes
-from tests.integration.asking import ALPINE, LATEST, NAME, NOTHING, Asking, asking, never, saying, speaking
+from tests.integration.asking import (
+    ALPINE,
+    LATEST,
+    NAME,
+    NOTHING,
+    UpstreamAccess,
+    asking,
+    never,
+    saying,
+    speaking,
+)
 
 LAYER = random_bytes(300_000, seed=1)
 
@@ -165,7 +175,7 @@ async def test_a_name_server_that_never_answers_is_given_up(monkeypatch):
     """B35: connecting includes the name, and nobody else waits for that name server."""
     answered = threading.Event()
     monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: answered.wait(10) and [])
-    clients = [Asking.at("https://registry.invalid", connect_timeout="50ms") for _ in range(20)]
+    clients = [UpstreamAccess.at("https://registry.invalid", connect_timeout="50ms") for _ in range(20)]
     try:
         reasons = await asyncio.gather(*(reason_of(client, UpstreamTimeout) for client in clients))
         assert reasons == ["connect"] * 20

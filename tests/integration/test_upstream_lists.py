@@ -4,7 +4,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from regmirror.errors import UpstreamFailed, UpstreamLied, UpstreamNotFound
+from regmirror.errors import UpstreamContentInvalid, UpstreamFailed, UpstreamNotFound
 from regmirror.oci.manifests import OCI_INDEX
 from regmirror.oci.names import Digest
 from regmirror.upstream.pagination import LIST_MAX, LISTS_MAX
@@ -94,7 +94,7 @@ async def test_odd_lists_are_read_as_far_as_they_can_be(body, expected):
 async def test_what_is_no_list_is_a_lie(body, kind):
     """B10."""
     async with answering(body, kind) as client:
-        with pytest.raises(UpstreamLied):
+        with pytest.raises(UpstreamContentInvalid):
             await client.list_tags(ALPINE)
 
 

@@ -7,11 +7,11 @@ from contextlib import suppress
 import pytest
 
 from regmirror.config.schema import Upstream
-from regmirror.errors import UpstreamError, UpstreamResting, UpstreamTimeout
-from regmirror.mirror.upstream_access import Asking
+from regmirror.errors import UpstreamCircuitOpen, UpstreamError, UpstreamTimeout
+from regmirror.mirror.upstream_access import UpstreamAccess
 from regmirror.oci.names import Digest, Repository
 from regmirror.telemetry.events import CircuitChanged, UpstreamAnswered
-from regmirror.upstream.health.activity import SignsOfLife
+from regmirror.upstream.health.activity import ActivityMonitor
 from regmirror.upstream.registry import Upstreams
 from tests.fake_registry import FakeRegistry, FakeStorage, Hold, RateLimit, Status, StripHeaders, random_bytes
 from tests.integration.asking import ALPINE, LATEST, NAME, asking, speaking
@@ -201,7 +201,7 @@ async def test_who_waits_for_a_connection_is_refused_too(upstream):
         for _ in range(3):
             client.health.note_failure(0.0, "slow")
         found = await asyncio.gather(*waiting, return_exceptions=True)
-        assert [type(error) for error in found] == [UpstreamResting] * 3
+        assert [type(error) for error in found] == [UpstreamCircuitOpen] * 3
         assert upstream.count() == 1
         first.cancel()
 
@@ -238,7 +238,7 @@ async def test_a_hung_upstream_opens_the_circuit_after_three_slow_answers(start_
 )
 async def test_clients_fall_back_from_a_hung_upstream(start_mirror, upstream, image, path):
     """B34, B86: 504 in a moment, HEAD and GET, and the one question goes on."""
-    mirror = await start_mirror(uncached_patience=0.05)
+    mirror = await start_mirror(cold_deadline=0.05)
     gate = upstream.hold()
     answers = [await mirror.get(f"/v2/team/app/{path}") for _ in range(2)]
     assert [answer.status for answer in answers] == [504, 504]
@@ -249,7 +249,7 @@ async def test_clients_fall_back_from_a_hung_upstream(start_mirror, upstream, im
 
 async def test_the_answer_that_nobody_waited_for_is_there_for_the_next(start_mirror, upstream, image):
     """B34: manifest and blob."""
-    mirror = await start_mirror(uncached_patience=0.05)
+    mirror = await start_mirror(cold_deadline=0.05)
     blob = f"/v2/team/app/blobs/{image.layer_digests[0]}"
     gate = upstream.hold()
     assert (await mirror.get(TAG)).status == 504
@@ -267,7 +267,7 @@ async def test_clients_fall_back_from_a_request_that_hangs_while_others_are_answ
     start_mirror, upstream, image
 ):
     """B34: other requests say nothing of this one, and the upstream is not blamed."""
-    mirror = await start_mirror(uncached_patience=0.2)
+    mirror = await start_mirror(cold_deadline=0.2)
     await mirror.get("/v2/team/app/manifests/first")
     gate = upstream.hold(reference="1")
     slow = asyncio.create_task(mirror.get(TAG))
@@ -311,9 +311,11 @@ async def test_each_wait_of_a_client_ends_with_the_request_that_it_waits_for(
 ):
     """B34: signs of life are noted under the names that waits go by."""
     watched, noted = set(), set()
-    watch = SignsOfLife.watch
-    monkeypatch.setattr(SignsOfLife, "watch", lambda self, *name: (watched.add(name), watch(self, *name))[1])
-    monkeypatch.setattr(SignsOfLife, "note", lambda self, *name: noted.add(name))
+    watch = ActivityMonitor.watch
+    monkeypatch.setattr(
+        ActivityMonitor, "watch", lambda self, *name: (watched.add(name), watch(self, *name))[1]
+    )
+    monkeypatch.setattr(ActivityMonitor, "note", lambda self, *name: noted.add(name))
     blob = image.layer_digests[0]
     paths = ["manifests/1", f"blobs/{blob}", "tags/list", f"referrers/{image.digest}"]
     assert [(await mirror.get(f"/v2/team/app/{path}")).status for path in paths] == [200] * 4
@@ -334,11 +336,11 @@ async def upstreams(upstream):
 @pytest.mark.parametrize("has_stale", [True, False])
 async def test_who_joins_what_hangs_does_not_wait_again(upstreams, has_stale):
     """B35: patience of an hour that has passed already."""
-    asks = Asking(None, upstreams, offline=False, patience=3600, uncached_patience=3600)
+    asks = UpstreamAccess(None, upstreams, offline=False, patience=3600, cold_deadline=3600)
     forever = asyncio.get_running_loop().create_future()
     async with asyncio.timeout(10):
         with pytest.raises(UpstreamTimeout) as caught:
-            await asks.patiently(
+            await asks.with_deadline(
                 Repository(NAME, "a/b"), lambda: asyncio.shield(forever), age=3601, has_stale=has_stale
             )
     assert caught.value.reason == "slow"
@@ -348,7 +350,7 @@ async def test_who_joins_what_hangs_does_not_wait_again(upstreams, has_stale):
 @pytest.mark.parametrize("subject", ["1", "other"])
 async def test_a_request_that_hangs_has_a_deadline(upstreams, subject):
     """B34: signs of life of other requests do not move it, and its own only up to a limit."""
-    asks = Asking(None, upstreams, offline=False, uncached_patience=0.05, longest=0.3)
+    asks = UpstreamAccess(None, upstreams, offline=False, cold_deadline=0.05, longest=0.3)
     health, forever = upstreams[NAME].health, asyncio.get_running_loop().create_future()
     calls = []
 
@@ -360,20 +362,20 @@ async def test_a_request_that_hangs_has_a_deadline(upstreams, subject):
 
     async with asyncio.timeout(10):
         with pytest.raises(UpstreamTimeout):
-            await asks.patiently(Repository(NAME, "a/b"), ask, subject="1")
+            await asks.with_deadline(Repository(NAME, "a/b"), ask, subject="1")
     assert (len(calls) > 1) == (subject == "1")
     assert not health.is_open()
 
 
 async def test_work_in_the_air_is_not_waited_for_while_the_circuit_is_open(upstreams):
     """B33: a flight that began before it opened is of no use to who comes now."""
-    asks = Asking(None, upstreams, offline=False, patience=3600, uncached_patience=3600)
+    asks = UpstreamAccess(None, upstreams, offline=False, patience=3600, cold_deadline=3600)
     for _ in range(3):
         upstreams[NAME].health.note_failure(0.0, "slow")
     forever = asyncio.get_running_loop().create_future()
     async with asyncio.timeout(10):
-        with pytest.raises(UpstreamResting):
-            await asks.patiently(Repository(NAME, "a/b"), lambda: asyncio.shield(forever))
+        with pytest.raises(UpstreamCircuitOpen):
+            await asks.with_deadline(Repository(NAME, "a/b"), lambda: asyncio.shield(forever))
 
 
 # --- limits ---

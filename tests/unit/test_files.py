@@ -10,7 +10,7 @@ import pytest
 from regmirror.blobs.staging import Staging
 from regmirror.config.schema import Config
 from regmirror.files import create, create_lock, make_directory
-from regmirror.maintenance.toolkit import LockUnusable, Notice, try_alone
+from regmirror.maintenance.toolkit import InvalidationMarker, LockUnusable, try_turn
 from regmirror.metadata.store import MetadataStore
 from regmirror.metadata.upgrade import database_path
 from regmirror.oci.names import Digest, Repository
@@ -49,9 +49,9 @@ async def use(root):
     staged = Staging(root / "staging").open(Digest.of(b"data"))
     staged.close()
     metadata = MetadataStore(database_path(root))
-    await metadata.confirm(Repository("docker.io", "team/app"), Digest.of(b"data"))
-    Notice(root).give()
-    with try_alone(root):
+    await metadata.link(Repository("docker.io", "team/app"), Digest.of(b"data"))
+    InvalidationMarker(root).give()
+    with try_turn(root):
         found = modes(root)
     await metadata.close()
     return found
@@ -95,8 +95,8 @@ def test_what_root_creates_belongs_to_the_owner_of_the_directory(tmp_path):
     os.chown(tmp_path, NOBODY, NOBODY)
     os.close(create(tmp_path / "file", os.O_RDWR))
     make_directory(tmp_path / "directory")
-    Notice(tmp_path).give()
-    with try_alone(tmp_path):
+    InvalidationMarker(tmp_path).give()
+    with try_turn(tmp_path):
         pass
     assert {NOBODY} == {path.stat().st_uid for path in tmp_path.iterdir()}
 
@@ -112,9 +112,9 @@ def test_a_lock_that_root_made_earlier_can_be_taken_by_another_user(tmp_path):
     os.seteuid(NOBODY)
     try:
         os.close(create_lock(tmp_path / "collection.lock"))
-        with try_alone(tmp_path) as is_alone:
+        with try_turn(tmp_path) as is_alone:
             assert is_alone
-        notice = Notice(tmp_path)
+        notice = InvalidationMarker(tmp_path)
         notice.give()
         assert notice.is_new()
     finally:
@@ -124,5 +124,5 @@ def test_a_lock_that_root_made_earlier_can_be_taken_by_another_user(tmp_path):
 def test_a_lock_that_cannot_be_used_is_an_error_that_names_it(tmp_path):
     """B47."""
     (tmp_path / "collection.lock").mkdir()
-    with pytest.raises(LockUnusable, match=r"collection.lock cannot be used"), try_alone(tmp_path):
+    with pytest.raises(LockUnusable, match=r"collection.lock cannot be used"), try_turn(tmp_path):
         pass

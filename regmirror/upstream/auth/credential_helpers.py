@@ -19,7 +19,7 @@ class HelperFailed(Exception):
     """A helper that is named in a file did not do its work; the text never holds its output."""
 
 
-async def ask_helper(helper: str, server: str, timeout: float = TIMEOUT) -> tuple[str, str] | None:
+async def run_helper(helper: str, server: str, timeout: float = TIMEOUT) -> tuple[str, str] | None:
     """User name and secret of ``server``; None if the helper has none. Raises HelperFailed."""
     if _NAME.fullmatch(helper) is None:
         raise HelperFailed("is not the name of a program")

@@ -23,7 +23,7 @@ from yarl import URL
 from regmirror.config.schema import Upstream
 from regmirror.errors import UpstreamError, UpstreamFailed
 from regmirror.singleflight import SingleFlight
-from regmirror.upstream.auth.credential_helpers import HelperFailed, ask_helper
+from regmirror.upstream.auth.credential_helpers import HelperFailed, run_helper
 from regmirror.upstream.auth.docker_config import Document, Entry, Unusable, parse_config, server_keys
 
 HELPER_MAX_AGE: Final = 60.0  # seconds; helpers are slow, and what they tell rotates
@@ -61,7 +61,7 @@ class Credential:
         return basic_authorization(self.username, self.secret)
 
 
-AskHelper = Callable[[str, str], Awaitable[tuple[str, str] | None]]
+RunHelper = Callable[[str, str], Awaitable[tuple[str, str] | None]]
 
 
 class CredentialSource(Protocol):
@@ -84,7 +84,7 @@ def credential_source(
     config: Upstream,
     *,
     clock: Callable[[], float] = time.monotonic,
-    ask: AskHelper = ask_helper,
+    ask: RunHelper = run_helper,
 ) -> CredentialSource:
     """The source that an upstream's configuration describes."""
     if config.username or config.password.get_secret_value() or config.password_file:
@@ -138,7 +138,7 @@ class _Password:
 class _DockerConfig:
     """Docker's ``config.json`` or podman's ``auth.json``."""
 
-    def __init__(self, name: str, path: str, home: URL, clock: Callable[[], float], ask: AskHelper) -> None:
+    def __init__(self, name: str, path: str, home: URL, clock: Callable[[], float], ask: RunHelper) -> None:
         self._file = _WatchedFile(name, "docker_config", path)
         self._name, self._home, self._clock, self._ask = name, home, clock, ask
         self._parsed: tuple[bytes, Document] | None = None

@@ -26,9 +26,9 @@ from regmirror.errors import UpstreamDenied, UpstreamError, UpstreamFailed
 from regmirror.lru import Lru, weigh_texts
 from regmirror.upstream.auth.challenges import Challenge, parse_challenges, preferred
 from regmirror.upstream.auth.credentials import Credential
-from regmirror.upstream.auth.tokens import Grant, Token, TokenCache
+from regmirror.upstream.auth.tokens import Token, TokenCache, TokenScope
 from regmirror.upstream.auth.url_policy import (
-    Untrusted,
+    UrlRejected,
     check_realm,
     may_receive_credentials,
     resolve_realm,
@@ -75,7 +75,7 @@ class Find:
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    grant: Grant
+    grant: TokenScope
 
 
 Step: TypeAlias = Send | Ping | Find | Fetch
@@ -89,7 +89,7 @@ class _Pass:
 
     authorization: str | None
     credential: Credential | None = None
-    grant: Grant | None = None
+    grant: TokenScope | None = None
     token: Token | None = None
     is_new: bool = False
 
@@ -183,7 +183,7 @@ class Authenticator:
         token = yield from self._fetch(grant)
         return _Pass(f"Bearer {token.value}", credential, grant, token, is_new=True)
 
-    def _fetch(self, grant: Grant) -> Generator[Step, Any, Token]:
+    def _fetch(self, grant: TokenScope) -> Generator[Step, Any, Token]:
         """A new token; if the credential is refused, with what its source says now."""
         try:
             return cast("Token", (yield Fetch(grant)))
@@ -201,20 +201,20 @@ class Authenticator:
             raise UpstreamDenied(self._name, message, reason="credentials")
         return _Pass(credential.basic, credential)
 
-    def _grant(self, challenge: Challenge, repository: str, credential: Credential | None) -> Grant:
+    def _grant(self, challenge: Challenge, repository: str, credential: Credential | None) -> TokenScope:
         """Our own scope first, then those that the upstream named (B60)."""
         own = f"repository:{repository}:pull"
         scopes = dict.fromkeys((own, *challenge.scopes, *(self._scopes.get(repository) or ())))
         realm = self._realm(challenge)
         if not may_receive_credentials(realm, self._home, self._auth_hosts):
             credential = None
-        return Grant(realm, challenge.service, tuple(scopes), credential)
+        return TokenScope(realm, challenge.service, tuple(scopes), credential)
 
     def _realm(self, challenge: Challenge) -> URL:
         try:
             realm = resolve_realm(challenge.realm, self._home)
             check_realm(realm, self._home, self._auth_hosts)
-        except Untrusted as error:
+        except UrlRejected as error:
             message = f"names a token endpoint that {error}; it is not asked"
             raise UpstreamFailed(self._name, message, reason="realm") from None
         return realm

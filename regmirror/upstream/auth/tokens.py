@@ -40,7 +40,7 @@ class TokenKey:
 
 
 @dataclass(frozen=True, slots=True)
-class Grant:
+class TokenScope:
     """A token to ask for: where, for which scopes (the needed one first), as whom."""
 
     realm: URL
@@ -123,7 +123,9 @@ def _weigh(key: TokenKey, token: Token) -> int:
     return weigh_texts(key.realm, key.service, key.fingerprint, token.value, *key.scopes)
 
 
-def ask_for_token(upstream: str, grant: Grant) -> Generator[TokenRequest, TokenAnswer, tuple[str, float]]:
+def request_token(
+    upstream: str, grant: TokenScope
+) -> Generator[TokenRequest, TokenAnswer, tuple[str, float]]:
     """Ask for a token; returns it and its life in seconds, or raises an UpstreamError.
 
     A refresh token is exchanged by POST; where that does not exist it serves as the password of
@@ -143,7 +145,7 @@ def ask_for_token(upstream: str, grant: Grant) -> Generator[TokenRequest, TokenA
     return parse_token(upstream, answer.body)
 
 
-def _get(grant: Grant) -> TokenRequest:
+def _get(grant: TokenScope) -> TokenRequest:
     # The realm's own scope would come first, and some servers look at the first alone.
     query = [(key, value) for key, value in grant.realm.query.items() if key != "scope"]
     if grant.service:
@@ -158,7 +160,7 @@ def _get(grant: Grant) -> TokenRequest:
     return TokenRequest(grant.realm.with_query(query), authorization=credential.basic)
 
 
-def _post(grant: Grant, form: dict[str, str], credential: Credential) -> TokenRequest:
+def _post(grant: TokenScope, form: dict[str, str], credential: Credential) -> TokenRequest:
     if credential.is_identity:
         form["refresh_token"] = credential.secret
     else:
@@ -169,7 +171,7 @@ def _post(grant: Grant, form: dict[str, str], credential: Credential) -> TokenRe
     return TokenRequest(grant.realm, form=form)
 
 
-def _refusal(upstream: str, grant: Grant, answer: TokenAnswer) -> UpstreamError:
+def _refusal(upstream: str, grant: TokenScope, answer: TokenAnswer) -> UpstreamError:
     host, status = host_of(grant.realm), answer.status
     if status in (401, 403):
         whom = "the credentials configured for it" if grant.credential else "an anonymous request"

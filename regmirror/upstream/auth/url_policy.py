@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from publicsuffixlist import PublicSuffixList
 
 
-class Untrusted(Exception):
+class UrlRejected(Exception):
     """An address that must not be asked; the text says why, in words that follow "which"."""
 
 
@@ -34,7 +34,7 @@ def same_origin(one: URL, other: URL) -> bool:
     return (one.scheme, host_of(one), one.port) == (other.scheme, host_of(other), other.port)
 
 
-def is_inside(host: str) -> bool:
+def is_internal_address(host: str) -> bool:
     """Whether ``host`` is ``localhost`` or the literal of an address no public registry has.
 
     A name that resolves to such an address is not recognised: whoever controls the name server
@@ -58,7 +58,7 @@ def resolve_realm(realm: str, home: URL) -> URL:
         url = home.join(URL(realm, encoded=True))
         _require_web_address(url)  # yarl looks at the port when it is asked for
     except ValueError:
-        raise Untrusted("is not an address") from None
+        raise UrlRejected("is not an address") from None
     if home.scheme == "https" and url.scheme == "http":
         url = _upgrade(url, home)
     return url.with_fragment(None)
@@ -67,8 +67,8 @@ def resolve_realm(realm: str, home: URL) -> URL:
 def check_realm(realm: URL, home: URL, auth_hosts: Iterable[str]) -> None:
     """Raise Untrusted for a realm that must not be asked at all, not even anonymously."""
     host = host_of(realm)
-    if is_inside(host) and host != host_of(home) and not _is_listed(realm, auth_hosts):
-        raise Untrusted("is an internal address (if it is right, add it to auth_hosts)")
+    if is_internal_address(host) and host != host_of(home) and not _is_listed(realm, auth_hosts):
+        raise UrlRejected("is an internal address (if it is right, add it to auth_hosts)")
 
 
 def may_receive_credentials(realm: URL, home: URL, auth_hosts: Iterable[str]) -> bool:
@@ -90,26 +90,26 @@ def check_redirect(target: URL, previous: URL, home: URL) -> None:
     """Raise Untrusted for a redirect from ``previous`` to ``target`` that must not be followed."""
     _require_web_address(target)
     if previous.scheme == "https" and target.scheme == "http":
-        raise Untrusted("gives up https")
+        raise UrlRejected("gives up https")
     host = host_of(target)
-    if is_inside(host) and host != host_of(home) and not is_inside(host_of(home)):
-        raise Untrusted("is an internal address")
+    if is_internal_address(host) and host != host_of(home) and not is_internal_address(host_of(home)):
+        raise UrlRejected("is an internal address")
 
 
 def _require_web_address(url: URL) -> None:
     if url.scheme not in ("http", "https") or not url.raw_host:
-        raise Untrusted("is not an http address")
+        raise UrlRejected("is not an http address")
     try:
         check_authority(url)
     except ValueError:
-        raise Untrusted("names a host or a port that cannot exist") from None
+        raise UrlRejected("names a host or a port that cannot exist") from None
     if url.raw_user is not None or url.raw_password is not None:
-        raise Untrusted("carries a user name")
+        raise UrlRejected("carries a user name")
 
 
 def _upgrade(url: URL, home: URL) -> URL:
     if host_of(url) != host_of(home):
-        raise Untrusted("is asked by http although the upstream speaks https")
+        raise UrlRejected("is asked by http although the upstream speaks https")
     port = home.port if url.is_default_port() else url.port
     return url.with_scheme("https").with_port(port)
 

@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from regmirror.errors import UpstreamError, UpstreamRateLimited, UpstreamResting
+from regmirror.errors import UpstreamCircuitOpen, UpstreamError, UpstreamRateLimited
 from regmirror.telemetry.events import CircuitChanged, Emit, Kind
-from regmirror.upstream.health.activity import SignsOfLife
+from regmirror.upstream.health.activity import ActivityMonitor
 from regmirror.upstream.health.circuit import (
     Circuit,
     Scope,
@@ -27,7 +27,7 @@ from regmirror.upstream.health.circuit import (
     seconds_limited,
     seconds_to_probe,
 )
-from regmirror.upstream.health.shared_state import SharedRecord, Transition
+from regmirror.upstream.health.shared_state import SharedState, Transition
 
 GLANCE: Final = 1.0  # seconds that a glance may be old
 
@@ -45,7 +45,7 @@ class Health:
     def __init__(
         self,
         name: str,
-        record: SharedRecord,
+        record: SharedState,
         *,
         emit: Emit,
         now: Callable[[], float] = time.time,
@@ -58,7 +58,7 @@ class Health:
         self._last = Circuit()
         self._looked_at = -GLANCE
         self._heard_at = -math.inf
-        self.signs = SignsOfLife()
+        self.signs = ActivityMonitor()
 
     def close(self) -> None:
         self._record.close()
@@ -69,11 +69,11 @@ class Health:
         """Whether the circuit is open at this moment."""
         return self._read().is_open
 
-    def find_rest(self) -> UpstreamResting | None:
+    def find_open_circuit(self) -> UpstreamCircuitOpen | None:
         """Why nothing at all may be asked now, if that is so."""
         return self._rest(self._read())
 
-    def find_trouble(self, scope: Scope) -> UpstreamError | None:
+    def find_unavailability(self, scope: Scope) -> UpstreamError | None:
         """Why nothing of this kind may be asked now, if that is so."""
         return self._trouble(self._read(), scope)
 
@@ -81,13 +81,13 @@ class Health:
         """Whether a 429 on requests of this kind is in force."""
         return seconds_limited(self._read(), scope, self._now()) > 0
 
-    def glance(self, scope: Scope) -> UpstreamError | None:
+    def cached_availability(self, scope: Scope) -> UpstreamError | None:
         """The same without a look at the file if there was one a moment ago: for the hot path."""
         if self._clock() - self._looked_at < GLANCE:
             return self._trouble(self._last, scope)
-        return self.find_trouble(scope)
+        return self.find_unavailability(scope)
 
-    def find_reason_to_spare(self) -> str | None:
+    def find_reserve_reason(self) -> str | None:
         """Why a tag that is cached should not be asked for, if so little is left of the limit.
 
         Now and then one caller is told None nevertheless, so that it learns what is left.
@@ -101,12 +101,12 @@ class Health:
         left = f"{after.remaining} of {after.limit}"
         return f"{self._name}: is not asked, because of its rate limit only {left} requests are left"
 
-    def _rest(self, circuit: Circuit) -> UpstreamResting | None:
+    def _rest(self, circuit: Circuit) -> UpstreamCircuitOpen | None:
         if not circuit.is_open:
             return None
         wait = seconds_to_probe(circuit, self._now())
         message = f"is not asked for a moment, because it keeps failing ({circuit.reason})"
-        return UpstreamResting(self._name, message, reason="circuit-open", retry_after=wait)
+        return UpstreamCircuitOpen(self._name, message, reason="circuit-open", retry_after=wait)
 
     def _trouble(self, circuit: Circuit, scope: Scope) -> UpstreamError | None:
         if resting := self._rest(circuit):

@@ -16,7 +16,7 @@ from regmirror.upstream.health.monitor import Health
 LOOK: Final = 0.2  # seconds between looks at the record, which another process may change
 
 
-class Probing:
+class Prober:
     """Runs while the circuit is open. ``probe`` asks once, notes what came of it, raises nothing.
 
     With ``is_off`` nothing is probed: another process may, that is not offline.

@@ -41,7 +41,7 @@ def fingerprint(name: str, config: Upstream) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
-class SharedRecord:
+class SharedState:
     """The record of one upstream and credential; ``path`` None keeps it in this process.
 
     The file is opened at the first use, in the process that uses it: a lock belongs to the open
@@ -56,7 +56,7 @@ class SharedRecord:
         self._unwritten: Circuit | None = Circuit() if path is None else None
 
     @classmethod
-    def of(cls, directory: Path | None, name: str, config: Upstream) -> SharedRecord:
+    def of(cls, directory: Path | None, name: str, config: Upstream) -> SharedState:
         path = directory / f"{quote(name, safe='')}.json" if directory else None
         return cls(path, fingerprint(name, config))
 

@@ -200,10 +200,10 @@ class Model:
 
     def must_stay(self, let_go: frozenset[Key] = frozenset()) -> set[Key]:
         """Manifests that no collection may remove now; ``let_go`` have been purged, however young."""
-        young = {key for key in self.held if self._is_young(key)} | self.pinned()
+        young = {key for key in self.held if self._is_recent(key)} | self.pinned()
         return self.reach(self.tagged() | (young - let_go - self.reach(self.doomed)))
 
-    def _is_young(self, key: Key) -> bool:
+    def _is_recent(self, key: Key) -> bool:
         alive, pulled = self.alive_at[key], self.pulled_at[key]
         is_kept = pulled > alive and self.now - pulled < KEEP_UNTAGGED
         return is_kept or self.now - alive < GRACE

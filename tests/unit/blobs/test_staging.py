@@ -7,7 +7,7 @@ import os
 import pytest
 
 from regmirror.blobs.local import LocalBlobStore
-from regmirror.blobs.staging import Note, Staging
+from regmirror.blobs.staging import DownloadState, Staging
 from regmirror.oci.names import Digest
 
 DIGEST = Digest.of(b"content")
@@ -45,7 +45,7 @@ def leave(staging, digest, *, at, data=b"half"):
     staged = staging.open(digest)
     staged.open_bytes(create=True)
     os.pwrite(staged.descriptor, data, 0)
-    staged.write_note(Note(flowing=True, size=100))
+    staged.write_state(DownloadState(flowing=True, size=100))
     staged.close()
     for path in staging.directory.glob(f"*{digest.encoded}*"):
         os.utime(path, (at, at))
@@ -82,23 +82,23 @@ def test_all_see_how_far_the_writer_is(opened):
 @pytest.mark.parametrize(
     "note",
     [
-        Note(),
-        Note(flowing=True, size=5),
-        Note(failure="UpstreamFailed", upstream="registry.test", message="über " * 100),
+        DownloadState(),
+        DownloadState(flowing=True, size=5),
+        DownloadState(failure="UpstreamFailed", upstream="registry.test", message="über " * 100),
     ],
 )
 def test_all_read_what_the_writer_noted(opened, note):
     writer, reader = opened(), opened()
-    writer.write_note(Note(failure="X", message="a longer note that was here before" * 20))
-    writer.write_note(note)
-    assert reader.read_note() == note
+    writer.write_state(DownloadState(failure="X", message="a longer note that was here before" * 20))
+    writer.write_state(note)
+    assert reader.read_state() == note
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"unknown": 1}', "\x00" * 50])
 def test_a_note_that_cannot_be_read_counts_as_none(staging, opened, text):
     staged = opened()
     (staging.directory / f"sha256-{DIGEST.encoded}.note").write_text(text)
-    assert staged.read_note() == Note()
+    assert staged.read_state() == DownloadState()
 
 
 def test_discarded_files_are_gone_by_name_and_still_readable(staging, opened):
@@ -121,10 +121,10 @@ def test_a_file_that_was_replaced_is_not_current(opened):
 
 def test_an_adopted_file_is_recognised_by_all_who_have_it_open(tmp_path, staging, opened):
     writer, reader, final = opened(), opened(), tmp_path / "final"
-    assert not reader.is_adopted_as(final)
+    assert not reader.is_committed_as(final)
     writer.path.rename(final)
-    writer.forget_note()
-    assert reader.is_adopted_as(final)
+    writer.delete_state()
+    assert reader.is_committed_as(final)
     assert not reader.is_current()
     assert names(staging) == []
 
@@ -132,7 +132,7 @@ def test_an_adopted_file_is_recognised_by_all_who_have_it_open(tmp_path, staging
 def test_another_file_at_the_final_place_is_not_an_adoption(tmp_path, opened):
     reader, final = opened(), tmp_path / "final"
     final.write_bytes(b"somebody else's")
-    assert not reader.is_adopted_as(final)
+    assert not reader.is_committed_as(final)
 
 
 def test_until_the_bytes_are_opened_there_is_a_note_alone(staging):
@@ -162,22 +162,22 @@ def test_of_a_note_from_before_the_machine_was_started_only_the_size_is_believed
     """B7: after a power cut a note may be on disk without the bytes that it speaks of."""
     writer, reader = opened(), opened()
     monkeypatch.setattr("regmirror.blobs.staging._boot_id", lambda: "before")
-    writer.write_note(Note(flowing=True, verified=True, size=5, origin="registry.test/team/app"))
+    writer.write_state(DownloadState(flowing=True, verified=True, size=5, origin="registry.test/team/app"))
     monkeypatch.setattr("regmirror.blobs.staging._boot_id", lambda: "now")
-    assert reader.read_note() == Note(size=5)
+    assert reader.read_state() == DownloadState(size=5)
 
 
 def test_a_note_that_cannot_be_written_changes_nothing(opened, monkeypatch):
     """B44: the writer goes on, the followers see the note before."""
     writer, reader = opened(), opened()
-    writer.write_note(Note(size=5))
+    writer.write_state(DownloadState(size=5))
 
     def refuse(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "pwrite", refuse)
-    writer.write_note(Note(flowing=True, size=5))
-    assert reader.read_note() == Note(size=5)
+    writer.write_state(DownloadState(flowing=True, size=5))
+    assert reader.read_state() == DownloadState(size=5)
 
 
 def test_an_adopted_file_stays_locked_while_a_copy_of_the_descriptor_is_open(tmp_path, opened):
@@ -198,13 +198,13 @@ def test_an_adopted_file_stays_locked_while_a_copy_of_the_descriptor_is_open(tmp
 
 def test_an_obstacle_is_found_by_trying(staging, monkeypatch):
     """B44: and nothing is left of the trial."""
-    assert staging.find_obstacle() == ""
+    assert staging.find_write_error() == ""
 
     def refuse(*_):
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(os, "pwrite", refuse)
-    assert staging.find_obstacle() == "read-only file system"
+    assert staging.find_write_error() == "read-only file system"
     assert names(staging) == []
 
 

@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from regmirror.blobs.local import LocalBlobStore
-from regmirror.maintenance.eviction import Need
+from regmirror.maintenance.eviction import Deficit
 from regmirror.maintenance.remover import Remover
-from regmirror.maintenance.toolkit import Keeping, open_keeping
+from regmirror.maintenance.toolkit import Toolkit, open_toolkit
 from regmirror.metadata.reachability import REFERENCE_BYTES
 from regmirror.metadata.records import TagRecord
 from regmirror.metadata.store import MetadataStore
@@ -83,10 +83,10 @@ class StoreMachine(RuleBasedStateMachine):
                 yield connection
 
         database.write = counted
-        keeping = open_keeping(self.root, self.metadata, lambda event: None, lambda: self.model.now)
-        crashing = CrashingStore(keeping.store, self.steps)
-        self.keeping: Keeping = replace(
-            keeping, remover=Remover(keeping.curation, crashing, keeping.remover._emit)
+        toolkit = open_toolkit(self.root, self.metadata, lambda event: None, lambda: self.model.now)
+        crashing = CrashingStore(toolkit.store, self.steps)
+        self.toolkit: Toolkit = replace(
+            toolkit, remover=Remover(toolkit.curation, crashing, toolkit.remover._emit)
         )
 
     def restart(self) -> None:
@@ -140,9 +140,9 @@ class StoreMachine(RuleBasedStateMachine):
         self.model.note_alive()
 
     @rule(repository=repositories, tag=tags)
-    def forget_tag(self, repository, tag):
+    def delete_tag(self, repository, tag):
         self.model.note_alive()
-        self.run(self.metadata.forget_tag(repository, tag))
+        self.run(self.metadata.delete_tag(repository, tag))
         self.model.tags.pop((repository, tag), None)
 
     @rule(seconds=st.sampled_from([1.0, GRACE / 2, GRACE, KEEP_UNTAGGED / 2, 2 * 86_400.0]))
@@ -154,7 +154,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(repository=repositories, tag=tags, is_on=st.booleans())
     def pin(self, repository, tag, is_on):
         pattern = f"{repository}:{tag}"
-        pins = self.keeping.pins
+        pins = self.toolkit.pins
         self.run(pins.add(pattern) if is_on else pins.remove(pattern))
         (self.model.pins.add if is_on else self.model.pins.discard)(pattern)
 
@@ -173,7 +173,7 @@ class StoreMachine(RuleBasedStateMachine):
     def _store_blobs(self, digests: frozenset[Digest], *, is_killed: bool) -> None:
         last = max(digests, default=None)
         for digest in sorted(digests):
-            if self.keeping.store.exists(digest):
+            if self.toolkit.store.exists(digest):
                 if digest in self.blob_rows():
                     self.run(self.metadata.save_pulls({}, {}, {digest: self.model.now}))
                     self.model.seen_at[digest] = self.model.now
@@ -181,7 +181,7 @@ class StoreMachine(RuleBasedStateMachine):
             staged = self.root / "staging" / "arriving"
             staged.write_bytes(BLOBS[digest])
             os.utime(staged, (self.model.now, self.model.now))
-            self.runner.run(self.keeping.store.adopt(staged, digest))
+            self.runner.run(self.toolkit.store.commit(staged, digest))
             self.model.stored.add(digest)
             self.model.seen_at[digest] = self.model.now
             if not (is_killed and digest == last):
@@ -200,8 +200,8 @@ class StoreMachine(RuleBasedStateMachine):
 
     async def _collect(self, with_sweep: bool) -> None:
         if with_sweep:
-            await self.keeping.sweep()
-        await self.keeping.collector(self.config).collect(lambda removal: None)
+            await self.toolkit.reconcile()
+        await self.toolkit.collector(self.config).collect(lambda removal: None)
 
     @rule()
     def collect_everything(self):
@@ -221,7 +221,7 @@ class StoreMachine(RuleBasedStateMachine):
     def purge_tag(self, repository, tag, crash_before):
         self.model.note_alive()
         meaning = self.model.tags.get((repository, tag))
-        purger = self.keeping.purger(self.config)
+        purger = self.toolkit.purger(self.config)
         done = self.run(purger.purge_image(repository, tag, lambda removal: None), crash_before)
         if (repository, str(tag)) not in self.tag_rows():
             self.model.tags.pop((repository, tag), None)
@@ -232,7 +232,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(repository=repositories, item=items, crash_before=SOON)
     def purge_digest(self, repository, item, crash_before):
         self.model.note_alive()
-        purger = self.keeping.purger(self.config)
+        purger = self.toolkit.purger(self.config)
         let_go = self._reached(repository, item.digest)
         done = self.run(purger.purge_image(repository, item.digest, lambda removal: None), crash_before)
         if (repository, item.digest) not in self.held_rows():
@@ -255,12 +255,12 @@ class StoreMachine(RuleBasedStateMachine):
         """B40: least recently pulled first, and never what is pinned; ``share`` of what may go."""
         self.model.note_alive()
         before, pinned = self.blob_rows(), self.model.pinned_blobs()
-        sizes, protected = self.sizes(), self.runner.run(self.keeping.pins.find_pinned())
+        sizes, protected = self.sizes(), self.runner.run(self.toolkit.pins.find_pinned())
         kept = protected.blobs | {Digest(digest) for _, digest in protected.manifests}
         possible = sum(sizes[digest] for digest in sizes.keys() - kept)
         wanted = 1 + int(share * possible)
-        room = self.keeping.room(self.config, self._flush_nothing)
-        done = self.run(room.evict(Need(wanted, wanted)), crash_before)
+        room = self.toolkit.room(self.config, self._flush_nothing)
+        done = self.run(room.evict(Deficit(wanted, wanted)), crash_before)
         after = self.blob_rows()
         gone = before.keys() - after.keys()
         assert not gone & pinned
@@ -364,9 +364,9 @@ def test_what_an_index_held_has_a_grace_time_of_its_own():
         machine.pull_tag(repository, first, index, is_killed=False)
         machine.pull_tag(repository, second, child, is_killed=False)
         machine.let_time_pass(1)
-        machine.forget_tag(repository, first)
+        machine.delete_tag(repository, first)
         machine.let_time_pass(GRACE - 1)
-        machine.forget_tag(repository, second)
+        machine.delete_tag(repository, second)
         machine.let_time_pass(1)
         machine.collect(with_sweep=False, crash_before=None)
         assert machine.held_rows() == {(repository, child.digest)}

@@ -13,7 +13,7 @@ from pathlib import Path
 from regmirror.blobs.local import LocalBlobStore
 from regmirror.blobs.staging import Staging
 from regmirror.downloads.fetcher import Move, Source
-from regmirror.downloads.transfer_context import Workshop
+from regmirror.downloads.transfer_context import TransferContext
 from regmirror.errors import UpstreamFailed
 from regmirror.oci.names import Digest, Repository
 from tests.fake_registry import random_bytes
@@ -110,7 +110,7 @@ class Bench:
         self.staging = Staging(root / "staging")
         self.store.prepare()
         self.staging.prepare()
-        self.workshop = Workshop(self.staging, self.store, self._record, self.events, bulk, self._sleep)
+        self.context = TransferContext(self.staging, self.store, self._record, self.events, bulk, self._sleep)
 
     async def _record(self, digest: Digest, size: int, proven_for: Collection[Repository]) -> None:
         self.recorded.append((digest, size))
@@ -125,7 +125,7 @@ class Bench:
         staged = self.staging.open(digest)
         staged.open_bytes(create=True)
         os.pwrite(staged.descriptor, data, 0)
-        staged.write_note(type(staged.read_note())(**note))
+        staged.write_state(type(staged.read_state())(**note))
         staged.close()
 
     def staged(self) -> list[str]:

@@ -3,10 +3,10 @@
 import pytest
 
 from regmirror.downloads.fetcher import PAUSES, RESTS_MAX, TRICKLE, fetch
-from regmirror.errors import UpstreamFailed, UpstreamLied, UpstreamResting, UpstreamTimeout
+from regmirror.errors import UpstreamCircuitOpen, UpstreamContentInvalid, UpstreamFailed, UpstreamTimeout
 from tests.unit.downloads.scripted import DATA, Says, Script, broken
 
-RESTING = UpstreamResting("registry.test", "is not asked", reason="circuit-open", retry_after=5.0)
+RESTING = UpstreamCircuitOpen("registry.test", "is not asked", reason="circuit-open", retry_after=5.0)
 HALF = len(DATA) // 2
 
 
@@ -26,10 +26,10 @@ class Bytes:
     async def append(self, piece):
         self.data += piece
 
-    async def draw(self, body):
+    async def splice_from(self, body):
         return 0
 
-    async def is_right(self):
+    async def matches_digest(self):
         return self.data == DATA
 
     def note_resumed(self):
@@ -77,14 +77,14 @@ async def test_an_upstream_that_rests_is_waited_for(sleep, pauses):
 async def test_an_upstream_that_rests_on_is_given_up(sleep, pauses):
     """B20: within a bound."""
     script = Script([Says(stop=HALF, error=broken), Says(error=RESTING, refuses=True)])
-    with pytest.raises(UpstreamResting):
+    with pytest.raises(UpstreamCircuitOpen):
         await fetch(script.source, Bytes(), sleep)
     assert pauses.count(5.0) == RESTS_MAX
 
 
 async def test_a_blob_that_has_not_begun_waits_for_nobody(sleep, pauses):
     """B34: its client is to fall back."""
-    with pytest.raises(UpstreamResting):
+    with pytest.raises(UpstreamCircuitOpen):
         await fetch(Script([Says(error=RESTING, refuses=True)]).source, Bytes(), sleep)
     assert pauses == []
 
@@ -100,11 +100,11 @@ async def test_what_is_moved_beside_this_program_is_counted_as_well(sleep):
     """B40: a blob that is spliced into its file has no more bytes than were told."""
 
     class Spliced(Bytes):
-        async def draw(self, body):
+        async def splice_from(self, body):
             self.moved = getattr(self, "moved", 0) + 1
             return len(DATA) if self.moved == 1 else 0
 
-    with pytest.raises(UpstreamLied, match="sent more than"):
+    with pytest.raises(UpstreamContentInvalid, match="sent more than"):
         await fetch(Script([Says()]).source, Spliced(), sleep)
 
 

@@ -10,10 +10,16 @@ from dataclasses import replace
 
 import pytest
 
-from regmirror.blobs.base import PIECE, NoRoom
-from regmirror.downloads.passthrough import Parting, Passage
+from regmirror.blobs.base import PIECE, InsufficientSpace
+from regmirror.downloads.passthrough import DetachPoint, PassThrough
 from regmirror.downloads.registry import Downloads
-from regmirror.errors import RegistryError, Unavailable, UpstreamFailed, UpstreamLied, UpstreamNotFound
+from regmirror.errors import (
+    RegistryError,
+    Unavailable,
+    UpstreamContentInvalid,
+    UpstreamFailed,
+    UpstreamNotFound,
+)
 from regmirror.oci.names import Digest
 from regmirror.telemetry.events import DownloadEnded, NotStored, VerificationFailed
 from tests.mirror_fixture import open_files, until
@@ -45,8 +51,8 @@ async def open_downloads():
     opened = []
 
     def open_one(bench, **changes):
-        bench.workshop = replace(bench.workshop, **changes)
-        opened.append(Downloads(bench.workshop))
+        bench.context = replace(bench.context, **changes)
+        opened.append(Downloads(bench.context))
         return opened[-1]
 
     yield open_one
@@ -85,13 +91,13 @@ def no_staging(monkeypatch, bench, error=FULL):
 
 
 async def refuse_room(digest, size):
-    raise NoRoom("quota", "storage.max_size is reached")
+    raise InsufficientSpace("quota", "storage.max_size is reached")
 
 
 async def read_all(blob, start=0, into=None):
     """Everything from ``start``, as it comes; ``into`` keeps what came before a failure."""
     position, received = start, bytearray() if into is None else into
-    while (limit := await blob.wait_beyond(position)) > position:
+    while (limit := await blob.wait_until_readable(position)) > position:
         pieces = [piece async for piece in blob.read(position, limit)]
         assert all(0 < len(piece) <= PIECE for piece in pieces)
         received += b"".join(pieces)
@@ -169,7 +175,7 @@ async def test_what_arrives_while_room_is_made_is_not_lost(bench, open_downloads
 
     source = replace(Script([]).source, open=answer)
     blob, _ = await open_downloads(bench, reserve=reserve).join(DIGEST, source)
-    assert await blob.wait_beyond(0) == 1_000
+    assert await blob.wait_until_readable(0) == 1_000
     blob.close()
 
 
@@ -212,7 +218,7 @@ async def test_wrong_bytes_never_pass_as_a_whole(bench, open_downloads, full_aft
     script = Script([Says(DATA[:-1] + b"?", size=size)])
     blob, _ = await open_downloads(bench).join(DIGEST, script.source)
     received = bytearray()
-    with pytest.raises(UpstreamLied):
+    with pytest.raises(UpstreamContentInvalid):
         await read_all(blob, into=received)
     assert received == DATA[:-1]
     blob.close()
@@ -227,8 +233,8 @@ async def test_the_last_byte_waits_for_the_end_of_the_body(bench, open_downloads
     blob, _ = await open_downloads(bench).join(DIGEST, Script([says]).source)
     limit = 0
     while limit < SIZE - 1:
-        limit = await blob.wait_beyond(limit)
-    waiting = asyncio.create_task(blob.wait_beyond(limit))
+        limit = await blob.wait_until_readable(limit)
+    waiting = asyncio.create_task(blob.wait_until_readable(limit))
     await asyncio.sleep(0)
     assert (limit, waiting.done()) == (SIZE - 1, False)
     says.gate.set()
@@ -240,7 +246,7 @@ async def test_an_empty_blob_passes_after_it_has_been_verified(bench, open_downl
     """B2, B48: nothing could be held back of an empty answer."""
     no_staging(monkeypatch, bench)
     downloads = open_downloads(bench)
-    with pytest.raises(UpstreamLied):
+    with pytest.raises(UpstreamContentInvalid):
         await downloads.join(DIGEST, Script([Says(b"")]).source)
     blob, _ = await downloads.join(Digest.of(b""), Script([Says(b"")]).source)
     assert blob.size == 0
@@ -339,16 +345,16 @@ async def test_a_part_that_begins_elsewhere_passes_unverified(bench, open_downlo
 
 async def test_a_reader_that_takes_its_time_holds_no_more_than_a_piece(bulk):
     """B18, B44: memory does not grow with the blob."""
-    parting = Parting(DIGEST, Script([Says()]).source, 0, b"", DIGEST.hasher())
-    passage = Passage(parting, 7, None, threads=bulk, emit=lambda event: None)
-    await passage.append(bytes(PIECE - 1))
-    appending = asyncio.create_task(passage.append(b"one more"))
+    detach_point = DetachPoint(DIGEST, Script([Says()]).source, 0, b"", DIGEST.hasher())
+    pass_through = PassThrough(detach_point, 7, None, threads=bulk, emit=lambda event: None)
+    await pass_through.append(bytes(PIECE - 1))
+    appending = asyncio.create_task(pass_through.append(b"one more"))
     for _ in range(10):
         await asyncio.sleep(0)
     assert not appending.done()
-    assert sum([len(piece) async for piece in passage.read(7, 7 + PIECE - 1)]) == PIECE - 1
+    assert sum([len(piece) async for piece in pass_through.read(7, 7 + PIECE - 1)]) == PIECE - 1
     await appending
-    assert await passage.wait_beyond(7) == 7 + PIECE + 7
+    assert await pass_through.wait_until_readable(7) == 7 + PIECE + 7
 
 
 async def test_whoever_comes_while_others_are_passed_to_tries_the_disk_anew(
@@ -397,7 +403,7 @@ async def test_nobody_is_left_to_pass_bytes_to(bench, open_downloads, full_after
     downloads = open_downloads(bench)
     blob, _ = await downloads.join(DIGEST, Script([says]).source)
     await until(lambda: blob.is_passing, "the disk has failed")
-    assert await blob.wait_beyond(0) == 4_000
+    assert await blob.wait_until_readable(0) == 4_000
     blob.close()
     await bench.events.wait_for(DownloadEnded)
     await until(lambda: not downloads._tasks, "the tasks have ended")
@@ -415,7 +421,7 @@ async def test_the_file_is_closed_once_its_readers_are_past_it(bench, open_downl
     says = Says(gate=asyncio.Event())
     blob, _ = await open_downloads(bench).join(DIGEST, Script([says]).source)
     limit = 0
-    while (limit := await blob.wait_beyond(limit)) <= 4_000:
+    while (limit := await blob.wait_until_readable(limit)) <= 4_000:
         pass
     assert ours() == []
     says.gate.set()
@@ -426,10 +432,10 @@ async def test_stopping_ends_what_passes(bench, open_downloads, monkeypatch):
     no_staging(monkeypatch, bench)
     downloads = open_downloads(bench)
     blob, _ = await downloads.join(DIGEST, Script([Says(stop=500, gate=asyncio.Event())]).source)
-    assert await blob.wait_beyond(0) == 500
+    assert await blob.wait_until_readable(0) == 500
     await downloads.close()
     with pytest.raises(Unavailable, match="interrupted"):
-        await blob.wait_beyond(500)
+        await blob.wait_until_readable(500)
     blob.close()
 
 
@@ -465,13 +471,13 @@ async def test_a_follower_hashes_what_the_other_had_written(bench, other, open_d
     theirs, _ = await downloads.join(DIGEST, Script([Says()]).source)
     limit = 0
     while limit < 6_000:
-        limit = await theirs.wait_beyond(limit)
+        limit = await theirs.wait_until_readable(limit)
     full_after(0)
     gate.set()
     with pytest.raises(RegistryError):
         await read_all(mine)
     received = bytearray()
-    with pytest.raises(UpstreamLied):
+    with pytest.raises(UpstreamContentInvalid):
         await read_all(theirs, into=received)
     assert len(received) == SIZE - 1
     mine.close()

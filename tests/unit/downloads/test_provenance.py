@@ -14,8 +14,8 @@ from regmirror.downloads import start_limiter as starting
 from regmirror.downloads.registry import Downloads
 from regmirror.errors import (
     Unavailable,
+    UpstreamContentInvalid,
     UpstreamFailed,
-    UpstreamLied,
     UpstreamNotFound,
     UpstreamRateLimited,
 )
@@ -45,7 +45,7 @@ def bench(tmp_path, bulk):
 
 @pytest.fixture
 async def downloads(bench):
-    downloads = Downloads(bench.workshop)
+    downloads = Downloads(bench.context)
     yield downloads
     await downloads.close()
 
@@ -53,7 +53,7 @@ async def downloads(bench):
 @pytest.fixture
 async def elsewhere(tmp_path, bulk):
     """The downloads of another process on the same storage."""
-    downloads = Downloads(Bench(tmp_path, bulk).workshop)
+    downloads = Downloads(Bench(tmp_path, bulk).context)
     yield downloads
     await downloads.close()
 
@@ -156,7 +156,7 @@ async def change_upstreams(downloads, digest, data, stop):
     assert first.proves(REPOSITORY)
     second, _ = await downloads.join(digest, going_on.source)
     await until(lambda: going_on.asked == [stop], "the other one goes on")
-    while await second.wait_beyond(len(data) - 2) < len(data) - 1:
+    while await second.wait_until_readable(len(data) - 2) < len(data) - 1:
         pass
     return first, second, rest
 
@@ -165,8 +165,8 @@ async def test_a_reader_gets_nothing_from_another_upstream_before_all_is_verifie
     """B67: an upstream that sends a little of what it does not have must not get its client the rest."""
     first, second, rest = await change_upstreams(downloads, LARGE_DIGEST, LARGE, stop=100_000)
     assert (first.proves(REPOSITORY), first.proves(OTHER)) == (False, False)
-    assert await first.wait_beyond(0) == 100_000
-    waiting = asyncio.create_task(first.wait_beyond(100_000))
+    assert await first.wait_until_readable(0) == 100_000
+    waiting = asyncio.create_task(first.wait_until_readable(100_000))
     await asyncio.sleep(0)
     assert not waiting.done()
     rest.set()
@@ -182,9 +182,9 @@ async def test_a_few_right_bytes_do_not_stand_for_the_rest(downloads, bench, qui
     first, second, rest = await change_upstreams(downloads, DIGEST, DATA, stop=1_000)
     rest.set()
     assert await read_all(second) == DATA
-    assert await first.wait_beyond(0) == 1_000 or first.size == len(DATA)
+    assert await first.wait_until_readable(0) == 1_000 or first.size == len(DATA)
     with pytest.raises(Unavailable):
-        await first.wait_beyond(1_000)
+        await first.wait_until_readable(1_000)
     first.close()
     second.close()
 
@@ -247,9 +247,9 @@ async def test_wrong_bytes_are_fetched_again_for_a_reader_that_has_none(download
     first, _ = await downloads.join(DIGEST, wrong.source)
     second, _ = await downloads.join(DIGEST, right.source)
     gate.set()
-    assert await second.wait_beyond(len(DATA) - 1) == len(DATA)
+    assert await second.wait_until_readable(len(DATA) - 1) == len(DATA)
     assert second.proves(OTHER)
-    with pytest.raises(UpstreamLied):
+    with pytest.raises(UpstreamContentInvalid):
         await read_all(first)
     assert (wrong.asked, right.asked) == ([0], [0])
     first.close()
@@ -262,7 +262,7 @@ async def test_wrong_bytes_of_two_upstreams_are_no_fault_of_the_second(downloads
     right = from_other(Says())
     first, _ = await downloads.join(DIGEST, wrong.source)
     second, _ = await downloads.join(DIGEST, right.source)
-    assert await second.wait_beyond(len(DATA) - 1) == len(DATA)
+    assert await second.wait_until_readable(len(DATA) - 1) == len(DATA)
     assert right.asked == [1_000, 0]
     first.close()
     second.close()
@@ -276,7 +276,7 @@ async def test_a_size_that_the_first_upstream_made_up_is_no_fault_of_the_second(
     first = asyncio.create_task(downloads.join(DIGEST, lying.source))
     second = asyncio.create_task(downloads.join(DIGEST, right.source))
     follower, _ = await second
-    with pytest.raises((UpstreamLied, UpstreamFailed)):
+    with pytest.raises((UpstreamContentInvalid, UpstreamFailed)):
         await read_all(follower)
     follower.close()
     again, _ = await downloads.join(DIGEST, right.source)
@@ -379,7 +379,7 @@ class _Late:
 
 async def test_downloads_beyond_the_limit_wait_for_their_turn_and_hold_nothing(bench):
     """B100, B35: those of another upstream do not wait for them."""
-    downloads = Downloads(bench.workshop, _starting=starting.Starting(limit=1))
+    downloads = Downloads(bench.context, _starting=starting.StartLimiter(limit=1))
     hung = Script([Says()])
     hung._open = lambda offset: _Never()
     digest = Digest.of(b"another")
@@ -401,7 +401,7 @@ async def test_downloads_beyond_the_limit_wait_for_their_turn_and_hold_nothing(b
 
 async def test_a_turn_that_does_not_come_is_an_answer(bench):
     """B34: 503 with Retry-After."""
-    downloads = Downloads(bench.workshop, _starting=starting.Starting(limit=0, turn_max=0.01))
+    downloads = Downloads(bench.context, _starting=starting.StartLimiter(limit=0, turn_max=0.01))
     with pytest.raises(Unavailable, match="downloads wait") as raised:
         await downloads.join(DIGEST, Script([Says()]).source)
     assert raised.value.retry_after == 5

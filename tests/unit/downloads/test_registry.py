@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from regmirror.downloads.registry import Downloads
-from regmirror.errors import Unavailable, UpstreamFailed, UpstreamLied, UpstreamNotFound
+from regmirror.errors import Unavailable, UpstreamContentInvalid, UpstreamFailed, UpstreamNotFound
 from regmirror.oci.names import Digest
 from regmirror.telemetry.events import DownloadEnded, DownloadStarted, FollowersChanged
 from tests.mirror_fixture import open_files, until
@@ -25,7 +25,7 @@ def bench(tmp_path):
 
 @pytest.fixture
 async def downloads(bench):
-    downloads = Downloads(bench.workshop)
+    downloads = Downloads(bench.context)
     yield downloads
     await downloads.close()
 
@@ -33,7 +33,7 @@ async def downloads(bench):
 async def read_all(follower):
     """Everything, as it becomes visible."""
     position, received = 0, b""
-    while (limit := await follower.wait_beyond(position)) > position:
+    while (limit := await follower.wait_until_readable(position)) > position:
         received += b"".join([piece async for piece in follower.read(position, limit)])
         position = limit
         if position == follower.size:
@@ -60,11 +60,11 @@ async def test_a_late_joiner_gets_what_is_there_at_once(downloads, bench, size):
     gate = asyncio.Event()
     script = Script([Says(size=size, gate=gate, stop=5_000, error=broken), Says(size=size)])
     first, _ = await downloads.join(DIGEST, script.source)
-    while await first.wait_beyond(4_998) < 4_999:
+    while await first.wait_until_readable(4_998) < 4_999:
         pass
     late, joined = await downloads.join(DIGEST, script.source)
     assert joined
-    assert await late.wait_beyond(0) == await first.wait_beyond(0) >= 4_999
+    assert await late.wait_until_readable(0) == await first.wait_until_readable(0) >= 4_999
     gate.set()
     assert await read_all(late) == DATA
     first.close()
@@ -143,7 +143,7 @@ async def test_readers_of_wrong_bytes_never_get_the_last_one(downloads, bench):
     """B2: and the next download starts from nothing."""
     script = Script([Says(b"?" + DATA[1:]), Says()])
     follower, _ = await downloads.join(DIGEST, script.source)
-    with pytest.raises(UpstreamLied):
+    with pytest.raises(UpstreamContentInvalid):
         await read_all(follower)
     follower.close()
     assert bench.stored() is None
@@ -155,7 +155,7 @@ async def test_readers_of_wrong_bytes_never_get_the_last_one(downloads, bench):
 
 async def test_an_empty_body_is_verified_before_anything_is_said(downloads, bench):
     """B2, B6: there is no last byte to hold back, and an empty 200 would be whole."""
-    with pytest.raises(UpstreamLied):
+    with pytest.raises(UpstreamContentInvalid):
         await downloads.join(DIGEST, Script([Says(b"")]).source)
     follower, _ = await downloads.join(Digest.of(b""), Script([Says(b"")]).source)
     assert follower.size == 0
@@ -206,11 +206,11 @@ async def test_closing_stops_downloads_and_keeps_what_has_arrived(downloads, ben
     """B16: what is interrupted stays resumable."""
     script = Script([Says(stop=5_000, gate=asyncio.Event()), Says()])
     follower, _ = await downloads.join(DIGEST, script.source)
-    while await follower.wait_beyond(4_999) < 5_000:
+    while await follower.wait_until_readable(4_999) < 5_000:
         pass
     await downloads.close()
     with pytest.raises(Unavailable, match="interrupted"):
-        await follower.wait_beyond(5_000)
+        await follower.wait_until_readable(5_000)
     follower.close()
     again, _ = await downloads.join(DIGEST, script.source)
     assert await read_all(again) == DATA

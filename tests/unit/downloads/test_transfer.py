@@ -11,7 +11,13 @@ import pytest
 from regmirror.downloads.download import Download
 from regmirror.downloads.fetcher import PAUSES
 from regmirror.downloads.transfer import Transfer
-from regmirror.errors import RegistryError, Unavailable, UpstreamFailed, UpstreamLied, UpstreamNotFound
+from regmirror.errors import (
+    RegistryError,
+    Unavailable,
+    UpstreamContentInvalid,
+    UpstreamFailed,
+    UpstreamNotFound,
+)
 from regmirror.oci.names import Digest
 from regmirror.telemetry.events import NotStored, VerificationFailed
 from tests.mirror_fixture import until
@@ -46,7 +52,7 @@ def start():
     def start_transfer(bench, script, digest=DIGEST):
         download = Download(digest, script.source)
         downloads.append(download)
-        return download, asyncio.create_task(Transfer(bench.workshop, download).run())
+        return download, asyncio.create_task(Transfer(bench.context, download).run())
 
     yield start_transfer
     for download in downloads:
@@ -81,7 +87,7 @@ async def test_wrong_bytes_never_become_visible_as_a_whole(bench, start, size):
     """B2: nothing is kept, and the events say so."""
     wrong = DATA[:-1] + b"?"
     download, task = start(bench, Script([Says(wrong, size=size)]))
-    with pytest.raises(UpstreamLied, match="other content"):
+    with pytest.raises(UpstreamContentInvalid, match="other content"):
         await task
     assert download.visible == SIZE - 1
     assert bench.stored() is None
@@ -93,7 +99,7 @@ async def test_wrong_bytes_never_become_visible_as_a_whole(bench, start, size):
 
 async def test_more_bytes_than_were_told_are_a_lie(bench, start):
     download, task = start(bench, Script([Says(DATA + b"more", size=SIZE)]))
-    with pytest.raises(UpstreamLied, match="sent more than"):
+    with pytest.raises(UpstreamContentInvalid, match="sent more than"):
         await task
     assert download.visible < SIZE
     assert bench.staged() == []
@@ -130,7 +136,7 @@ async def test_another_size_at_the_resume_is_a_lie(bench, start):
     """B2: else what was promised to clients would end before the digest is known."""
     script = Script([Says(stop=3_000, error=broken), Says(DATA + DATA)])
     download, task = start(bench, script)
-    with pytest.raises(UpstreamLied, match="size"):
+    with pytest.raises(UpstreamContentInvalid, match="size"):
         await task
     assert download.visible < SIZE
     assert bench.staged() == []
@@ -245,7 +251,7 @@ async def test_an_empty_blob_is_stored(bench, start):
 
 async def test_what_cannot_be_adopted_is_had_all_the_same(bench, start, monkeypatch):
     """B44: all bytes are here and right; nothing is recorded, and nothing partial stays."""
-    monkeypatch.setattr(bench.store, "adopt", full)
+    monkeypatch.setattr(bench.store, "commit", full)
     download, task = start(bench, Script([Says()]))
     await task
     assert os.pread(download.descriptor, SIZE + 1, 0) == DATA
@@ -299,7 +305,7 @@ async def test_the_second_process_follows_the_first_and_asks_nothing(bench, othe
     ("says", "kind"),
     [
         (Says(error=NOT_FOUND, refuses=True, gate=None), UpstreamNotFound),
-        (Says(DATA[:-1] + b"?"), UpstreamLied),
+        (Says(DATA[:-1] + b"?"), UpstreamContentInvalid),
     ],
 )
 async def test_the_writers_failure_is_the_followers_failure(bench, other, start, says, kind):
@@ -344,7 +350,7 @@ class _after:  # noqa: N801  # reads as a function
 async def test_an_adoption_that_failed_costs_the_follower_no_request(bench, other, start, monkeypatch):
     """B44: the file has no name any more, but all its bytes are there and right."""
     says = Says(gate=asyncio.Event())
-    monkeypatch.setattr(bench.store, "adopt", full)
+    monkeypatch.setattr(bench.store, "commit", full)
     _, written = start(bench, Script([says]))
     script = Script([Says()])
     follower, followed = start(other, script)
@@ -362,13 +368,13 @@ async def test_the_follower_has_the_last_byte_before_the_file_is_safe_on_disk(
     bench, other, start, monkeypatch
 ):
     """B2, B13: what the writer has verified is verified; nobody waits for its disk."""
-    adopt, is_safe = bench.store.adopt, asyncio.Event()
+    commit, is_safe = bench.store.commit, asyncio.Event()
 
     async def adopt_later(staged, digest):
         await is_safe.wait()
-        await adopt(staged, digest)
+        await commit(staged, digest)
 
-    monkeypatch.setattr(bench.store, "adopt", adopt_later)
+    monkeypatch.setattr(bench.store, "commit", adopt_later)
     _, written = start(bench, Script([Says()]))
     script = Script([Says()])
     follower, followed = start(other, script)
@@ -421,7 +427,7 @@ async def test_a_takeover_that_finds_wrong_bytes_keeps_the_last_byte_back(bench,
     follower, followed = start(other, Script([Says()]))
     await until(lambda: follower.written == 6_000, "the follower sees it")
     written.cancel()
-    with pytest.raises(UpstreamLied):
+    with pytest.raises(UpstreamContentInvalid):
         await followed
     assert follower.visible < SIZE
     assert other.stored() is None

@@ -2,7 +2,7 @@
 
 import pytest
 
-from regmirror.maintenance.eviction import Need, larger, need_for_free_space, need_for_quota, plan_eviction
+from regmirror.maintenance.eviction import Deficit, larger, need_for_free_space, need_for_quota, plan_eviction
 from regmirror.metadata.records import Candidate
 from regmirror.oci.names import Digest
 
@@ -15,21 +15,21 @@ def plan(need, pinned=()):
 
 def test_the_least_recently_pulled_go_first_and_no_more_than_is_wanted():
     """B40."""
-    assert plan(Need(15, 25)).evicted == tuple(BLOBS[:3])
+    assert plan(Deficit(15, 25)).evicted == tuple(BLOBS[:3])
 
 
 def test_what_is_pinned_stays():
     """B40."""
-    chosen = plan(Need(15, 15), pinned={BLOBS[0].digest, BLOBS[2].digest})
+    chosen = plan(Deficit(15, 15), pinned={BLOBS[0].digest, BLOBS[2].digest})
     assert chosen.evicted == (BLOBS[1], BLOBS[3])
 
 
 def test_what_is_wanted_beyond_what_is_required_is_no_condition():
-    assert plan(Need(100, 500)).evicted == tuple(BLOBS)
+    assert plan(Deficit(100, 500)).evicted == tuple(BLOBS)
 
 
 def test_nothing_goes_if_all_of_it_would_not_be_enough():
-    chosen = plan(Need(101, 101))
+    chosen = plan(Deficit(101, 101))
     assert (chosen.evicted, chosen.is_enough) == ((), False)
 
 
@@ -41,13 +41,13 @@ def test_nothing_goes_for_what_can_never_fit():
 
 
 def test_within_the_limit_nothing_is_needed():
-    assert need_for_quota(used=50, more=50, limit=100) == Need(0, 0)
-    assert plan(Need(0, 0)) == plan_eviction([], frozenset(), Need(0, 0))
+    assert need_for_quota(used=50, more=50, limit=100) == Deficit(0, 0)
+    assert plan(Deficit(0, 0)) == plan_eviction([], frozenset(), Deficit(0, 0))
 
 
 def test_an_eviction_goes_on_below_the_limit():
     """Hysteresis: the next blob does not evict again at once."""
-    assert need_for_quota(used=1_000, more=10, limit=1_000) == Need(10, 60)
+    assert need_for_quota(used=1_000, more=10, limit=1_000) == Deficit(10, 60)
 
 
 @pytest.mark.parametrize(("free", "required"), [(200, 0), (150, 0), (149, 1), (0, 150)])
@@ -56,8 +56,8 @@ def test_free_space_is_left(free, required):
 
 
 def test_no_limit_needs_nothing():
-    assert need_for_quota(10**12, 10**12, 0) == need_for_free_space(0, 10**12, 0) == Need(0, 0)
+    assert need_for_quota(10**12, 10**12, 0) == need_for_free_space(0, 10**12, 0) == Deficit(0, 0)
 
 
 def test_two_needs_are_met_at_once():
-    assert larger(Need(5, 50), Need(10, 20, is_possible=False)) == Need(10, 50, is_possible=False)
+    assert larger(Deficit(5, 50), Deficit(10, 20, is_possible=False)) == Deficit(10, 50, is_possible=False)

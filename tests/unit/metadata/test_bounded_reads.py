@@ -7,7 +7,7 @@ from sqlalchemy.exc import OperationalError
 
 from regmirror.errors import MetadataUnavailable
 from regmirror.metadata import bounded_reads as reads
-from regmirror.metadata.bounded_reads import READS_MAX, Reads, is_in_doubt, noting_doubt
+from regmirror.metadata.bounded_reads import READS_MAX, BoundedReads, is_in_doubt, tracking_doubt
 from tests.mirror_fixture import until
 
 
@@ -17,7 +17,7 @@ class World:
     def __init__(self):
         self.told, self.begun = [], 0
         self.answer, self.pong = asyncio.Event(), asyncio.Event()
-        self.reads = Reads(self.told.append, self.ping)
+        self.reads = BoundedReads(self.told.append, self.ping)
 
     async def ping(self):
         await self.pong.wait()
@@ -81,11 +81,11 @@ async def test_late_reads_are_bounded(world):
 
 async def test_a_read_without_an_answer_puts_its_request_in_doubt(world):
     """B44: the request alone that met it, and the work that it began."""
-    with noting_doubt() as sure:
+    with tracking_doubt() as sure:
         await world.reads.find(quick())
         assert not is_in_doubt()
     for question in (failing, world.read):
-        with noting_doubt() as doubt:
+        with tracking_doubt() as doubt:
             assert await asyncio.create_task(world.reads.find(question())) is None
             assert is_in_doubt()
         assert doubt.is_noted

@@ -8,7 +8,7 @@ from sqlalchemy.exc import OperationalError
 
 from regmirror.errors import BlobUnknown, ManifestUnknown
 from regmirror.metadata import cache as knowledge_module
-from regmirror.metadata.cache import Knowledge
+from regmirror.metadata.cache import MetadataCache
 from regmirror.metadata.records import TagRecord
 from regmirror.oci.manifests import OCI_MANIFEST, Manifest
 from regmirror.oci.names import Digest, Repository, Tag
@@ -51,43 +51,43 @@ class BrokenStore:
 async def test_what_was_learnt_while_the_database_was_read_is_kept():
     """B25: else the upstream would be asked again by everybody who had looked a moment before."""
     store = SlowStore()
-    knowledge = Knowledge(store, emit=lambda event: None, missing_max_age=10)
-    finding = asyncio.create_task(knowledge.find_tag(APP, LATEST))
+    metadata_cache = MetadataCache(store, emit=lambda event: None, missing_max_age=10)
+    finding = asyncio.create_task(metadata_cache.find_tag(APP, LATEST))
     await store.asked.wait()
-    await knowledge.save_tag(APP, LATEST, NEW)
+    await metadata_cache.save_tag(APP, LATEST, NEW)
     store.answer.set()
 
     assert await finding == NEW
-    assert knowledge.recall_tag(APP, LATEST) == NEW
+    assert metadata_cache.get_cached_tag(APP, LATEST) == NEW
 
 
 async def test_a_database_that_fails_costs_no_pull():
     """B44: what cannot be read is not known, what cannot be written is counted; memory goes on."""
     events = []
-    knowledge = Knowledge(BrokenStore(), emit=events.append, missing_max_age=10)
+    metadata_cache = MetadataCache(BrokenStore(), emit=events.append, missing_max_age=10)
 
-    assert await knowledge.find_tag(APP, LATEST) is None
-    assert await knowledge.find_manifest(APP, DIGEST) is None
-    assert await knowledge.find_size(DIGEST) is None
-    assert not await knowledge.has_right(APP, DIGEST)
-    await knowledge.save_tag(APP, LATEST, NEW)
-    await knowledge.confirm(APP, DIGEST)
+    assert await metadata_cache.find_tag(APP, LATEST) is None
+    assert await metadata_cache.find_manifest(APP, DIGEST) is None
+    assert await metadata_cache.find_size(DIGEST) is None
+    assert not await metadata_cache.is_linked(APP, DIGEST)
+    await metadata_cache.save_tag(APP, LATEST, NEW)
+    await metadata_cache.link(APP, DIGEST)
 
-    assert await knowledge.find_tag(APP, LATEST) == NEW
-    assert await knowledge.has_right(APP, DIGEST)
+    assert await metadata_cache.find_tag(APP, LATEST) == NEW
+    assert await metadata_cache.is_linked(APP, DIGEST)
     assert {type(event) for event in events} == {NotStored}
     assert {event.detail for event in events} == {"disk I/O error"}
 
 
 def test_what_is_missing_is_missing_as_what_it_was_asked_for():
     """B28: a digest that is no manifest may be a blob."""
-    knowledge = Knowledge(BrokenStore(), emit=lambda event: None, missing_max_age=10)
+    metadata_cache = MetadataCache(BrokenStore(), emit=lambda event: None, missing_max_age=10)
     error = ManifestUnknown("none")
-    knowledge.note_missing(APP, DIGEST, error, denied=False)
+    metadata_cache.cache_missing(APP, DIGEST, error, denied=False)
     refused = None
     try:
-        knowledge.refuse_missing(APP, DIGEST, BlobUnknown)
-        knowledge.refuse_missing(APP, DIGEST, ManifestUnknown)
+        metadata_cache.check_negative_cache(APP, DIGEST, BlobUnknown)
+        metadata_cache.check_negative_cache(APP, DIGEST, ManifestUnknown)
     except ManifestUnknown as caught:
         refused = caught
     assert (type(refused), refused.message) == (ManifestUnknown, error.message)
@@ -108,26 +108,26 @@ async def test_a_large_manifest_is_parsed_in_a_thread(monkeypatch):
         return real(payload)
 
     monkeypatch.setattr(knowledge_module, "parse_document", parse)
-    knowledge = Knowledge(BrokenStore(), emit=lambda event: None, missing_max_age=10)
-    await knowledge.save_manifest(APP, manifest_of(500))
+    metadata_cache = MetadataCache(BrokenStore(), emit=lambda event: None, missing_max_age=10)
+    await metadata_cache.save_manifest(APP, manifest_of(500))
     assert len(threads) == 1
     assert threads[0] is not threading.main_thread()
 
 
 async def test_one_manifest_does_not_push_all_rights_out_of_memory():
     """B67, B100: it brings none."""
-    knowledge = Knowledge(BrokenStore(), emit=lambda event: None, missing_max_age=10)
-    await knowledge.save_manifest(APP, manifest_of(500))
-    assert len(knowledge._rights) == 0
+    metadata_cache = MetadataCache(BrokenStore(), emit=lambda event: None, missing_max_age=10)
+    await metadata_cache.save_manifest(APP, manifest_of(500))
+    assert len(metadata_cache._rights) == 0
 
 
 async def test_times_of_last_pull_are_gathered_in_a_bounded_number(monkeypatch):
     """B100: between two flushes anything may be pulled."""
     monkeypatch.setattr(knowledge_module, "PULLS_MAX", 2)
-    knowledge = Knowledge(BrokenStore(), emit=lambda event: None, missing_max_age=10)
+    metadata_cache = MetadataCache(BrokenStore(), emit=lambda event: None, missing_max_age=10)
     for number in range(5):
-        knowledge.note_tag_pull(APP, Tag(f"t{number}"))
-        knowledge.note_manifest_pull(APP, Digest(f"sha256:{number:064}"))
-        knowledge.note_blob_pull(Digest(f"sha256:{number:064}"))
-    assert len(knowledge._pulled_tags) == len(knowledge._pulled_manifests) == 2
-    assert len(knowledge._pulled_blobs) == 2
+        metadata_cache.note_tag_pull(APP, Tag(f"t{number}"))
+        metadata_cache.note_manifest_pull(APP, Digest(f"sha256:{number:064}"))
+        metadata_cache.note_blob_pull(Digest(f"sha256:{number:064}"))
+    assert len(metadata_cache._pulled_tags) == len(metadata_cache._pulled_manifests) == 2
+    assert len(metadata_cache._pulled_blobs) == 2

@@ -9,7 +9,7 @@ from sqlalchemy.dialects import sqlite
 from regmirror.maintenance.gc import Collector
 from regmirror.maintenance.remover import Remover
 from regmirror.metadata import schema as t
-from regmirror.metadata.gc import PURGE, Curation
+from regmirror.metadata.gc import PURGE, GcQueries
 from regmirror.metadata.pins import Pins
 from regmirror.metadata.reachability import due_blobs, due_manifests
 from regmirror.metadata.records import TagRecord
@@ -48,7 +48,7 @@ class World:
     def __init__(self, path):
         self.now, self.files = Now(), Files()
         self.store = MetadataStore(path, self.now)
-        self.curation = Curation(self.store.database, self.now)
+        self.curation = GcQueries(self.store.database, self.now)
         self.pins = Pins(self.store.database, self.now)
         self.remover = Remover(self.curation, self.files, lambda event: None)
 
@@ -107,7 +107,7 @@ async def test_a_manifest_goes_from_one_repository_and_stays_in_another(world):
     await world.store.save_blob(LAYER, 5)
     shared = await world.add(b"shared", APP, TAG, LAYER)
     await world.add(b"shared", OTHER, TAG, LAYER)
-    await world.store.forget_tag(APP, TAG)
+    await world.store.delete_tag(APP, TAG)
     world.now.time += 2 * GRACE
     assert await world.collect() == [shared]
     assert await world.store.find_manifest(APP, shared) is None

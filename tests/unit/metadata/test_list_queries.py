@@ -32,7 +32,7 @@ async def filled(store):
         payload = b"%d" % number
         manifest = Manifest(Digest.of(payload), OCI_MANIFEST, payload)
         await store.save_manifest(Repository(upstream, name), manifest, [], Tag("1") if number % 2 else None)
-    await store.confirm(Repository("docker.io", "nothing/held"), SUBJECT)
+    await store.link(Repository("docker.io", "nothing/held"), SUBJECT)
     return store
 
 
@@ -40,14 +40,14 @@ async def filled(store):
 @pytest.mark.parametrize("upstream", [None, "a.io", "docker.io", "none.io"])
 async def test_the_pages_of_the_catalog_are_parts_of_the_whole(filled, default, upstream):
     """B53: sorted as the names are shown, whatever the size of a page."""
-    whole = sorted(
+    uncancellable = sorted(
         name if upstream or host == default else f"{host}/{name}"
         for host, name in NAMES
         if upstream in (None, host)
     )
     for limit in (1, 2, 3, 10):
-        for last in (None, "", "a", "a.io", "a.io-", "a.io/", "a.io/x/", "zz", *whole):
-            expected = [name for name in whole if name > (last or "")][:limit]
+        for last in (None, "", "a", "a.io", "a.io-", "a.io/", "a.io/x/", "zz", *uncancellable):
+            expected = [name for name in uncancellable if name > (last or "")][:limit]
             page = CatalogPage(limit, default, upstream, last)
             assert await filled.list_catalog(page) == expected, (limit, last)
 

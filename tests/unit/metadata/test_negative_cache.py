@@ -7,7 +7,7 @@ import weakref
 import pytest
 
 from regmirror.errors import BlobUnknown, ManifestUnknown, UpstreamDenied, UpstreamNotFound
-from regmirror.metadata.negative_cache import ABSENCES_BYTES, SWEEP, Absences
+from regmirror.metadata.negative_cache import NEGATIVE_CACHE_BYTES, SWEEP, NegativeCache
 from regmirror.oci.names import Repository, Tag
 
 APP, LATEST = Repository("docker.io", "team/app"), Tag("latest")
@@ -42,7 +42,7 @@ def note(absences, tag=LATEST, *, denied=False, max_age=10):
 def test_an_absent_name_is_refused_until_it_expires():
     """B28: text and class of the first error."""
     clock = Clock()
-    absences = Absences(clock)
+    absences = NegativeCache(clock)
     note(absences)
     absences.check(APP, LATEST, BlobUnknown)
     with pytest.raises(ManifestUnknown, match=r"^docker\.io: has no such thing$"):
@@ -54,7 +54,7 @@ def test_an_absent_name_is_refused_until_it_expires():
 
 def test_every_refusal_is_an_exception_of_its_own():
     """B100: one that is raised again and again gathers the frames of everybody who met it."""
-    absences = Absences(Clock())
+    absences = NegativeCache(Clock())
     note(absences)
     met = []
     for _ in range(2):
@@ -67,7 +67,7 @@ def test_every_refusal_is_an_exception_of_its_own():
 @pytest.mark.parametrize(("denied", "cause"), [(False, UpstreamNotFound), (True, UpstreamDenied)])
 def test_a_refusal_tells_its_cause(denied, cause):
     """B33: what is gone may be served from before, what is denied may not."""
-    absences = Absences(Clock())
+    absences = NegativeCache(Clock())
     note(absences, denied=denied)
     with pytest.raises(ManifestUnknown) as caught:
         absences.check(APP, LATEST, ManifestUnknown)
@@ -76,7 +76,7 @@ def test_a_refusal_tells_its_cause(denied, cause):
 
 def test_no_request_is_held():
     """B100: the frames of an error hold whoever met it."""
-    absences = Absences(Clock())
+    absences = NegativeCache(Clock())
     request = Request()
     held = weakref.ref(request)
     absences.note(APP, LATEST, meet(request), denied=False, max_age=10)
@@ -88,7 +88,7 @@ def test_no_request_is_held():
 def test_expired_absences_are_dropped():
     """B100: nobody may ever ask for an invented name again."""
     clock = Clock()
-    absences = Absences(clock)
+    absences = NegativeCache(clock)
     for number in range(100):
         note(absences, Tag(f"t{number}"), max_age=1)
     clock.now += SWEEP
@@ -98,7 +98,7 @@ def test_expired_absences_are_dropped():
 
 def test_invented_names_take_no_more_than_their_bytes():
     """B100: whatever is asked for, and however long it is."""
-    absences = Absences(Clock())
+    absences = NegativeCache(Clock())
     error = ManifestUnknown("m" * 10_000)
     tracemalloc.start()
     try:
@@ -108,5 +108,5 @@ def test_invented_names_take_no_more_than_their_bytes():
         taken, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert absences.weight <= ABSENCES_BYTES
-    assert taken <= ABSENCES_BYTES
+    assert absences.weight <= NEGATIVE_CACHE_BYTES
+    assert taken <= NEGATIVE_CACHE_BYTES

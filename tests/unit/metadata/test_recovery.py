@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from regmirror.errors import ConfigError
-from regmirror.metadata.recovery import Keeper, Watch, find_damage, looks_damaged
+from regmirror.metadata.recovery import DatabaseMonitor, DatabaseRecovery, find_damage, looks_damaged
 from regmirror.metadata.store import MetadataStore
 from regmirror.oci.names import Digest
 from tests.mirror_fixture import until
@@ -35,13 +35,13 @@ def said():
 
 @pytest.fixture
 def keeper(path, quarantine, said):
-    return Keeper(path, quarantine, lambda: iter(BLOBS), said.append)
+    return DatabaseRecovery(path, quarantine, lambda: iter(BLOBS), said.append)
 
 
 @pytest.fixture
 def good(path, said):
     """A database that was made where nothing was stored yet, with one row."""
-    Keeper(path, path.parent / "quarantine", list, said.append).prepare()
+    DatabaseRecovery(path, path.parent / "quarantine", list, said.append).prepare()
     execute(path, "INSERT INTO repositories (upstream, name) VALUES ('docker.io', 'team/app')")
     return path
 
@@ -252,14 +252,14 @@ async def store(good):
 
 
 async def test_nothing_happens_while_it_is_the_same(store, keeper, monkeypatch):
-    watch = Watch(store.database, keeper)
+    watch = DatabaseMonitor(store.database, keeper)
     monkeypatch.setattr(keeper, "repair", lambda: pytest.fail("examined"))
     assert not await watch.check()
 
 
 async def test_a_deleted_database_is_replaced_and_connected_to(store, keeper, path):
     """B46: what is written from then on is in the new file."""
-    watch = Watch(store.database, keeper)
+    watch = DatabaseMonitor(store.database, keeper)
     path.unlink()
     assert await watch.check()
     assert not await watch.check()
@@ -270,8 +270,8 @@ async def test_a_deleted_database_is_replaced_and_connected_to(store, keeper, pa
 
 async def test_what_another_process_has_repaired_is_connected_to(store, keeper, path, said):
     """B46."""
-    watch, other = Watch(store.database, keeper), MetadataStore(path)
-    others_watch = Watch(other.database, keeper)
+    watch, other = DatabaseMonitor(store.database, keeper), MetadataStore(path)
+    others_watch = DatabaseMonitor(other.database, keeper)
     path.unlink()
     assert await others_watch.check()
     assert await watch.check()
@@ -283,7 +283,7 @@ async def test_what_another_process_has_repaired_is_connected_to(store, keeper, 
 
 async def test_a_suspect_that_is_good_stays(store, keeper, path, said):
     """B46."""
-    watch = Watch(store.database, keeper)
+    watch = DatabaseMonitor(store.database, keeper)
     assert not await watch.check(is_suspect=True)
     assert said == []
     assert count(path, "repositories") == 1

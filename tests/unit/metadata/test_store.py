@@ -181,7 +181,7 @@ async def test_when_a_tag_moved_is_remembered(store, path, now, digest, changed_
 
 async def test_a_forgotten_tag_is_gone_and_its_manifest_stays(store):
     await store.save_manifest(APP, MANIFEST, [], TAG)
-    await store.forget_tag(APP, TAG)
+    await store.delete_tag(APP, TAG)
     assert await store.find_tag(APP, TAG) is None
     assert await store.find_manifest(APP, MANIFEST.digest) == MANIFEST
 
@@ -190,7 +190,7 @@ async def test_tags_and_repositories_are_listed_in_order(store):
     for name in ("b", "A", "c"):
         await store.save_manifest(OTHER, MANIFEST, [], Tag(name))
     await store.save_manifest(ELSEWHERE, MANIFEST, [])
-    await store.confirm(APP, LAYER)
+    await store.link(APP, LAYER)
     assert await store.list_tags(OTHER) == ["A", "b", "c"]
     assert await store.list_tags(APP) == []
     assert await store.list_repositories() == [ELSEWHERE, OTHER]
@@ -210,25 +210,25 @@ async def test_referrers_are_the_manifests_of_the_repository_with_this_subject(s
 async def test_a_manifest_opens_no_blob_to_its_repository(store, digest):
     """B67: its author may name anything."""
     await store.save_manifest(APP, MANIFEST, REFERENCES)
-    assert await store.has_right(APP, digest) is False
+    assert await store.is_linked(APP, digest) is False
 
 
 async def test_a_blob_is_open_to_the_repository_whose_upstream_sent_it(store):
     """B67: and to no other one."""
     await store.save_blob(LAYER, 5, [APP])
     await store.save_blob(CONFIG, 6)
-    assert await store.has_right(APP, LAYER) is True
-    assert await store.has_right(APP, CONFIG) is False
-    assert await store.has_right(OTHER, LAYER) is False
+    assert await store.is_linked(APP, LAYER) is True
+    assert await store.is_linked(APP, CONFIG) is False
+    assert await store.is_linked(OTHER, LAYER) is False
 
 
 async def test_a_repository_may_serve_what_its_upstream_has_proven(store):
     """B67: for that one blob in that one repository."""
-    await store.confirm(APP, LAYER)
-    await store.confirm(APP, LAYER)
-    assert await store.has_right(APP, LAYER) is True
-    assert await store.has_right(APP, CONFIG) is False
-    assert await store.has_right(ELSEWHERE, LAYER) is False
+    await store.link(APP, LAYER)
+    await store.link(APP, LAYER)
+    assert await store.is_linked(APP, LAYER) is True
+    assert await store.is_linked(APP, CONFIG) is False
+    assert await store.is_linked(ELSEWHERE, LAYER) is False
 
 
 async def test_the_index_is_used_to_prove_a_right(path):
@@ -257,8 +257,8 @@ async def test_a_blob_stored_again_has_its_new_size_and_a_forgotten_one_none(sto
     await store.save_blob(LAYER, 2)
     await store.save_blob(CONFIG, 10)
     assert await store.totals() == Totals(blobs=2, blob_bytes=12, manifests=0, tags=0, repositories=0)
-    await store.forget_blob(LAYER)
-    await store.forget_blob(LAYER)
+    await store.delete_blob(LAYER)
+    await store.delete_blob(LAYER)
     assert await store.find_size(LAYER) is None
 
 
@@ -356,7 +356,7 @@ async def test_what_older_versions_wrote_for_a_claim_opens_nothing(tmp_path):
     upgrade(path)
     store = MetadataStore(path)
     try:
-        assert await store.has_right(APP, LAYER) is False
+        assert await store.is_linked(APP, LAYER) is False
         assert await store.find_manifest(APP, MANIFEST.digest) is None
         assert await store.list_referrers(APP, SUBJECT) == []
         assert rows(path, "SELECT count(*) FROM repository_manifests") == [(1,)]

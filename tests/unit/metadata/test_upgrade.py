@@ -79,12 +79,12 @@ def content(path):
 @pytest.mark.parametrize("revision", OLDER)
 def test_a_migration_that_is_killed_at_any_statement_is_done_at_the_next_start(tmp_path, revision):
     """B7, B46: nothing of it is there before all of it is."""
-    whole = tmp_path / "whole.db"
-    make(whole, revision)
-    before = content(whole)
+    uncancellable = tmp_path / "whole.db"
+    make(uncancellable, revision)
+    before = content(uncancellable)
     with killed_before(0) as statements:
-        assert upgrade(whole) == revision
-    after = content(whole)
+        assert upgrade(uncancellable) == revision
+    after = content(uncancellable)
     assert REVISION in "".join(after)
     for number in range(1, len(statements) + 1):
         path = tmp_path / f"{number}.db"

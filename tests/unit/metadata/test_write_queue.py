@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from regmirror.metadata.write_queue import PENDING_BYTES, Writes
+from regmirror.metadata.write_queue import PENDING_BYTES, WriteQueue
 from tests.mirror_fixture import until
 
 
@@ -23,7 +23,7 @@ def done():
 
 @pytest.fixture
 async def writes(told):
-    writes = Writes(told.append, patience=0.02, limit=3)
+    writes = WriteQueue(told.append, patience=0.02, limit=3)
     yield writes
     await writes.close()
 
@@ -118,7 +118,7 @@ async def test_a_caller_that_is_cancelled_stops_no_write(writes, done, lock):
 
 async def test_closing_drops_what_has_not_begun(told, done, lock):
     """B79: the end does not wait for a database that nobody can write."""
-    writes = Writes(told.append, patience=0.02)
+    writes = WriteQueue(told.append, patience=0.02)
     await writes.do(locked(done, "late", lock))
     await writes.do(quick(done, "never"))
     await writes.close()

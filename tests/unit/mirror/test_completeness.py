@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from regmirror.blobs.local import LocalBlobStore
-from regmirror.metadata.bounded_reads import noting_doubt
+from regmirror.metadata.bounded_reads import tracking_doubt
 from regmirror.mirror import completeness
 from regmirror.mirror.completeness import MANIFESTS_MAX, VERDICT_MAX_AGE, Completeness
 from regmirror.oci.manifests import OCI_INDEX, OCI_MANIFEST, Manifest
@@ -17,7 +17,7 @@ from regmirror.offload import LARGE
 APP = Repository("registry.test", "team/app")
 
 
-class Knowledge:
+class MetadataCache:
     """Manifests that the repository holds, and which of them were looked for."""
 
     def __init__(self, manifests=()):
@@ -28,7 +28,7 @@ class Knowledge:
         self.wanted.append(digest)
         return self.held.get(digest)
 
-    async def count_without_right(self, repository, digests):
+    async def count_unlinked(self, repository, digests):
         return 0
 
 
@@ -73,7 +73,7 @@ async def test_a_large_manifest_is_examined_once_a_second_and_in_a_thread(tmp_pa
     """B39, B100: while an upstream fails, each request for it would stop all others."""
     clock, large = Clock(), image(500)
     assert large.size > LARGE
-    looking = Completeness(Knowledge(), LocalBlobStore(tmp_path), clock)
+    looking = Completeness(MetadataCache(), LocalBlobStore(tmp_path), clock)
     gaps = await asyncio.gather(*(looking.find_gap(APP, large) for _ in range(10)))
     assert set(gaps) == {"0 of its 500 layers are stored"}
     assert len(parsed) == 1
@@ -86,7 +86,7 @@ async def test_a_large_manifest_is_examined_once_a_second_and_in_a_thread(tmp_pa
 async def test_an_ordinary_manifest_is_examined_each_time(tmp_path, parsed):
     """B39: what has just been stored counts at once."""
     small = image(3)
-    looking = Completeness(Knowledge(), LocalBlobStore(tmp_path), Clock())
+    looking = Completeness(MetadataCache(), LocalBlobStore(tmp_path), Clock())
     for _ in range(2):
         assert await looking.find_gap(APP, small) == "0 of its 3 layers are stored"
     assert parsed == [threading.main_thread()] * 2
@@ -98,29 +98,29 @@ async def test_an_image_that_is_named_often_is_looked_for_once(tmp_path):
     inner = index(*[lost] * 100)
     middle = index(*[inner.digest] * 100)
     outer = index(*[middle.digest] * 100)
-    knowledge = Knowledge([inner, middle])
-    looking = Completeness(knowledge, LocalBlobStore(tmp_path), Clock())
+    metadata_cache = MetadataCache([inner, middle])
+    looking = Completeness(metadata_cache, LocalBlobStore(tmp_path), Clock())
     assert await looking.find_gap(APP, outer) == "none of its 100 platform images is completely cached"
-    assert knowledge.wanted == [middle.digest, inner.digest, lost]
+    assert metadata_cache.wanted == [middle.digest, inner.digest, lost]
 
 
 async def test_no_more_manifests_are_looked_for_than_a_verdict_is_worth(tmp_path):
     """B100: an index may name any number, and each is a read of the database."""
     outer = index(*(f"sha256:{number:064}" for number in range(MANIFESTS_MAX + 10)))
-    knowledge = Knowledge()
-    looking = Completeness(knowledge, LocalBlobStore(tmp_path), Clock())
+    metadata_cache = MetadataCache()
+    looking = Completeness(metadata_cache, LocalBlobStore(tmp_path), Clock())
     for _ in range(2):
         await looking.find_gap(APP, outer)
-    assert len(knowledge.wanted) == MANIFESTS_MAX
+    assert len(metadata_cache.wanted) == MANIFESTS_MAX
 
 
 async def test_a_verdict_without_the_database_is_not_kept(tmp_path):
     """B44: a child that could not be read may be stored."""
     outer = index(*(f"sha256:{number:064}" for number in range(500)))
-    knowledge = Knowledge()
-    looking = Completeness(knowledge, LocalBlobStore(tmp_path), Clock())
+    metadata_cache = MetadataCache()
+    looking = Completeness(metadata_cache, LocalBlobStore(tmp_path), Clock())
     for _ in range(2):
-        with noting_doubt() as doubt:
+        with tracking_doubt() as doubt:
             doubt.is_noted = True
             await looking.find_gap(APP, outer)
-    assert len(knowledge.wanted) == 1_000
+    assert len(metadata_cache.wanted) == 1_000

@@ -20,7 +20,7 @@ class Bytes:
         self._data, self._arrived = data, list(arrived or [len(data)])
         self.size = len(data)
 
-    async def wait_beyond(self, offset):
+    async def wait_until_readable(self, offset):
         return self._arrived.pop(0) if self._arrived else offset
 
     async def read(self, start, stop):

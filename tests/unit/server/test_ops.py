@@ -35,11 +35,11 @@ async def test_many_questions_whether_it_is_ready_write_once(tmp_path, metadata,
     """B100: one write probe in some seconds, and its result for everybody."""
     probes, results = [], ["", "no space left on device"]
 
-    def find_obstacle(self):
+    def find_write_error(self):
         probes.append(self.directory)
         return results[len(probes) - 1]
 
-    monkeypatch.setattr(Staging, "find_obstacle", find_obstacle)
+    monkeypatch.setattr(Staging, "find_write_error", find_write_error)
     clock = Clock()
     ops = Ops(tmp_path, metadata, Metrics({}, "0"), clock=clock)
     answers = await asyncio.gather(*(ops.readyz(None) for _ in range(20)))

@@ -170,7 +170,7 @@ def test_lines_of_every_kind_keep_their_order(tmp_path):
             RequestLog()(SERVED)
             logs.note("between")
             RequestLog()(FAILED)
-        logs.note_problem("after")
+        logs.log_warning("after")
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [line["event"] for line in lines] == ["before", "request", "between", "request", "after"]
     assert [line["level"] for line in lines] == ["info", "info", "info", "warning", "warning"]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from regmirror.errors import UpstreamFailed, UpstreamLied
+from regmirror.errors import UpstreamContentInvalid, UpstreamFailed
 from regmirror.upstream.content import BlobBody, part_of
 
 
@@ -50,7 +50,7 @@ async def test_a_part_that_goes_on_beyond_its_end_is_rejected(reply, way):
     body = open_body(Reply(206, reply.headers, [b"12345", b"678901"]), 10)
     take = body.read if way == "read" else lambda: body.splice(None)
     await take()
-    with pytest.raises(UpstreamLied, match="more than"):
+    with pytest.raises(UpstreamContentInvalid, match="more than"):
         await take()
 
 

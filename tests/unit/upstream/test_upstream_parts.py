@@ -20,7 +20,7 @@ from regmirror.errors import (
     UpstreamRateLimited,
 )
 from regmirror.upstream.error_mapping import error_for_status, explain, mapped, retry_after
-from regmirror.upstream.limiter import Slots
+from regmirror.upstream.limiter import ConnectionLimiter
 from regmirror.upstream.pagination import next_page
 from regmirror.upstream.proxies import Proxies
 from regmirror.upstream.redirects import next_url
@@ -346,7 +346,7 @@ async def acquire_now(slots, *, is_bulk):
 @pytest.mark.parametrize(("limit", "bulk"), [(1, 1), (2, 1), (8, 7), (64, 56)])
 async def test_long_transfers_leave_slots_for_short_requests(limit, bulk):
     """B35: manifests do not queue behind blobs; the limit holds for both together."""
-    slots = Slots(limit)
+    slots = ConnectionLimiter(limit)
     held = [await acquire_now(slots, is_bulk=True) for _ in range(limit)]
     assert sum(release is not None for release in held) == bulk
     short = [await acquire_now(slots, is_bulk=False) for _ in range(limit)]
@@ -354,7 +354,7 @@ async def test_long_transfers_leave_slots_for_short_requests(limit, bulk):
 
 
 async def test_a_slot_is_given_back_once():
-    slots = Slots(1)
+    slots = ConnectionLimiter(1)
     release = await slots.acquire(is_bulk=True)
     release()
     release()
@@ -363,7 +363,7 @@ async def test_a_slot_is_given_back_once():
 
 
 async def test_who_is_cancelled_while_waiting_takes_nothing():
-    slots = Slots(1)
+    slots = ConnectionLimiter(1)
     release = await slots.acquire(is_bulk=False)
     assert await acquire_now(slots, is_bulk=True) is None
     release()

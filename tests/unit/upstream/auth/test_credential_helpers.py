@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from regmirror.upstream.auth.credential_helpers import HelperFailed, ask_helper
+from regmirror.upstream.auth.credential_helpers import HelperFailed, run_helper
 
 
 @pytest.fixture
@@ -23,13 +23,13 @@ def helper(tmp_path, monkeypatch):
 
 async def test_a_helper_gets_the_server_on_its_input(helper):
     helper("""test "$1" = get && echo "{\\"Username\\":\\"u\\",\\"Secret\\":\\"$(cat)\\"}" """)
-    assert await ask_helper("test", "quay.io") == ("u", "quay.io")
+    assert await run_helper("test", "quay.io") == ("u", "quay.io")
 
 
 async def test_a_helper_may_know_nothing(helper):
     """Exit status 1 and a sentence on standard output."""
     helper("echo credentials not found in native keychain; exit 1")
-    assert await ask_helper("test", "quay.io") is None
+    assert await run_helper("test", "quay.io") is None
 
 
 @pytest.mark.parametrize(
@@ -47,22 +47,22 @@ async def test_a_helper_that_misbehaves_fails_without_its_output(helper, script,
     """B62."""
     helper(script)
     with pytest.raises(HelperFailed, match=reason) as caught:
-        await ask_helper("test", "quay.io")
+        await run_helper("test", "quay.io")
     assert "s3cret" not in str(caught.value)
 
 
 async def test_a_helper_that_hangs_is_ended_with_what_it_started(helper):
     helper("sleep 1000 & sleep 1000")
     with pytest.raises(HelperFailed, match="did not answer within"):
-        await ask_helper("test", "quay.io", timeout=0.05)
+        await run_helper("test", "quay.io", timeout=0.05)
 
 
 async def test_a_missing_helper_fails():
     with pytest.raises(HelperFailed, match="cannot be started: no such file"):
-        await ask_helper("surely-not-installed", "quay.io")
+        await run_helper("surely-not-installed", "quay.io")
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", "-x", "a b", "a;b"])
 async def test_a_helper_is_named_and_not_a_path(name):
     with pytest.raises(HelperFailed, match="not the name of a program"):
-        await ask_helper(name, "quay.io")
+        await run_helper(name, "quay.io")

@@ -10,14 +10,14 @@ from regmirror.upstream.auth.credentials import Credential
 from regmirror.upstream.auth.tokens import (
     LONGEST,
     TOKENS_BYTES,
-    Grant,
     Token,
     TokenAnswer,
     TokenCache,
     TokenKey,
-    ask_for_token,
+    TokenScope,
     lifetime,
     parse_token,
+    request_token,
     use_until,
 )
 
@@ -29,12 +29,12 @@ IDENTITY = Credential("<token>", "refresh-me", is_identity=True)
 
 
 def grant(realm=REALM, service="s", scopes=(OURS,), credential=None):
-    return Grant(realm, service, tuple(scopes), credential)
+    return TokenScope(realm, service, tuple(scopes), credential)
 
 
 def requests_of(asked, *answers):
     """The requests made while the endpoint answers so, and the result."""
-    dance = ask_for_token("docker.io", asked)
+    dance = request_token("docker.io", asked)
     requests = [next(dance)]
     try:
         for answer in answers:

@@ -8,13 +8,13 @@ import os
 import pytest
 
 from regmirror.config.schema import Upstream
-from regmirror.errors import UpstreamRateLimited, UpstreamResting
+from regmirror.errors import UpstreamCircuitOpen, UpstreamRateLimited
 from regmirror.telemetry.events import CircuitChanged
 from regmirror.upstream.health.circuit import Circuit, after_failure, after_limit
 from regmirror.upstream.health.monitor import GLANCE, Health
-from regmirror.upstream.health.prober import Probing
-from regmirror.upstream.health.shared_state import SharedRecord, fingerprint
-from regmirror.upstream.limiter import Slots
+from regmirror.upstream.health.prober import Prober
+from regmirror.upstream.health.shared_state import SharedState, fingerprint
+from regmirror.upstream.limiter import ConnectionLimiter
 
 NAME = "registry.test:5000"
 CONFIG = Upstream(url="https://registry.test:5000", username="ann")
@@ -30,7 +30,7 @@ def record(directory):
     records = []
 
     def make(config=CONFIG, where=directory):
-        records.append(SharedRecord.of(where, NAME, config))
+        records.append(SharedState.of(where, NAME, config))
         return records[-1]
 
     yield make
@@ -64,7 +64,7 @@ def test_nothing_is_written_while_nothing_changes(record, directory):
 
 
 def test_the_name_of_the_upstream_is_a_safe_file_name(directory):
-    made = SharedRecord.of(directory, "../evil/host:1", CONFIG)
+    made = SharedState.of(directory, "../evil/host:1", CONFIG)
     made.change(limited)
     made.close()
     assert file_of(directory).name == "..%2Fevil%2Fhost%3A1.json"
@@ -212,16 +212,16 @@ def test_each_process_tells_once_that_the_circuit_changed(record):
 
 def test_what_is_refused_and_why(bench):
     """B30, B34: a 429 with what is left of its time, an open circuit with the last reason."""
-    assert bench.health.find_trouble("manifests") is None
+    assert bench.health.find_unavailability("manifests") is None
     bench.health.note_limit("manifests", 60)
     bench.time += 20
-    trouble = bench.health.find_trouble("manifests")
+    trouble = bench.health.find_unavailability("manifests")
     assert isinstance(trouble, UpstreamRateLimited)
     assert trouble.retry_after == 40
-    assert bench.health.find_trouble("blobs") is None
+    assert bench.health.find_unavailability("blobs") is None
     bench.fail(3)
-    resting = bench.health.find_trouble("blobs")
-    assert isinstance(resting, UpstreamResting)
+    resting = bench.health.find_unavailability("blobs")
+    assert isinstance(resting, UpstreamCircuitOpen)
     assert (resting.status, resting.retry_after) == (503, 5)
     assert "refused" in resting.message
 
@@ -229,11 +229,11 @@ def test_what_is_refused_and_why(bench):
 def test_a_glance_looks_at_the_file_once_a_second(record):
     """B24: the hot path of a hit reads no file."""
     first, second = Bench(record()), Bench(record())
-    assert second.health.glance("blobs") is None
+    assert second.health.cached_availability("blobs") is None
     first.fail(3)
-    assert second.health.glance("blobs") is None, "a moment ago all was well"
+    assert second.health.cached_availability("blobs") is None, "a moment ago all was well"
     second.time += GLANCE
-    assert second.health.glance("blobs") is not None
+    assert second.health.cached_availability("blobs") is not None
 
 
 def test_slow_is_a_failure_only_without_a_sign_of_life(bench):
@@ -264,14 +264,14 @@ def test_one_process_an_interval_makes_the_probe(record):
 def test_what_is_spared_for_the_reserve(record):
     """B31: said in words, and looked at again by one of all."""
     first, second = Bench(record(), reserve=10), Bench(record(), reserve=10)
-    assert first.health.find_reason_to_spare() is None
+    assert first.health.find_reserve_reason() is None
     first.health.note_allowance(100, 9)
-    reason = second.health.find_reason_to_spare()
+    reason = second.health.find_reserve_reason()
     assert reason is not None
     assert "9 of 100" in reason
     first.time = second.time = first.time + 61
-    assert first.health.find_reason_to_spare() is None
-    assert second.health.find_reason_to_spare() == reason
+    assert first.health.find_reserve_reason() is None
+    assert second.health.find_reserve_reason() == reason
 
 
 async def test_probing_ends_when_the_circuit_is_closed(bench):
@@ -288,7 +288,7 @@ async def test_probing_ends_when_the_circuit_is_closed(bench):
         asked.set()
 
     bench.fail(3)
-    probing = Probing(bench.health, probe)
+    probing = Prober(bench.health, probe)
     probing.start()
     bench.time += 5
     while not probes:
@@ -307,13 +307,13 @@ async def test_probing_ends_when_the_circuit_is_closed(bench):
 
 async def test_who_waits_for_a_slot_can_be_sent_away():
     """B34: and who has one keeps it."""
-    slots = Slots(2)
+    slots = ConnectionLimiter(2)
     release = await slots.acquire(is_bulk=True)
     bulk = [asyncio.ensure_future(slots.acquire(is_bulk=True)) for _ in range(3)]
     await asyncio.sleep(0)
     slots.dismiss()
     found = await asyncio.gather(*bulk, return_exceptions=True)
-    assert [type(item) for item in found] == [Slots.Dismissed] * 3
+    assert [type(item) for item in found] == [ConnectionLimiter.Dismissed] * 3
     release()
     (await slots.acquire(is_bulk=True))()
     assert (await slots.acquire(is_bulk=False)) is not None
@@ -321,14 +321,14 @@ async def test_who_waits_for_a_slot_can_be_sent_away():
 
 async def test_a_slot_that_was_just_given_is_not_lost():
     """A dismissal at the very moment at which a slot becomes free."""
-    slots = Slots(1)
+    slots = ConnectionLimiter(1)
     release = await slots.acquire(is_bulk=False)
     waiting = asyncio.ensure_future(slots.acquire(is_bulk=False))
     await asyncio.sleep(0)
     release()
     slots.dismiss()
     (found,) = await asyncio.gather(waiting, return_exceptions=True)
-    if not isinstance(found, Slots.Dismissed):
+    if not isinstance(found, ConnectionLimiter.Dismissed):
         found()
     async with asyncio.timeout(5):
         assert await slots.acquire(is_bulk=False) is not None
