@@ -11,9 +11,9 @@ import pytest
 import structlog
 
 from tests.fake_registry import FakeRegistry
-from tests.mirror_fixture import NAME, RunningMirror, run_mirror
+from tests.mirror_fixture import NAME, InProcessMirror, run_mirror
 
-StartMirror = Callable[..., Awaitable[RunningMirror]]
+StartMirror = Callable[..., Awaitable[InProcessMirror]]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -61,7 +61,7 @@ async def start_mirror(upstream: FakeRegistry, storage: Path) -> AsyncIterator[S
             registries: Mapping[str, FakeRegistry | str] | None = None,
             path: Path = storage,
             **settings: Any,
-        ) -> RunningMirror:
+        ) -> InProcessMirror:
             return await stack.enter_async_context(
                 run_mirror(path, registries or {NAME: upstream}, **settings)
             )
@@ -70,6 +70,6 @@ async def start_mirror(upstream: FakeRegistry, storage: Path) -> AsyncIterator[S
 
 
 @pytest.fixture
-async def mirror(start_mirror: StartMirror) -> RunningMirror:
+async def mirror(start_mirror: StartMirror) -> InProcessMirror:
     """A mirror in front of ``upstream``, with the default configuration."""
     return await start_mirror()

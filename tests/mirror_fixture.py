@@ -48,17 +48,17 @@ START_TIMEOUT = 20.0  # seconds until a started program must be ready
 NAME = "registry.test"  # the default upstream of every mirror here, if there is one of this name
 
 
-async def until(condition: Callable[[], bool], what: str, timeout: float = TIMEOUT) -> None:
+async def wait_until(condition: Callable[[], bool], description: str, timeout: float = TIMEOUT) -> None:
     """Look again and again until the condition holds: for what tells nobody that it has changed."""
     try:
         async with asyncio.timeout(timeout):
             while not condition():  # noqa: ASYNC110  # nobody sets an event
                 await asyncio.sleep(0.01)
     except TimeoutError:
-        raise AssertionError(f"not within {timeout} s: {what}") from None
+        raise AssertionError(f"not within {timeout} s: {description}") from None
 
 
-def open_files(pid: int | str = "self") -> list[str]:
+def list_open_files(pid: int | str = "self") -> list[str]:
     """What the descriptors of a process lead to."""
     names = []
     for path in Path(f"/proc/{pid}/fd").iterdir():
@@ -103,12 +103,12 @@ class EventLog(Journal):
 
     async def wait_for(self, kind: type[E], count: int = 1) -> list[E]:
         """Wait until there have been ``count`` events of a class, and return them."""
-        await self.until(lambda: len(self.of(kind)) >= count, TIMEOUT, f"{count} x {kind.__name__}")
+        await self.wait_until(lambda: len(self.of(kind)) >= count, TIMEOUT, f"{count} x {kind.__name__}")
         return self.of(kind)
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     """A whole answer, read to its end."""
 
     status: int
@@ -144,18 +144,18 @@ class Client:
         url = URL(self.url + path, encoded=True)
         return self.http.request(method, url, headers=headers, allow_redirects=False)
 
-    async def request(self, method: str, path: str, headers: Mapping[str, str] | None = None) -> Answer:
+    async def request(self, method: str, path: str, headers: Mapping[str, str] | None = None) -> Response:
         """Ask, and read the whole answer; raises aiohttp.ClientError for one that ends short."""
         async with self.open(path, method, headers) as response:
-            return Answer(response.status, response.headers, await response.read())
+            return Response(response.status, response.headers, await response.read())
 
-    async def get(self, path: str, headers: Mapping[str, str] | None = None) -> Answer:
+    async def get(self, path: str, headers: Mapping[str, str] | None = None) -> Response:
         return await self.request("GET", path, headers)
 
-    async def head(self, path: str, headers: Mapping[str, str] | None = None) -> Answer:
+    async def head(self, path: str, headers: Mapping[str, str] | None = None) -> Response:
         return await self.request("HEAD", path, headers)
 
-    async def talk(self, request: bytes) -> bytes:
+    async def send_raw(self, request: bytes) -> bytes:
         """Send bytes on a connection of their own and return all that comes until FIN.
 
         Raises ConnectionResetError if the answer ends by RST.
@@ -172,20 +172,20 @@ class Client:
 
 
 @dataclass
-class RunningMirror:
+class InProcessMirror:
     """A mirror that runs in this process, and everything that tests look at."""
 
     config: Config
     client: Client
     server: web.Server
-    running: Worker
+    worker: Worker
     rewrite: Callable[..., Config]
     clock: Clock = field(default_factory=Clock)
     events: EventLog = field(default_factory=EventLog)
 
     def __post_init__(self) -> None:
         self.open, self.request = self.client.open, self.client.request
-        self.get, self.head, self.talk = self.client.get, self.client.head, self.client.talk
+        self.get, self.head, self.send_raw = self.client.get, self.client.head, self.client.send_raw
 
     @property
     def url(self) -> str:
@@ -208,13 +208,13 @@ class RunningMirror:
     ) -> None:
         """Go on with other tables, and other upstreams if any are given; the rest as at the start."""
         self.config = self.rewrite(registries, **tables)
-        await self.running.reload(self.config)
+        await self.worker.reload(self.config)
 
-    async def began(self, count: int) -> None:
+    async def wait_for_started(self, count: int) -> None:
         """Wait until so many requests have ever reached their handlers, and have run to where they
         wait for something.
         """
-        await until(lambda: self.server.requests_count >= count, f"{count} requests have begun")
+        await wait_until(lambda: self.server.requests_count >= count, f"{count} requests have begun")
         for _ in range(3):
             await asyncio.sleep(0)
 
@@ -259,14 +259,14 @@ async def run_mirror(
     /,
     *,
     clock: Clock | None = None,
-    patience: float = 1.5,
+    stale_deadline: float = 1.5,
     cold_deadline: float = 2.8,
     authority: trustme.CA | None = None,
     **tables: Any,
-) -> AsyncIterator[RunningMirror]:
+) -> AsyncIterator[InProcessMirror]:
     """Run the application of one worker, as ``regmirror.server.workers`` does, on a free port.
 
-    Several at once on one ``storage`` are several workers of one mirror. ``patience`` is how
+    Several at once on one ``storage`` are several workers of one mirror. ``stale_deadline`` is how
     long a client waits for an upstream while a stale answer is at hand. With an ``authority``
     it serves by TLS.
     """
@@ -274,7 +274,7 @@ async def run_mirror(
     config = make_config(storage, upstreams, **tables)
     prepare(config)
     runner = Runner(
-        create_app(config, events, times=Times(clock.now, clock.monotonic, patience, cold_deadline)),
+        create_app(config, events, times=Times(clock.now, clock.monotonic, stale_deadline, cold_deadline)),
         access_log=None,
         shutdown_timeout=0.5,
         keepalive_timeout=150.0,
@@ -292,8 +292,8 @@ async def run_mirror(
         url = f"{'https' if tls else 'http'}://127.0.0.1:{runner.addresses[0][1]}"
         async with _open_session(authority) as http:
             assert runner.server is not None
-            client, running = Client(url, http), runner.app[WORKER]
-            yield RunningMirror(config, client, runner.server, running, rewrite, clock, events)
+            client, worker = Client(url, http), runner.app[WORKER]
+            yield InProcessMirror(config, client, runner.server, worker, rewrite, clock, events)
     finally:
         await runner.cleanup()
 
@@ -350,24 +350,26 @@ class Program(Client):
         assert words[:1] == ["regmirror"], f"said {line!r}:\n{self.log}"
         self.url = next(word for word in words if word.startswith("http"))
 
-    def said(self, text: str) -> list[str]:
+    def messages(self, text: str) -> list[str]:
         """The lines for people that begin with ``regmirror: `` and this."""
         return [line for line in self.log.splitlines() if line.startswith(f"regmirror: {text}")]
 
-    def logged(self, event: str) -> list[dict[str, Any]]:
+    def log_records(self, event: str) -> list[dict[str, Any]]:
         """The structured lines of one event."""
         lines = [json.loads(line) for line in self.log.splitlines() if line.startswith("{")]
         return [line for line in lines if line["event"] == event]
 
     async def reload(self) -> str:
         """Send SIGHUP, wait until every worker has obeyed, and return what was said to people."""
-        before, done = len(self.said("configuration ")), len(self.logged("configuration reloaded"))
+        before, done = len(self.messages("configuration ")), len(self.log_records("configuration reloaded"))
         self.process.send_signal(signal.SIGHUP)
-        await until(lambda: len(self.said("configuration ")) > before, "SIGHUP is answered")
-        line = self.said("configuration ")[-1]
+        await wait_until(lambda: len(self.messages("configuration ")) > before, "SIGHUP is answered")
+        line = self.messages("configuration ")[-1]
         if line.startswith("regmirror: configuration reloaded"):
             count = done + (len(self.workers()) or 1)
-            await until(lambda: len(self.logged("configuration reloaded")) >= count, "all have reloaded")
+            await wait_until(
+                lambda: len(self.log_records("configuration reloaded")) >= count, "all have reloaded"
+            )
         return line
 
     def workers(self) -> list[int]:

@@ -216,8 +216,8 @@ def marked_blocks() -> list[str]:
 def fetch(url: str) -> tuple[int, str]:
     """Status and body; raises OSError while nothing listens."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(url, timeout=5) as answer:
-        return answer.status, answer.read().decode()
+    with opener.open(url, timeout=5) as response:
+        return response.status, response.read().decode()
 
 
 def wait_until_healthy(served: Served, seconds: float = 90) -> None:

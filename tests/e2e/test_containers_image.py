@@ -92,10 +92,10 @@ def test_every_object_is_upstreams_byte_for_byte(mirror: Mirror, images: Images,
         assert tagged.headers["Docker-Content-Digest"] == layout.root["digest"]
         for descriptor in layout.walk():
             kind = "manifests" if is_manifest(descriptor) else "blobs"
-            answer = mirror.get(f"/v2/library/{name}/{kind}/{descriptor['digest']}")
-            assert answer.status == 200, answer.body
-            assert answer.body == layout.read(descriptor)
-            assert answer.headers["Content-Length"] == str(descriptor["size"])
-            assert answer.headers["Docker-Content-Digest"] == descriptor["digest"]
+            response = mirror.get(f"/v2/library/{name}/{kind}/{descriptor['digest']}")
+            assert response.status == 200, response.body
+            assert response.body == layout.read(descriptor)
+            assert response.headers["Content-Length"] == str(descriptor["size"])
+            assert response.headers["Docker-Content-Digest"] == descriptor["digest"]
             if is_manifest(descriptor):
-                assert answer.headers["Content-Type"] == descriptor["mediaType"]
+                assert response.headers["Content-Type"] == descriptor["mediaType"]

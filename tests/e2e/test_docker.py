@@ -24,7 +24,9 @@ def test_a_cold_pull_asks_upstream_once_per_object(
     make_dockerd(mirror.url).docker("pull", "multi")
     assert Counter(hub.blob_gets()) == Counter(blobs), hub.describe()
     assert len(hub.token_requests()) == 1
-    assert [seen for seen in hub.requests if seen.method == "HEAD" and "/blobs/" in seen.target] == []
+    assert [
+        request for request in hub.requests if request.method == "HEAD" and "/blobs/" in request.target
+    ] == []
     assert hub.cost() <= len(blobs) + 5, hub.describe()
     assert origin.requests == []
 

@@ -62,7 +62,7 @@ def test_a_ca_file_makes_the_upstream_trusted(
 def test_without_it_the_upstream_is_not_trusted(make_mirror: MakeMirror, private: Upstream) -> None:
     """B38, B63: no request is sent, and the client hears what the matter is."""
     mirror = make_mirror({"docker.io": {"url": private.url}})
-    answer = mirror.get("/v2/library/multi/manifests/latest")
-    assert answer.status == 502, answer.body
-    assert "certificate" in answer.body.decode().lower()
+    response = mirror.get("/v2/library/multi/manifests/latest")
+    assert response.status == 502, response.body
+    assert "certificate" in response.body.decode().lower()
     assert private.requests == []

@@ -43,7 +43,7 @@ async def pull_much(program: Program, upstream: FakeRegistry) -> None:
     paths += [f"{base}/blobs/{digest}" for digest in image.blob_digests]
     for path in [*paths, *paths]:
         await program.get(path)
-    await program.talk(f"GET {base}/blobs/{wrong} HTTP/1.0\r\n\r\n".encode())
+    await program.send_raw(f"GET {base}/blobs/{wrong} HTTP/1.0\r\n\r\n".encode())
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -92,8 +92,8 @@ async def test_an_outage_is_an_alert_until_it_is_over(
     image = upstream.add_image("team/app", "1", [random_bytes(1_000)])
 
     async def pull() -> None:
-        answer = await program.get(TAG, {"Connection": "close"})
-        assert (answer.status, answer.body) == (200, image.manifest)
+        response = await program.get(TAG, {"Connection": "close"})
+        assert (response.status, response.body) == (200, image.manifest)
 
     async with (
         run_program(storage, {NAME: upstream}, workers=workers, freshness=ALWAYS_ASK) as program,

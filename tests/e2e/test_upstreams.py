@@ -40,10 +40,10 @@ def assert_served(mirror: Mirror, spelling: str, layout: Layout, tag: str, cache
     """Ask for the manifest and a layer in one spelling; both must be right and from where they should be."""
     layer = layout.children(layout.root)[-1]
     for kind, reference, descriptor in (("manifests", tag, layout.root), ("blobs", layer["digest"], layer)):
-        answer = mirror.get(spelling.format(kind=kind, reference=reference))
-        assert answer.status == 200, answer.body
-        assert answer.body == layout.read(descriptor)
-        assert re.search(cache_status, answer.headers["Cache-Status"]), answer.headers["Cache-Status"]
+        response = mirror.get(spelling.format(kind=kind, reference=reference))
+        assert response.status == 200, response.body
+        assert response.body == layout.read(descriptor)
+        assert re.search(cache_status, response.headers["Cache-Status"]), response.headers["Cache-Status"]
 
 
 @pytest.mark.parametrize("first", GHCR_SPELLINGS)
@@ -97,9 +97,9 @@ def test_an_unknown_registry_is_refused(mirror: Mirror, hub: Upstream, ghcr: Ups
     """B59: the list of upstreams is closed; nobody is asked about a host that is not on it."""
     with hub.untouched(), ghcr.untouched():
         for path in ("/v2/org/app/manifests/1?ns=other.example", "/other.example/v2/org/app/manifests/1"):
-            answer = mirror.get(path)
-            assert 400 <= answer.status < 500, answer.body
-            assert answer.json()["errors"][0]["code"]
+            response = mirror.get(path)
+            assert 400 <= response.status < 500, response.body
+            assert response.json()["errors"][0]["code"]
 
 
 def test_credentials_of_the_configuration_open_private_repositories(
@@ -107,16 +107,16 @@ def test_credentials_of_the_configuration_open_private_repositories(
 ) -> None:
     """B60: a registry that asks for a token of a known user gets one."""
     mirror = make_mirror({"docker.io": {"url": hub.url, "username": USER, "password": PASSWORD}})
-    answer = mirror.get("/v2/private/app/manifests/latest")
-    assert answer.body == images["app"].read(images["app"].root)
+    response = mirror.get("/v2/private/app/manifests/latest")
+    assert response.body == images["app"].read(images["app"].root)
     assert len(hub.token_requests()) == 1
     assert PASSWORD not in mirror.output()
 
 
 def test_what_upstream_keeps_private_is_not_found(mirror: Mirror, hub: Upstream) -> None:
     """B34: without credentials the client gets a 404 and never sees upstream's challenge."""
-    answer = mirror.get("/v2/private/app/manifests/latest")
-    assert answer.status == 404, answer.body
-    assert "WWW-Authenticate" not in answer.headers
-    assert answer.json()["errors"][0]["code"]
+    response = mirror.get("/v2/private/app/manifests/latest")
+    assert response.status == 404, response.body
+    assert "WWW-Authenticate" not in response.headers
+    assert response.json()["errors"][0]["code"]
     assert hub.cost() <= 5, hub.describe()

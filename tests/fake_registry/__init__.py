@@ -32,7 +32,7 @@ from tests.fake_registry.faults import (
     Chunked,
     Corrupt,
     Delay,
-    DropBeforeAnswer,
+    DropBeforeResponse,
     Fault,
     GzipEncoded,
     Hold,
@@ -51,7 +51,7 @@ from tests.fake_registry.faults import (
     WrongLength,
 )
 from tests.fake_registry.gate import Gate
-from tests.fake_registry.journal import Journal, Kind, Match, Seen
+from tests.fake_registry.journal import Journal, Kind, Match, RecordedRequest
 from tests.fake_registry.registry import FakeRegistry, RateLimit
 from tests.fake_registry.server import FakeServer
 from tests.fake_registry.sources import InMemory, Repeated, Source, random_bytes, read_all
@@ -73,7 +73,7 @@ __all__ = [
     "Content",
     "Corrupt",
     "Delay",
-    "DropBeforeAnswer",
+    "DropBeforeResponse",
     "FakeRegistry",
     "FakeServer",
     "FakeStorage",
@@ -91,11 +91,11 @@ __all__ = [
     "Match",
     "Pause",
     "RateLimit",
+    "RecordedRequest",
     "Redirect",
     "RedirectLoop",
     "Repeated",
     "Reset",
-    "Seen",
     "SetHeaders",
     "SignedUrl",
     "Slow",

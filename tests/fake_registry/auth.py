@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from tests.fake_registry.journal import Seen
-from tests.fake_registry.reply import Reply, error_reply, json_reply
+from tests.fake_registry.journal import RecordedRequest
+from tests.fake_registry.response import PlannedResponse, error_response, json_response
 from tests.fake_registry.sources import InMemory
 
 Mode = Literal["none", "basic", "bearer"]
@@ -88,57 +88,57 @@ class Auth:
 
     # --- the registry's side ---
 
-    def refuse(self, seen: Seen) -> Reply | None:
+    def reject(self, request: RecordedRequest) -> PlannedResponse | None:
         """None for a request that may go on, else the answer that it gets."""
         if self.auth == "none":
             return None
         if self.auth == "basic":
-            return self._refuse_password(seen)
-        scheme, _, value = (seen.authorization or "").partition(" ")
+            return self._reject_password(request)
+        scheme, _, value = (request.authorization or "").partition(" ")
         token = self.tokens.get(value) if scheme.lower() == "bearer" else None
         if token is None:
-            return self._unauthorized(seen, "invalid_token" if value else None)
+            return self._unauthorized(request, "invalid_token" if value else None)
         if token.revoked or self.clock() >= token.expires_at:
-            return self._refuse_expired(seen)
-        scope = scope_of(seen)
+            return self._reject_expired(request)
+        scope = scope_of(request)
         if scope and scope not in token.scopes:
-            return self._unauthorized(seen, "insufficient_scope")
+            return self._unauthorized(request, "insufficient_scope")
         return None
 
-    def _refuse_password(self, seen: Seen) -> Reply | None:
-        credentials = basic_credentials(seen)
+    def _reject_password(self, request: RecordedRequest) -> PlannedResponse | None:
+        credentials = basic_credentials(request)
         if credentials in self._expired_passwords:
-            return self._refuse_expired(seen)
+            return self._reject_expired(request)
         if credentials is None or self.users.get(credentials[0]) != credentials[1]:
-            return self._unauthorized(seen)
-        if not self._may_pull(credentials[0], seen.repository):
-            return error_reply(403, "DENIED")
+            return self._unauthorized(request)
+        if not self._may_pull(credentials[0], request.repository):
+            return error_response(403, "DENIED")
         return None
 
-    def _refuse_expired(self, seen: Seen) -> Reply:
+    def _reject_expired(self, request: RecordedRequest) -> PlannedResponse:
         if self.expired == "invalid_token":
-            return self._unauthorized(seen, "invalid_token")
+            return self._unauthorized(request, "invalid_token")
         status = 403 if self.expired == "ecr" else 400
         message = "Your authorization token has expired. Reauthenticate and try again."
-        return error_reply(status, "DENIED", message)
+        return error_response(status, "DENIED", message)
 
-    def _unauthorized(self, seen: Seen, error: str | None = None) -> Reply:
-        reply = error_reply(401, "UNAUTHORIZED", "authentication required")
+    def _unauthorized(self, request: RecordedRequest, error: str | None = None) -> PlannedResponse:
+        response = error_response(401, "UNAUTHORIZED", "authentication required")
         values = {
             "{realm}": self.realm or f"{self.url}/token",
             "{service}": self.service,
-            "{scope}": scope_of(seen) or "",
+            "{scope}": scope_of(request) or "",
         }
-        lines = self._regular_challenge(seen, error) if self.challenge is None else self.challenge
+        lines = self._regular_challenge(request, error) if self.challenge is None else self.challenge
         for line in lines:
             filled = re.sub(r"\{\w+\}", lambda found: values.get(found[0], found[0]), line)
-            reply.headers.add("WWW-Authenticate", filled)
-        return reply
+            response.headers.add("WWW-Authenticate", filled)
+        return response
 
-    def _regular_challenge(self, seen: Seen, error: str | None) -> list[str]:
+    def _regular_challenge(self, request: RecordedRequest, error: str | None) -> list[str]:
         if self.auth == "basic":
             return ['Basic realm="{service}"']
-        scope = ',scope="{scope}"' if scope_of(seen) else ""
+        scope = ',scope="{scope}"' if scope_of(request) else ""
         because = f',error="{error}"' if error else ""
         return ['Bearer realm="{realm}",service="{service}"' + scope + because]
 
@@ -148,29 +148,29 @@ class Auth:
 
     # --- the token endpoint ---
 
-    def token_reply(self, seen: Seen) -> Reply:
+    def token_response(self, request: RecordedRequest) -> PlannedResponse:
         """Answer GET, and POST with a refresh token or a password."""
-        if seen.method not in ("GET", "POST") or (seen.method == "POST" and not self.token_post):
-            return error_reply(405, "UNSUPPORTED", headers={"Allow": "GET"})
-        known, user = self._who_asks(seen)
+        if request.method not in ("GET", "POST") or (request.method == "POST" and not self.token_post):
+            return error_response(405, "UNSUPPORTED", headers={"Allow": "GET"})
+        known, user = self._authenticate(request)
         if not known:
-            return error_reply(401, "UNAUTHORIZED", "incorrect username or password")
-        granted = [granted for scope in seen.scopes if (granted := self._grant(user, scope))]
-        if self.deny_at_token and len(granted) < len(seen.scopes):
-            return error_reply(403, "DENIED", "requested access to the resource is denied")
+            return error_response(401, "UNAUTHORIZED", "incorrect username or password")
+        granted = [granted for scope in request.scopes if (granted := self._grant(user, scope))]
+        if self.deny_at_token and len(granted) < len(request.scopes):
+            return error_response(403, "DENIED", "requested access to the resource is denied")
         members: dict[str, Any] = {
             "token": self.issue_token(*granted, user=user),
             "expires_in": int(self.token_lifetime),
             "issued_at": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
         }
         members["access_token"] = members["token"]
-        if user and seen.query.get("offline_token") == "true":
+        if user and request.query.get("offline_token") == "true":
             members["refresh_token"] = self._identity_token(user)
         return self._token_body(members)
 
-    def _who_asks(self, seen: Seen) -> tuple[bool, str | None]:
+    def _authenticate(self, request: RecordedRequest) -> tuple[bool, str | None]:
         """Whether the asker may have a token at all, and who it is; None is anonymous."""
-        form = seen.form
+        form = request.form
         if form.get("grant_type") == "refresh_token":
             user = self.identity_tokens.get(form.get("refresh_token", ""))
             return user is not None, user
@@ -179,10 +179,10 @@ class Auth:
                 form.get("username", ""),
                 form.get("password", ""),
             )
-        elif seen.authorization is None:
+        elif request.authorization is None:
             return self.anonymous, None
         else:
-            credentials = basic_credentials(seen)
+            credentials = basic_credentials(request)
         if credentials is None or self.users.get(credentials[0]) != credentials[1]:
             return False, None
         return True, credentials[0]
@@ -201,27 +201,27 @@ class Auth:
         self.identity_tokens[value] = user
         return value
 
-    def _token_body(self, members: dict[str, Any]) -> Reply:
+    def _token_body(self, members: dict[str, Any]) -> PlannedResponse:
         if callable(self.token_body):
             body = self.token_body(members)
         else:
             changed = members | dict(self.token_body or {})
             body = {name: value for name, value in changed.items() if value is not None}
         if isinstance(body, bytes):
-            return Reply.of(200, InMemory(body), {"Content-Type": "application/json"})
-        return json_reply(200, body)
+            return PlannedResponse.of(200, InMemory(body), {"Content-Type": "application/json"})
+        return json_response(200, body)
 
 
-def scope_of(seen: Seen) -> str | None:
+def scope_of(request: RecordedRequest) -> str | None:
     """The scope that a request needs; None for a ping, which any token opens."""
-    if seen.kind == "catalog":
+    if request.kind == "catalog":
         return "registry:catalog:*"
-    return f"repository:{seen.repository}:pull" if seen.repository else None
+    return f"repository:{request.repository}:pull" if request.repository else None
 
 
-def basic_credentials(seen: Seen) -> tuple[str, str] | None:
+def basic_credentials(request: RecordedRequest) -> tuple[str, str] | None:
     """User and password of a Basic header, None where there is none or it is malformed."""
-    scheme, _, value = (seen.authorization or "").partition(" ")
+    scheme, _, value = (request.authorization or "").partition(" ")
     if scheme.lower() != "basic":
         return None
     try:

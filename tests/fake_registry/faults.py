@@ -15,8 +15,8 @@ from typing import ClassVar
 from multidict import CIMultiDict
 
 from tests.fake_registry.gate import Gate
-from tests.fake_registry.journal import TIMEOUT, Journal, Match, Seen
-from tests.fake_registry.reply import Cut, Reply
+from tests.fake_registry.journal import TIMEOUT, Journal, Match, RecordedRequest
+from tests.fake_registry.response import Cut, PlannedResponse
 from tests.fake_registry.sources import Flipped, InMemory, read_all
 
 
@@ -39,10 +39,10 @@ class Action:
 
     stage: ClassVar[Stage] = Stage.ALWAYS
 
-    async def before(self, seen: Seen) -> None:
+    async def before(self, request: RecordedRequest) -> None:
         """Called when the request has arrived; may wait, or raise Dropped."""
 
-    def change(self, reply: Reply, seen: Seen) -> None:
+    def change(self, response: PlannedResponse, request: RecordedRequest) -> None:
         """Called with the answer that is about to be sent."""
 
 
@@ -58,9 +58,9 @@ class Fault:
         self.stage = max(action.stage for action in self.actions)
         self._journal = Journal()
 
-    def takes(self, seen: Seen) -> bool:
+    def matches(self, request: RecordedRequest) -> bool:
         """Whether this request is to be hit; counts it."""
-        if not self.match.takes(seen) or self.times == self.hits:
+        if not self.match.matches(request) or self.times == self.hits:
             return False
         if self.skip:
             self.skip -= 1
@@ -69,9 +69,9 @@ class Fault:
         self._journal.notify()
         return True
 
-    async def hit(self, count: int = 1, timeout: float = TIMEOUT) -> None:
+    async def wait_for_hits(self, count: int = 1, timeout: float = TIMEOUT) -> None:
         """Wait until the fault has struck `count` times; AssertionError after `timeout` seconds."""
-        await self._journal.until(lambda: self.hits >= count, timeout, f"{count} hits of {self!r}")
+        await self._journal.wait_until(lambda: self.hits >= count, timeout, f"{count} hits of {self!r}")
 
     def remove(self) -> None:
         """Strike no more."""
@@ -93,10 +93,10 @@ class Status(Action):
         self.headers = dict(headers or {})
         self.body = body
 
-    def change(self, reply: Reply, seen: Seen) -> None:
-        reply.status = self.status
-        reply.headers = CIMultiDict(self.headers)
-        reply.replace_body(InMemory(self.body))
+    def change(self, response: PlannedResponse, request: RecordedRequest) -> None:
+        response.status = self.status
+        response.headers = CIMultiDict(self.headers)
+        response.replace_body(InMemory(self.body))
 
 
 class Html(Status):
@@ -112,18 +112,18 @@ class Delay(Action):
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
 
-    async def before(self, seen: Seen) -> None:
+    async def before(self, request: RecordedRequest) -> None:
         await asyncio.sleep(self.seconds)
 
 
 class Hold(Gate, Action):
     """No answer until the test releases it. Never released, it is a black hole."""
 
-    async def before(self, seen: Seen) -> None:
+    async def before(self, request: RecordedRequest) -> None:
         await self.wait()
 
 
-class DropBeforeAnswer(Action):
+class DropBeforeResponse(Action):
     """The connection is closed instead of answering: by FIN, or by RST.
 
     HTTP clients repeat such a GET once by themselves, aiohttp on any connection, others on one used
@@ -133,7 +133,7 @@ class DropBeforeAnswer(Action):
     def __init__(self, *, reset: bool = False) -> None:
         self.reset = reset
 
-    async def before(self, seen: Seen) -> None:
+    async def before(self, request: RecordedRequest) -> None:
         raise Dropped(reset=self.reset)
 
 
@@ -145,15 +145,15 @@ class Redirect(Action):
 
     stage = Stage.CONTENT
 
-    def __init__(self, location: str | Callable[[Seen], str], status: int = 307) -> None:
+    def __init__(self, location: str | Callable[[RecordedRequest], str], status: int = 307) -> None:
         self.location = location
         self.status = status
 
-    def change(self, reply: Reply, seen: Seen) -> None:
-        location = self.location if isinstance(self.location, str) else self.location(seen)
-        reply.status = self.status
-        reply.headers = CIMultiDict({"Location": location})
-        reply.replace_body(InMemory(b""))
+    def change(self, response: PlannedResponse, request: RecordedRequest) -> None:
+        location = self.location if isinstance(self.location, str) else self.location(request)
+        response.status = self.status
+        response.headers = CIMultiDict({"Location": location})
+        response.replace_body(InMemory(b""))
 
 
 class RedirectLoop(Redirect):
@@ -163,8 +163,8 @@ class RedirectLoop(Redirect):
         super().__init__(self._next, status)
 
     @staticmethod
-    def _next(seen: Seen) -> str:
-        return f"{seen.path}?hop={int(seen.query.get('hop', '0')) + 1}"
+    def _next(request: RecordedRequest) -> str:
+        return f"{request.path}?hop={int(request.query.get('hop', '0')) + 1}"
 
 
 class SetHeaders(Action):
@@ -175,8 +175,8 @@ class SetHeaders(Action):
     def __init__(self, headers: Mapping[str, str]) -> None:
         self.headers = dict(headers)
 
-    def change(self, reply: Reply, seen: Seen) -> None:
-        reply.headers.update(self.headers)
+    def change(self, response: PlannedResponse, request: RecordedRequest) -> None:
+        response.headers.update(self.headers)
 
 
 class StripHeaders(Action):
@@ -187,8 +187,8 @@ class StripHeaders(Action):
     def __init__(self, names: Iterable[str]) -> None:
         self.names = list(names)
 
-    def change(self, reply: Reply, seen: Seen) -> None:
-        reply.hidden.update(self.names)
+    def change(self, response: PlannedResponse, request: RecordedRequest) -> None:
+        response.hidden.update(self.names)
 
 
 class Chunked(Action):
@@ -196,8 +196,8 @@ class Chunked(Action):
 
     stage = Stage.CONTENT
 
-    def change(self, reply: Reply, seen: Seen) -> None:
-        reply.length = None
+    def change(self, response: PlannedResponse, request: RecordedRequest) -> None:
+        response.length = None
 
 
 class IgnoreRange(Action):
@@ -205,11 +205,11 @@ class IgnoreRange(Action):
 
     stage = Stage.CONTENT
 
-    def change(self, reply: Reply, seen: Seen) -> None:
-        if reply.status == 206:
-            reply.status = 200
-            del reply.headers["Content-Range"]
-            reply.select(0, reply.source.size)
+    def change(self, response: PlannedResponse, request: RecordedRequest) -> None:
+        if response.status == 206:
+            response.status = 200
+            del response.headers["Content-Range"]
+            response.select(0, response.source.size)
 
 
 class WrongContentRange(Action):
@@ -220,10 +220,10 @@ class WrongContentRange(Action):
     def __init__(self, value: str | None = None) -> None:
         self.value = value
 
-    def change(self, reply: Reply, seen: Seen) -> None:
-        if reply.status == 206:
-            shifted = f"bytes {reply.start + 1}-{reply.stop}/{reply.source.size + 1}"
-            reply.headers["Content-Range"] = self.value or shifted
+    def change(self, response: PlannedResponse, request: RecordedRequest) -> None:
+        if response.status == 206:
+            shifted = f"bytes {response.start + 1}-{response.stop}/{response.source.size + 1}"
+            response.headers["Content-Range"] = self.value or shifted
 
 
 # --- the body ---
@@ -237,8 +237,8 @@ class Truncate(Action):
     def __init__(self, after: int) -> None:
         self.after = after
 
-    def change(self, reply: Reply, seen: Seen) -> None:
-        reply.cut = Cut(self.after, reset=False)
+    def change(self, response: PlannedResponse, request: RecordedRequest) -> None:
+        response.cut = Cut(self.after, reset=False)
 
 
 class Reset(Action):
@@ -249,8 +249,8 @@ class Reset(Action):
     def __init__(self, after: int = 0) -> None:
         self.after = after
 
-    def change(self, reply: Reply, seen: Seen) -> None:
-        reply.cut = Cut(self.after, reset=True)
+    def change(self, response: PlannedResponse, request: RecordedRequest) -> None:
+        response.cut = Cut(self.after, reset=True)
 
 
 class Corrupt(Action):
@@ -261,9 +261,9 @@ class Corrupt(Action):
     def __init__(self, at: int | None = None) -> None:
         self.at = at
 
-    def change(self, reply: Reply, seen: Seen) -> None:
-        at = reply.source.size // 2 if self.at is None else self.at % reply.source.size
-        reply.source = Flipped(reply.source, at)
+    def change(self, response: PlannedResponse, request: RecordedRequest) -> None:
+        at = response.source.size // 2 if self.at is None else self.at % response.source.size
+        response.source = Flipped(response.source, at)
 
 
 class WrongLength(Action):
@@ -277,8 +277,8 @@ class WrongLength(Action):
     def __init__(self, by: int) -> None:
         self.by = by
 
-    def change(self, reply: Reply, seen: Seen) -> None:
-        reply.length = reply.stop - reply.start + self.by
+    def change(self, response: PlannedResponse, request: RecordedRequest) -> None:
+        response.length = response.stop - response.start + self.by
 
 
 class GzipEncoded(Action):
@@ -286,9 +286,9 @@ class GzipEncoded(Action):
 
     stage = Stage.BODY
 
-    def change(self, reply: Reply, seen: Seen) -> None:
-        reply.headers["Content-Encoding"] = "gzip"
-        reply.replace_body(InMemory(gzip.compress(read_all(reply.source), mtime=0)))
+    def change(self, response: PlannedResponse, request: RecordedRequest) -> None:
+        response.headers["Content-Encoding"] = "gzip"
+        response.replace_body(InMemory(gzip.compress(read_all(response.source), mtime=0)))
 
 
 class Slow(Action):
@@ -299,8 +299,8 @@ class Slow(Action):
     def __init__(self, bytes_per_second: float) -> None:
         self.bytes_per_second = bytes_per_second
 
-    def change(self, reply: Reply, seen: Seen) -> None:
-        reply.bytes_per_second = self.bytes_per_second
+    def change(self, response: PlannedResponse, request: RecordedRequest) -> None:
+        response.bytes_per_second = self.bytes_per_second
 
 
 class Pause(Gate, Action):
@@ -312,5 +312,5 @@ class Pause(Gate, Action):
         super().__init__()
         self.after = after
 
-    def change(self, reply: Reply, seen: Seen) -> None:
-        reply.pauses.append((self.after, self))
+    def change(self, response: PlannedResponse, request: RecordedRequest) -> None:
+        response.pauses.append((self.after, self))

@@ -28,14 +28,14 @@ class Gate:
             self.waiting -= 1
             self._arrivals.notify()
 
-    async def reached(self, count: int = 1, timeout: float = TIMEOUT) -> None:
+    async def wait_for_arrivals(self, count: int = 1, timeout: float = TIMEOUT) -> None:
         """Wait until `count` requests have come here; AssertionError after `timeout` seconds."""
         what = f"{count} requests at {self!r}"
-        await self._arrivals.until(lambda: self.arrived >= count, timeout, what)
+        await self._arrivals.wait_until(lambda: self.arrived >= count, timeout, what)
 
-    async def left(self, timeout: float = TIMEOUT) -> None:
+    async def wait_until_empty(self, timeout: float = TIMEOUT) -> None:
         """Wait until nobody waits here any more, released or gone; AssertionError after `timeout`."""
-        await self._arrivals.until(lambda: self.waiting == 0, timeout, f"nobody at {self!r}")
+        await self._arrivals.wait_until(lambda: self.waiting == 0, timeout, f"nobody at {self!r}")
 
     def release(self) -> None:
         """Let everybody through, now and later."""

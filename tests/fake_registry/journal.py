@@ -25,7 +25,7 @@ TIMEOUT = 10.0  # seconds that a test waits for an event before it fails
 
 
 @dataclass(eq=False)
-class Seen:
+class RecordedRequest:
     """One request as it arrived, and how its answer fared. Recorded before anything is answered.
 
     path and query_string are byte for byte what the client sent; query is decoded.
@@ -48,7 +48,7 @@ class Seen:
     status: int = 0
     sent_bytes: int = 0
     outcome: Outcome = "waiting"
-    answered_at: float | None = None
+    responded_at: float | None = None
 
     @property
     def authorization(self) -> str | None:
@@ -75,16 +75,16 @@ class Match:
     repository: str | None = None
     reference: str | None = None
     status: int | None = None
-    where: Callable[[Seen], bool] | None = None
+    where: Callable[[RecordedRequest], bool] | None = None
 
-    def takes(self, seen: Seen) -> bool:
+    def matches(self, request: RecordedRequest) -> bool:
         return (
-            self.kind in (None, seen.kind)
-            and self.method in (None, seen.method)
-            and self.repository in (None, seen.repository)
-            and self.reference in (None, seen.reference)
-            and self.status in (None, seen.status)
-            and (self.where is None or self.where(seen))
+            self.kind in (None, request.kind)
+            and self.method in (None, request.method)
+            and self.repository in (None, request.repository)
+            and self.reference in (None, request.reference)
+            and self.status in (None, request.status)
+            and (self.where is None or self.where(request))
         )
 
     def __repr__(self) -> str:
@@ -96,11 +96,11 @@ class Journal:
     """Remembers every request in order of arrival, and wakes tests when something happens."""
 
     def __init__(self) -> None:
-        self.requests: list[Seen] = []
+        self.requests: list[RecordedRequest] = []
         self._changed = asyncio.Event()
 
-    def record(self, seen: Seen) -> None:
-        self.requests.append(seen)
+    def record(self, request: RecordedRequest) -> None:
+        self.requests.append(request)
         self.notify()
 
     def notify(self) -> None:
@@ -119,11 +119,11 @@ class Journal:
         repository: str | None = None,
         reference: str | None = None,
         status: int | None = None,
-        where: Callable[[Seen], bool] | None = None,
-    ) -> list[Seen]:
+        where: Callable[[RecordedRequest], bool] | None = None,
+    ) -> list[RecordedRequest]:
         """The requests so far that match, in order of arrival."""
         match = Match(kind, method, repository, reference, status, where)
-        return [seen for seen in self.requests if match.takes(seen)]
+        return [request for request in self.requests if match.matches(request)]
 
     def count(
         self,
@@ -132,41 +132,41 @@ class Journal:
         repository: str | None = None,
         reference: str | None = None,
         status: int | None = None,
-        where: Callable[[Seen], bool] | None = None,
+        where: Callable[[RecordedRequest], bool] | None = None,
     ) -> int:
         """How many of the requests so far match."""
         return len(self.find(kind, method, repository, reference, status, where))
 
     def sent_bytes(self, kind: Kind | None = None, reference: str | None = None) -> int:
         """Body bytes handed to the connections for the matching requests."""
-        return sum(seen.sent_bytes for seen in self.find(kind, reference=reference))
+        return sum(request.sent_bytes for request in self.find(kind, reference=reference))
 
-    async def seen(
+    async def wait_for_requests(
         self,
         kind: Kind | None = None,
         method: str | None = None,
         repository: str | None = None,
         reference: str | None = None,
         status: int | None = None,
-        where: Callable[[Seen], bool] | None = None,
+        where: Callable[[RecordedRequest], bool] | None = None,
         *,
         count: int = 1,
         timeout: float = TIMEOUT,
-    ) -> list[Seen]:
+    ) -> list[RecordedRequest]:
         """Wait until at least `count` matching requests have arrived, and return them.
 
         Raises AssertionError, with what arrived instead, when they do not within `timeout` seconds.
         """
         match = Match(kind, method, repository, reference, status, where)
 
-        def found() -> list[Seen]:
-            return [seen for seen in self.requests if match.takes(seen)]
+        def found() -> list[RecordedRequest]:
+            return [request for request in self.requests if match.matches(request)]
 
-        await self.until(lambda: len(found()) >= count, timeout, f"{count} x [{match}]")
+        await self.wait_until(lambda: len(found()) >= count, timeout, f"{count} x [{match}]")
         return found()
 
-    async def until(
-        self, condition: Callable[[], bool], timeout: float = TIMEOUT, what: str = "the condition"
+    async def wait_until(
+        self, condition: Callable[[], bool], timeout: float = TIMEOUT, description: str = "the condition"
     ) -> None:
         """Wait until the condition holds; it is looked at whenever anything happens here.
 
@@ -178,4 +178,4 @@ class Journal:
                     await self._changed.wait()
         except TimeoutError:
             requests = "\n  ".join(map(repr, self.requests)) or "nothing"
-            raise AssertionError(f"not within {timeout} s: {what}; asked was\n  {requests}") from None
+            raise AssertionError(f"not within {timeout} s: {description}; requests:\n  {requests}") from None

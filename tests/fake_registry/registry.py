@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from aiohttp import web
 from multidict import CIMultiDict
 
-from tests.fake_registry import answers
+from tests.fake_registry import responses
 from tests.fake_registry.auth import Auth, Mode
 from tests.fake_registry.content import Content, RepositoryContent
-from tests.fake_registry.journal import Kind, Seen
-from tests.fake_registry.reply import Reply, error_reply, json_reply
+from tests.fake_registry.journal import Kind, RecordedRequest
+from tests.fake_registry.response import PlannedResponse, error_response, json_response
 from tests.fake_registry.server import FakeServer
 from tests.fake_registry.sources import InMemory
 
@@ -25,18 +25,18 @@ class RateLimit:
     window: int = 21600
     retry_after: int | None = 60
 
-    def apply(self, seen: Seen, reply: Reply) -> None:
+    def apply(self, request: RecordedRequest, response: PlannedResponse) -> None:
         """Count the request, and answer 429 when nothing remains."""
-        if seen.method == "GET" and reply.is_content:
+        if request.method == "GET" and response.is_content:
             if self.remaining <= 0:
-                refusal = error_reply(429, "TOOMANYREQUESTS", "You have reached your pull rate limit.")
-                reply.status, reply.headers = refusal.status, refusal.headers
-                reply.replace_body(refusal.source)
+                rejection = error_response(429, "TOOMANYREQUESTS", "You have reached your pull rate limit.")
+                response.status, response.headers = rejection.status, rejection.headers
+                response.replace_body(rejection.source)
                 if self.retry_after is not None:
-                    reply.headers["Retry-After"] = str(self.retry_after)
+                    response.headers["Retry-After"] = str(self.retry_after)
             self.remaining = max(self.remaining - 1, 0)
-        reply.headers["ratelimit-limit"] = f"{self.limit};w={self.window}"
-        reply.headers["ratelimit-remaining"] = f"{self.remaining};w={self.window}"
+        response.headers["ratelimit-limit"] = f"{self.limit};w={self.window}"
+        response.headers["ratelimit-remaining"] = f"{self.remaining};w={self.window}"
 
 
 class FakeRegistry(Content, Auth, FakeServer):
@@ -61,56 +61,56 @@ class FakeRegistry(Content, Auth, FakeServer):
         Content.__init__(self)
         Auth.__init__(self, auth, users)
         FakeServer.__init__(self, ssl_context=ssl_context, hostname=hostname, send_buffer=send_buffer)
-        self.page_size = answers.PAGE
+        self.page_size = responses.PAGE
         self.strict_accept = False
         self.has_referrers = True
         self.rate_limit: RateLimit | None = None
-        self.blob_location: Callable[[Seen], str] | None = None
+        self.blob_location: Callable[[RecordedRequest], str] | None = None
 
-    def identify(self, request: web.Request) -> tuple[Kind, str | None, str | None]:
-        return answers.parse_path(request.path)
+    def identify(self, http_request: web.Request) -> tuple[Kind, str | None, str | None]:
+        return responses.parse_path(http_request.path)
 
-    def answer(self, seen: Seen) -> Reply:
-        if seen.kind == "token":
-            return self.token_reply(seen)
-        reply = self.refuse(seen) or self._content(seen)
-        reply.headers["Docker-Distribution-Api-Version"] = "registry/2.0"
-        return reply
+    def respond(self, request: RecordedRequest) -> PlannedResponse:
+        if request.kind == "token":
+            return self.token_response(request)
+        response = self.reject(request) or self._content(request)
+        response.headers["Docker-Distribution-Api-Version"] = "registry/2.0"
+        return response
 
-    def _content(self, seen: Seen) -> Reply:
-        if seen.method not in ("GET", "HEAD") or seen.kind == "upload":
-            return error_reply(405, "UNSUPPORTED", headers={"Allow": "GET, HEAD"})
-        if seen.kind == "ping":
-            return json_reply(200, {})
-        if seen.kind == "catalog":
-            return answers.catalog_reply(list(self.repositories), seen, self.page_size)
-        content = self.repositories.get(seen.repository or "")
-        if seen.kind == "referrers":
-            return self._referrers(content or RepositoryContent(), seen)
+    def _content(self, request: RecordedRequest) -> PlannedResponse:
+        if request.method not in ("GET", "HEAD") or request.kind == "upload":
+            return error_response(405, "UNSUPPORTED", headers={"Allow": "GET, HEAD"})
+        if request.kind == "ping":
+            return json_response(200, {})
+        if request.kind == "catalog":
+            return responses.catalog_response(list(self.repositories), request, self.page_size)
+        content = self.repositories.get(request.repository or "")
+        if request.kind == "referrers":
+            return self._referrers(content or RepositoryContent(), request)
         if content is None:
-            return error_reply(404, "NAME_UNKNOWN", "repository name not known to registry")
-        if seen.kind == "manifest":
-            return self._manifest(content, seen)
-        if seen.kind == "tags":
-            return answers.tags_reply(content, seen, self.page_size)
-        return self._blob(content, seen)
+            return error_response(404, "NAME_UNKNOWN", "repository name not known to registry")
+        if request.kind == "manifest":
+            return self._manifest(content, request)
+        if request.kind == "tags":
+            return responses.tags_response(content, request, self.page_size)
+        return self._blob(content, request)
 
-    def _manifest(self, content: RepositoryContent, seen: Seen) -> Reply:
-        stored = content.find_manifest(seen.reference or "")
-        reply = answers.manifest_reply(stored, seen, strict_accept=self.strict_accept)
+    def _manifest(self, content: RepositoryContent, request: RecordedRequest) -> PlannedResponse:
+        stored = content.find_manifest(request.reference or "")
+        response = responses.manifest_response(stored, request, strict_accept=self.strict_accept)
         if self.rate_limit:
-            self.rate_limit.apply(seen, reply)
-        return reply
+            self.rate_limit.apply(request, response)
+        return response
 
-    def _referrers(self, content: RepositoryContent, seen: Seen) -> Reply:
+    def _referrers(self, content: RepositoryContent, request: RecordedRequest) -> PlannedResponse:
         if not self.has_referrers:
-            return error_reply(404, "UNSUPPORTED")
-        return answers.referrers_reply(content, seen)
+            return error_response(404, "UNSUPPORTED")
+        return responses.referrers_response(content, request)
 
-    def _blob(self, content: RepositoryContent, seen: Seen) -> Reply:
-        reply = answers.blob_reply(content, seen)
-        if self.blob_location and reply.is_content:
-            reply.status = 307
-            reply.headers = CIMultiDict({"Location": self.blob_location(seen)})
-            reply.replace_body(InMemory(b""))
-        return reply
+    def _blob(self, content: RepositoryContent, request: RecordedRequest) -> PlannedResponse:
+        response = responses.blob_response(content, request)
+        if self.blob_location and response.is_content:
+            response.status = 307
+            response.headers = CIMultiDict({"Location": self.blob_location(request)})
+            response.replace_body(InMemory(b""))
+        return response

@@ -11,8 +11,8 @@ from aiohttp import hdrs, web
 from multidict import CIMultiDict, MultiDict
 
 from tests.fake_registry.faults import Action, Dropped, Fault, Hold, Pause, Stage
-from tests.fake_registry.journal import Journal, Kind, Match, Seen
-from tests.fake_registry.reply import HIDDEN, Reply, reset, send
+from tests.fake_registry.journal import Journal, Kind, Match, RecordedRequest
+from tests.fake_registry.response import HIDDEN, PlannedResponse, reset, send
 
 
 class FakeServer(Journal, ABC):
@@ -51,11 +51,11 @@ class FakeServer(Journal, ABC):
     # --- what a server of a certain kind adds ---
 
     @abstractmethod
-    def identify(self, request: web.Request) -> tuple[Kind, str | None, str | None]:
+    def identify(self, http_request: web.Request) -> tuple[Kind, str | None, str | None]:
         """Kind, repository and reference of a request."""
 
     @abstractmethod
-    def answer(self, seen: Seen) -> Reply:
+    def respond(self, request: RecordedRequest) -> PlannedResponse:
         """The answer of a server that works."""
 
     def listen(self) -> socket.socket:
@@ -71,7 +71,7 @@ class FakeServer(Journal, ABC):
         method: str | None = None,
         repository: str | None = None,
         reference: str | None = None,
-        where: Callable[[Seen], bool] | None = None,
+        where: Callable[[RecordedRequest], bool] | None = None,
         times: int | None = 1,
         skip: int = 0,
     ) -> Fault:
@@ -181,77 +181,77 @@ class FakeServer(Journal, ABC):
         self.notify()
         return self._runner.server()
 
-    async def _handle(self, request: web.Request) -> web.StreamResponse:
-        seen = self._note(request)
+    async def _handle(self, http_request: web.Request) -> web.StreamResponse:
+        request = self._record(http_request)
         try:
-            if request.method == "POST":
-                seen.form = await _form(request)
-            return await send(request, seen, await self._reply(seen), self)
+            if http_request.method == "POST":
+                request.form = await _form(http_request)
+            return await send(http_request, request, await self._plan(request), self)
         except Dropped as dropped:
-            seen.outcome = "cut"
+            request.outcome = "cut"
             if dropped.reset:
-                await reset(request.transport)
-            elif request.transport:
-                request.transport.close()
+                await reset(http_request.transport)
+            elif http_request.transport:
+                http_request.transport.close()
             return web.Response()
         finally:
-            if seen.outcome == "waiting":
-                seen.outcome = "broken off"
+            if request.outcome == "waiting":
+                request.outcome = "broken off"
             self.notify()
 
-    def _note(self, request: web.Request) -> Seen:
-        kind, repository, reference = self.identify(request)
-        path, _, query_string = request.raw_path.partition("?")
-        peer = request.transport.get_extra_info("peername") if request.transport else None
-        seen = Seen(
-            method=request.method,
+    def _record(self, http_request: web.Request) -> RecordedRequest:
+        kind, repository, reference = self.identify(http_request)
+        path, _, query_string = http_request.raw_path.partition("?")
+        peer = http_request.transport.get_extra_info("peername") if http_request.transport else None
+        request = RecordedRequest(
+            method=http_request.method,
             path=path,
             query_string=query_string,
-            query=MultiDict(request.query),
-            headers=CIMultiDict(request.headers),
+            query=MultiDict(http_request.query),
+            headers=CIMultiDict(http_request.headers),
             kind=kind,
             repository=repository,
             reference=reference,
             peer_port=peer[1] if peer else 0,
         )
-        self.record(seen)
-        return seen
+        self.record(request)
+        return request
 
-    async def _reply(self, seen: Seen) -> Reply:
+    async def _plan(self, request: RecordedRequest) -> PlannedResponse:
         """Wait and fail as the faults want, and make up the answer.
 
         The answer is made after the waiting, from the content of that moment.
         """
-        early = [f for f in self._faults if f.stage is Stage.ALWAYS and f.takes(seen)]
+        early = [f for f in self._faults if f.stage is Stage.ALWAYS and f.matches(request)]
         for action in [action for fault in early for action in fault.actions]:
-            await action.before(seen)
-        reply = self.answer(seen)
+            await action.before(request)
+        response = self.respond(request)
         for action in [action for fault in early for action in fault.actions]:
-            action.change(reply, seen)
+            action.change(response, request)
         for fault in list(self._faults):
-            if _may_touch(fault.stage, reply, seen) and fault.takes(seen):
+            if _may_apply(fault.stage, response, request) and fault.matches(request):
                 for action in fault.actions:
-                    await action.before(seen)
-                    action.change(reply, seen)
-        return reply
+                    await action.before(request)
+                    action.change(response, request)
+        return response
 
 
-def _may_touch(stage: Stage, reply: Reply, seen: Seen) -> bool:
-    if stage is Stage.ALWAYS or not reply.is_content:
+def _may_apply(stage: Stage, response: PlannedResponse, request: RecordedRequest) -> bool:
+    if stage is Stage.ALWAYS or not response.is_content:
         return False
-    return stage is Stage.CONTENT or seen.method != "HEAD"
+    return stage is Stage.CONTENT or request.method != "HEAD"
 
 
-async def _form(request: web.Request) -> MultiDict[str]:
+async def _form(http_request: web.Request) -> MultiDict[str]:
     form: MultiDict[str] = MultiDict()
-    for name, value in (await request.post()).items():
+    for name, value in (await http_request.post()).items():
         if isinstance(value, str):
             form.add(name, value)
     return form
 
 
-async def _hide_headers(request: web.Request, response: web.StreamResponse) -> None:
+async def _hide_headers(http_request: web.Request, stream: web.StreamResponse) -> None:
     """The server has added its own headers by now; take out what shall not be sent."""
-    for name in response.get(HIDDEN, frozenset()):
+    for name in stream.get(HIDDEN, frozenset()):
         if name != hdrs.CONTENT_LENGTH.lower():
-            response.headers.popall(name, None)
+            stream.headers.popall(name, None)

@@ -6,9 +6,9 @@ from typing import Self
 
 from aiohttp import web
 
-from tests.fake_registry.journal import Kind, Seen
+from tests.fake_registry.journal import Kind, RecordedRequest
 from tests.fake_registry.registry import FakeRegistry
-from tests.fake_registry.reply import Reply, apply_range
+from tests.fake_registry.response import PlannedResponse, apply_range
 from tests.fake_registry.server import FakeServer
 from tests.fake_registry.sources import InMemory, Source
 
@@ -61,14 +61,14 @@ class FakeStorage(FakeServer):
             url.is_expired = True
 
     @property
-    def got_credentials(self) -> bool:
+    def received_credentials(self) -> bool:
         """Whether any request carried what belongs to the registry alone."""
-        return any({"Authorization", "Cookie"} & set(seen.headers) for seen in self.requests)
+        return any({"Authorization", "Cookie"} & set(request.headers) for request in self.requests)
 
-    def location(self, seen: Seen) -> str:
+    def location(self, request: RecordedRequest) -> str:
         """A fresh signed URL for the blob that the registry was asked for."""
-        digest = seen.reference or ""
-        source = self.registry.repository(seen.repository or "").blobs[digest]
+        digest = request.reference or ""
+        source = self.registry.repository(request.repository or "").blobs[digest]
         path = f"/data/{digest.replace(':', '%3A')}/~blob?{SIGNED}{len(self.signed):08x}"
         self.signed[path] = SignedUrl(path, digest, source)
         return f"{self.url}{path}"
@@ -82,25 +82,25 @@ class FakeStorage(FakeServer):
         self.registry.blob_location = None
         await self.stop()
 
-    def identify(self, request: web.Request) -> tuple[Kind, str | None, str | None]:
-        signed = self.signed.get(request.raw_path)
+    def identify(self, http_request: web.Request) -> tuple[Kind, str | None, str | None]:
+        signed = self.signed.get(http_request.raw_path)
         return "storage", None, signed.digest if signed else None
 
-    def answer(self, seen: Seen) -> Reply:
-        signed = self.signed.get(f"{seen.path}?{seen.query_string}")
-        if seen.authorization:
-            return _refusal(400, "InvalidArgument")
-        if signed is None or seen.method != "GET":
-            return _refusal(403, "SignatureDoesNotMatch")
+    def respond(self, request: RecordedRequest) -> PlannedResponse:
+        signed = self.signed.get(f"{request.path}?{request.query_string}")
+        if request.authorization:
+            return _rejection(400, "InvalidArgument")
+        if signed is None or request.method != "GET":
+            return _rejection(403, "SignatureDoesNotMatch")
         if signed.is_expired or signed.uses == self._good_for:
-            return _refusal(403, "AccessDenied")
+            return _rejection(403, "AccessDenied")
         signed.uses += 1
-        reply = Reply.of(200, signed.source, {"Content-Type": "application/octet-stream"})
-        reply.headers["Accept-Ranges"] = "bytes"
-        apply_range(reply, seen.headers.get("Range"))
-        return reply
+        response = PlannedResponse.of(200, signed.source, {"Content-Type": "application/octet-stream"})
+        response.headers["Accept-Ranges"] = "bytes"
+        apply_range(response, request.headers.get("Range"))
+        return response
 
 
-def _refusal(status: int, code: str) -> Reply:
+def _rejection(status: int, code: str) -> PlannedResponse:
     body = f'<?xml version="1.0" encoding="UTF-8"?><Error><Code>{code}</Code></Error>'
-    return Reply.of(status, InMemory(body.encode()), {"Content-Type": "application/xml"})
+    return PlannedResponse.of(status, InMemory(body.encode()), {"Content-Type": "application/xml"})

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.e2e.parts.process import Process, clean_environment
-from tests.fake_registry import FakeRegistry, Seen
+from tests.fake_registry import FakeRegistry, RecordedRequest
 from tests.faults.sample import HALF, add_sample, add_small
 
 ROOT = Path(__file__).parents[2]
@@ -51,9 +51,9 @@ def process_upstream(directory: Path) -> Iterator[ProcessUpstream]:
 
 
 class _Registry(FakeRegistry):
-    def record(self, seen: Seen) -> None:
-        super().record(seen)
-        _say(f"{seen.method} {seen.path} {seen.headers.get('Range', '-')}")
+    def record(self, request: RecordedRequest) -> None:
+        super().record(request)
+        _say(f"{request.method} {request.path} {request.headers.get('Range', '-')}")
 
 
 def _say(line: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import aiohttp
 
 from tests.fake_registry import FakeRegistry, Image, random_bytes
-from tests.mirror_fixture import Answer, Client
+from tests.mirror_fixture import Client, Response
 
 SIZE = 2 << 20
 HALF = SIZE // 2
@@ -42,10 +42,15 @@ async def store(client: Client, image: Image, upstream: str) -> str:
     return tag
 
 
-def is_stale(answer: Answer, image: Image) -> bool:
+def is_stale(response: Response, image: Image) -> bool:
     """Whether this is the image's manifest, said to be served because its upstream fails."""
-    marked = answer.headers.get("Cache-Status") == "regmirror; hit; detail=stale"
-    return answer.status == 200 and answer.body == image.manifest and marked and "Warning" in answer.headers
+    marked = response.headers.get("Cache-Status") == "regmirror; hit; detail=stale"
+    return (
+        response.status == 200
+        and response.body == image.manifest
+        and marked
+        and "Warning" in response.headers
+    )
 
 
 async def read_rest(response: aiohttp.ClientResponse) -> bytes | None:
@@ -56,22 +61,22 @@ async def read_rest(response: aiohttp.ClientResponse) -> bytes | None:
         return None
 
 
-async def pull_again(client: Client, path: str) -> Answer:
+async def pull_again(client: Client, path: str) -> Response:
     """Ask until it is answered, as a person does who has read that the upstream is back."""
     async with asyncio.timeout(PATIENCE):
-        while (answer := await client.get(path)).status != 200:
-            assert answer.status in (502, 503, 504), answer
+        while (response := await client.get(path)).status != 200:
+            assert response.status in (502, 503, 504), response
             await asyncio.sleep(0.2)
-    return answer
+    return response
 
 
 async def pulls(client: Client, image: Image, upstream: str) -> bool:
     """Whether the whole image can be had from an upstream that works, byte for byte."""
     tag, layer = paths(image, upstream)
-    answers = [await client.get(tag), await client.get(layer)]
-    return [(got.status, got.body) for got in answers] == [(200, image.manifest), (200, OTHER)]
+    responses = [await client.get(tag), await client.get(layer)]
+    return [(got.status, got.body) for got in responses] == [(200, image.manifest), (200, OTHER)]
 
 
-def reason(answer: Answer) -> Any:
+def reason(response: Response) -> Any:
     """The fixed word of an error for what its upstream did."""
-    return answer.json()["errors"][0]["detail"].get("reason")
+    return response.json()["errors"][0]["detail"].get("reason")

@@ -52,7 +52,7 @@ async def test_a_blob_is_whole_although_no_connection_lasts(upstream, storage, h
         with getattr(host, fault)(far.port, SIZE // 2):
             pulled = await program.get(paths(image, FAR)[1])
     assert (pulled.status, pulled.body) == (200, LAYER)
-    ranges = [seen.headers.get("Range", "") for seen in far.find("blob", "GET")]
+    ranges = [request.headers.get("Range", "") for request in far.find("blob", "GET")]
     assert ranges[0] == ""
     assert len(ranges) > 1
     assert all(text.startswith("bytes=") for text in ranges[1:])

@@ -22,7 +22,7 @@ from regmirror.blobs.staging import Staging
 from regmirror.metadata.upgrade import database_path
 from tests.fake_registry import FakeRegistry, random_bytes
 from tests.integration.collecting import collect
-from tests.mirror_fixture import NAME, Program, run_program, until
+from tests.mirror_fixture import NAME, Program, run_program, wait_until
 
 REPOSITORIES = ("team/app", "team/web")
 TAGS = ("1", "2", "latest")
@@ -136,7 +136,7 @@ async def run_and_kill(storage: Path, load: Load, rounds: int) -> None:
             async with run_program(storage, {NAME: load.upstream}, workers=2, **LIMITS) as program:
                 load.program = program
                 before = load.pulled
-                await until(lambda: load.pulled > before + 5, f"pulls go on in round {number}")  # noqa: B023
+                await wait_until(lambda: load.pulled > before + 5, f"pulls go on in round {number}")  # noqa: B023
                 await asyncio.sleep(dice.uniform(0.05, 0.8))
                 if dice.random() < 0.4:
                     os.kill(dice.choice(program.workers()), signal.SIGKILL)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from tests.fake_registry import Image
-from tests.mirror_fixture import RunningMirror, until
+from tests.mirror_fixture import InProcessMirror, wait_until
 
 
-async def pull_image(mirror: RunningMirror, image: Image, name: str = "team/app", tag: str = "1") -> None:
+async def pull_image(mirror: InProcessMirror, image: Image, name: str = "team/app", tag: str = "1") -> None:
     """Pull it, and wait until all of it is stored."""
-    answer = await mirror.get(f"/v2/{name}/manifests/{tag}")
-    assert answer.body == image.manifest, answer
+    response = await mirror.get(f"/v2/{name}/manifests/{tag}")
+    assert response.body == image.manifest, response
     for digest in image.blob_digests:
         assert (await mirror.get(f"/v2/{name}/blobs/{digest}")).status == 200
-    await until(lambda: set(image.blob_digests) <= mirror.stored(), "the image is stored")
-    await mirror.running._resources.downloads.drain()  # and written down
+    await wait_until(lambda: set(image.blob_digests) <= mirror.stored(), "the image is stored")
+    await mirror.worker._resources.downloads.drain()  # and written down

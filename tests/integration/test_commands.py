@@ -258,7 +258,7 @@ async def test_status_shows_downloads_in_flight(stage):
     digest = stage.hub.add_blob("library/alpine", random_bytes(3_000_000, 9))
     pause = stage.hub.pause(after=1_000_000, kind="blob")
     pull = asyncio.create_task(stage.mirror.get(f"/v2/alpine/blobs/{digest}"))
-    await pause.reached()
+    await pause.wait_for_arrivals()
     (download,) = (await stage.json("status"))["downloads"]
     pause.release()
     assert (await pull).status == 200

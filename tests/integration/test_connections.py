@@ -14,7 +14,7 @@ import trustme
 from regmirror.v2 import delivery_monitor as connections
 from regmirror.v2.delivery_monitor import LEAST, STALLED, WINDOW
 from tests.fake_registry import random_bytes
-from tests.mirror_fixture import NAME, open_files, run_program, until
+from tests.mirror_fixture import NAME, list_open_files, run_program, wait_until
 
 TAG = "/v2/team/app/manifests/1"
 LIMITED = """
@@ -96,7 +96,7 @@ async def test_idle_connections_in_any_number_stop_no_pull(upstream, storage, wo
                 assert (layer.status, layer.body) == (200, image.layers[0])
             assert len(program.log) < 20_000
             for pid in program.workers() or [program.process.pid]:
-                assert len(open_files(pid)) < 300
+                assert len(list_open_files(pid)) < 300
     assert upstream.count("blob", "GET") == 1
 
 
@@ -120,7 +120,7 @@ async def test_the_soft_limit_of_descriptors_is_raised(upstream, storage):
     async with run_program(storage, {NAME: upstream}, through=limited(128, 1024)) as program:
         with idle_connections(program.port, 300) as ends:
             assert (await program.get("/v2/")).status == 200
-            await until(lambda: len(open_files(program.process.pid)) > 300, "all are open")
+            await wait_until(lambda: len(list_open_files(program.process.pid)) > 300, "all are open")
             ends[0].sendall(request("/v2/"))
             assert ends[0].recv(17) == b"HTTP/1.1 200 OK\r\n"
 
@@ -181,7 +181,7 @@ async def stopped_readers(mirror, path, count=1, tls=None):
         for _ in range(count):
             readers.append(await asyncio.to_thread(Reader, mirror.port, path, tls))
             await asyncio.to_thread(readers[-1].take, 1_000)
-        await until(lambda: len(busy(mirror)) >= count, "all are in progress")
+        await wait_until(lambda: len(busy(mirror)) >= count, "all are in progress")
         yield readers
     finally:
         for reader in readers:
@@ -242,8 +242,10 @@ async def test_a_reader_that_stops_is_dropped(served, upstream, path, large_mani
         await look(mirror, WINDOW / 2)
         assert len(busy(mirror)) == 1
         await look_on(mirror, lambda: not busy(mirror))
-        await until(lambda: not list(mirror.server.open()), "nothing is left of it")
-    await until(lambda: not any("/data/blobs/" in name for name in open_files()), "the file is closed")
+        await wait_until(lambda: not list(mirror.server.open()), "nothing is left of it")
+    await wait_until(
+        lambda: not any("/data/blobs/" in name for name in list_open_files()), "the file is closed"
+    )
 
 
 async def test_a_reader_that_takes_next_to_nothing_is_dropped(mirror, path):
@@ -254,7 +256,7 @@ async def test_a_reader_that_takes_next_to_nothing_is_dropped(mirror, path):
             await look(mirror, after)
             with contextlib.suppress(OSError):
                 await asyncio.to_thread(reader.take, 1)
-        await until(lambda: not busy(mirror), "it is dropped")
+        await wait_until(lambda: not busy(mirror), "it is dropped")
 
 
 async def test_a_reader_that_has_stopped_makes_room_for_others(mirror, path):
@@ -267,7 +269,7 @@ async def test_a_reader_that_has_stopped_makes_room_for_others(mirror, path):
         for window in mirror.server.monitor._windows.values():
             window.since = loop.time() - STALLED
         assert mirror.server.drop_slowest_reader()
-        await until(lambda: not busy(mirror), "it is dropped")
+        await wait_until(lambda: not busy(mirror), "it is dropped")
 
 
 async def test_a_slow_reader_gets_everything(mirror, path):
@@ -278,7 +280,7 @@ async def test_a_slow_reader_gets_everything(mirror, path):
             await look(mirror, number * WINDOW / 2)
             before = acknowledged(mirror)
             assert await asyncio.to_thread(reader.take, 4 * LEAST) == 4 * LEAST
-            await until(lambda: acknowledged(mirror) >= before + LEAST, "it is noticed")  # noqa: B023
+            await wait_until(lambda: acknowledged(mirror) >= before + LEAST, "it is noticed")  # noqa: B023
         rest = LARGE - 40 * 4 * LEAST - 1_000
         assert await asyncio.to_thread(reader.take, rest) == rest
 
@@ -307,10 +309,10 @@ async def test_stopped_readers_give_back_the_connections_of_their_upstream(start
     async with stopped_readers(mirror, path, count=7):
         await look(mirror, 0)
         waiting = asyncio.create_task(mirror.get(f"/v2/team/app/blobs/{other}"))
-        await until(lambda: len(busy(mirror)) == 8, "it waits")
+        await wait_until(lambda: len(busy(mirror)) == 8, "it waits")
         await look_on(mirror, waiting.done)
-        answer = await waiting
-        assert (answer.status, answer.body) == (200, b"another")
+        response = await waiting
+        assert (response.status, response.body) == (200, b"another")
 
 
 async def test_responses_that_are_not_read_are_not_copied(mirror, upstream, large_manifest):

@@ -18,7 +18,7 @@ import pytest
 from regmirror.telemetry.events import KINDS, RESULTS
 from tests.fake_registry import Corrupt, RateLimit, Status, Truncate, random_bytes
 from tests.integration.test_metrics import COUNTER, read_metrics, total
-from tests.mirror_fixture import NAME, run_program, until
+from tests.mirror_fixture import NAME, run_program, wait_until
 
 BLOB = random_bytes(300_000)
 LARGE = random_bytes(16 << 20, seed=3)  # more than the kernel takes in ahead of a client: leaving is noticed
@@ -64,7 +64,7 @@ def raw(path, method="GET", **headers):
 
 async def settled(program, count):
     """The figures once so many requests have ended."""
-    await until(lambda: len(program.logged("request")) >= count, f"{count} requests have ended")
+    await wait_until(lambda: len(program.log_records("request")) >= count, f"{count} requests have ended")
     return await read_metrics(program)
 
 
@@ -139,13 +139,13 @@ async def test_whoever_leaves_is_counted(upstream, storage, workers):
         begun = await asyncio.gather(*(leave(program, path, how) for path, how in asked))
         metrics = await settled(program, sum(begun))
         # A last one on each kind of figure, after which nothing of the others is still on its way.
-        await until(lambda: len(program.logged("download ended")) >= 2, "both downloads have ended")
+        await wait_until(lambda: len(program.log_records("download ended")) >= 2, "both downloads have ended")
         for _ in range(50):  # those who follow leave in their own time
             metrics = await read_metrics(program)
             if not metrics["regmirror_download_followers",]:
                 break
             await asyncio.sleep(0.1)
-        counted, lines = total(metrics, COUNTER), program.logged("request")
+        counted, lines = total(metrics, COUNTER), program.log_records("request")
     assert sum(begun) >= 4 * 3 * len(paths)
     assert any("client left" in line.get("error", "") for line in lines)
     assert sum(begun) <= counted <= len(asked)
@@ -165,14 +165,14 @@ async def test_sent_bytes_are_the_bytes_that_clients_got(upstream, storage, imag
         await program.get(layer)  # so that a range is the range of something stored
         pulls = [program.get(path, {**more, "Connection": "close"}) for path, more in asks for _ in range(8)]
         heads = [program.head(path, {"Connection": "close"}) for path in (layer, tag)]
-        answers = await asyncio.gather(*pulls, *heads)
-        metrics = await settled(program, len(answers) + 1)
-    assert {answer.status for answer in answers} == {200, 206, 304, 404, 416}
+        responses = await asyncio.gather(*pulls, *heads)
+        metrics = await settled(program, len(responses) + 1)
+    assert {response.status for response in responses} == {200, 206, 304, 404, 416}
     got = {
         kind: sum(
-            len(answer.body)
-            for answer in answers
-            if answer.status < 300 and ("Accept-Ranges" in answer.headers) == (kind == "blob")
+            len(response.body)
+            for response in responses
+            if response.status < 300 and ("Accept-Ranges" in response.headers) == (kind == "blob")
         )
         for kind in ("blob", "manifest")
     }
@@ -198,8 +198,8 @@ async def test_what_a_killed_worker_has_counted_stays(upstream, storage, image):
         for victim in list(program.workers()):
             workers = set(program.workers())
             os.kill(victim, signal.SIGKILL)
-            await until(lambda known=workers: len(set(program.workers()) - known) == 1, "it is replaced")
-        await until(lambda: program.log.count("ended with") == 2, "both were noticed")
+            await wait_until(lambda known=workers: len(set(program.workers()) - known) == 1, "it is replaced")
+        await wait_until(lambda: program.log.count("ended with") == 2, "both were noticed")
         await ask_all()
         after = await settled(program, 60)
     assert total(before, COUNTER) == 30
@@ -218,16 +218,16 @@ async def test_a_storm_in_which_workers_are_killed(upstream, storage, image):
         for turn in range(each):
             path = paths[(number + turn) % len(paths)]
             try:
-                outcomes.append(bool(await program.talk(raw(path))))
+                outcomes.append(bool(await program.send_raw(raw(path))))
             except OSError:  # reset by the end of its worker
                 outcomes.append(False)
 
     async def murderer():
         for kills in (1, 2):
-            await until(lambda part=kills: len(outcomes) > part * clients * each // 4, "they are at it")
+            await wait_until(lambda part=kills: len(outcomes) > part * clients * each // 4, "they are at it")
             known = set(program.workers())
             os.kill(min(known), signal.SIGKILL)
-            await until(lambda past=known: len(set(program.workers()) - past) == 1, "it is replaced")
+            await wait_until(lambda past=known: len(set(program.workers()) - past) == 1, "it is replaced")
 
     async with run_program(storage, {NAME: upstream}, workers=2) as program:
         await program.get(paths[1])
@@ -250,7 +250,7 @@ async def test_what_a_killed_worker_had_in_flight_is_forgotten(upstream, storage
             assert [metrics[name] for name in in_flight] == [1, 1]
             for victim in program.workers():
                 os.kill(victim, signal.SIGKILL)
-            await until(lambda: program.log.count("ended with") == 2, "both were noticed")
+            await wait_until(lambda: program.log.count("ended with") == 2, "both were noticed")
         pause.release()
         metrics = await read_metrics(program)
     assert [metrics[name] for name in in_flight] == [0, 0]
@@ -267,7 +267,7 @@ async def test_a_new_worker_does_not_unsay_what_is_known_of_upstreams(upstream, 
         assert (await program.get(f"{APP}/manifests/other")).status == 502
         for victim in program.workers():
             os.kill(victim, signal.SIGKILL)
-        await until(lambda: program.log.count("ended with") == 2, "both were noticed")
+        await wait_until(lambda: program.log.count("ended with") == 2, "both were noticed")
         metrics = await read_metrics(program)
     assert [metrics[name] for name in names] == list(known.values())
 
@@ -287,8 +287,8 @@ async def test_each_request_is_one_line_of_json(upstream, storage, image, worker
     asked = [f"ask-{number}" for number in range(5 * len(paths))]
     async with run_program(storage, {NAME: upstream}, workers=workers) as program:
         asks = [raw(path, **{"X-Request-Id": name}) for path, name in zip(paths * 5, asked, strict=True)]
-        await asyncio.gather(*(program.talk(ask) for ask in asks))
-        await program.talk(raw(f"{APP}/blobs/{layer}"))
+        await asyncio.gather(*(program.send_raw(ask) for ask in asks))
+        await program.send_raw(raw(f"{APP}/blobs/{layer}"))
         metrics = await settled(program, len(asks) + 1)
         log = program.log.splitlines()
     lines = [line for line in map(json.loads, log) if line["event"] == "request"]

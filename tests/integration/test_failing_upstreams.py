@@ -11,7 +11,7 @@ import trustme
 from regmirror.telemetry.events import DownloadEnded, RequestServed, UpstreamAnswered
 from tests.fake_registry import (
     BlackHole,
-    DropBeforeAnswer,
+    DropBeforeResponse,
     FakeRegistry,
     Html,
     RateLimit,
@@ -31,8 +31,8 @@ FAILURES = {
     "502": Status(502, {"Content-Type": "text/html"}, b"<h1>Bad Gateway</h1>"),
     "503": Status(503, {"Retry-After": "5"}),
     "429": Status(429, {"Retry-After": "30"}),
-    "reset": DropBeforeAnswer(reset=True),
-    "closed": DropBeforeAnswer(),
+    "reset": DropBeforeResponse(reset=True),
+    "closed": DropBeforeResponse(),
     "captive portal": Html(),
 }
 
@@ -42,13 +42,13 @@ def image(upstream):
     return upstream.add_image("team/app", "1", [random_bytes(200_000)])
 
 
-def only_an_error(answer, status, code=None):
+def only_an_error(response, status, code=None):
     """Check an error answer: OCI JSON, and nothing that belongs to content or to the upstream (B9)."""
-    assert answer.status == status
-    assert answer.headers["Content-Type"] == "application/json"
-    assert answer.headers["Docker-Distribution-Api-Version"] == "registry/2.0"
-    assert not {*CONTENT_HEADERS, "WWW-Authenticate", "Set-Cookie"} & set(answer.headers)
-    errors = answer.json()["errors"]
+    assert response.status == status
+    assert response.headers["Content-Type"] == "application/json"
+    assert response.headers["Docker-Distribution-Api-Version"] == "registry/2.0"
+    assert not {*CONTENT_HEADERS, "WWW-Authenticate", "Set-Cookie"} & set(response.headers)
+    errors = response.json()["errors"]
     assert [set(error) for error in errors] == [{"code", "message", "detail"}]
     assert re.fullmatch("[A-Z_]+", errors[0]["code"])
     if code:
@@ -67,12 +67,12 @@ async def test_a_cached_tag_outlives_its_upstreams_failure(mirror, upstream, ima
     fault = upstream.fault(FAILURES[failure], kind="manifest", times=None)
 
     for method, body in (("HEAD", b""), ("GET", image.manifest)):
-        answer = await mirror.request(method, TAG)
+        response = await mirror.request(method, TAG)
 
-        assert (answer.status, answer.body) == (200, body)
-        assert answer.headers["Docker-Content-Digest"] == image.digest
-        assert answer.headers["Cache-Status"] == "regmirror; hit; detail=stale"
-        assert re.fullmatch(r'299 - "registry\.test[^"]*"', answer.headers["Warning"])
+        assert (response.status, response.body) == (200, body)
+        assert response.headers["Docker-Content-Digest"] == image.digest
+        assert response.headers["Cache-Status"] == "regmirror; hit; detail=stale"
+        assert re.fullmatch(r'299 - "registry\.test[^"]*"', response.headers["Warning"])
         assert mirror.events.of(RequestServed)[-1].result == "stale"
 
     fault.remove()
@@ -88,10 +88,10 @@ async def test_a_cached_tag_outlives_its_upstream(mirror, upstream, image):
     mirror.clock.advance(MAX_AGE + 1)
     await upstream.stop()
 
-    answer = await mirror.get(TAG)
+    response = await mirror.get(TAG)
 
-    assert answer.body == image.manifest
-    assert answer.headers["Warning"].startswith('299 - "registry.test: ')
+    assert response.body == image.manifest
+    assert response.headers["Warning"].startswith('299 - "registry.test: ')
     metrics = (await mirror.get("/metrics")).body.decode()
     name = 'regmirror_requests_total{kind="manifest",result="stale",upstream="registry.test"}'
     assert f"{name} 1.0" in metrics
@@ -102,18 +102,18 @@ async def test_nobody_waits_for_a_slow_upstream_while_a_stale_answer_is_at_hand(
     start_mirror, upstream, image
 ):
     """B33: the question goes on in the background, and its answer is there for the next pull."""
-    mirror = await start_mirror(patience=0.05)
+    mirror = await start_mirror(stale_deadline=0.05)
     await pull_image(mirror, image)
     mirror.clock.advance(MAX_AGE + 1)
     gate = upstream.hold("manifest")
 
-    answers = [await mirror.get(TAG), await mirror.get(TAG)]
+    responses = [await mirror.get(TAG), await mirror.get(TAG)]
 
-    assert {answer.headers["Cache-Status"] for answer in answers} == {"regmirror; hit; detail=stale"}
-    assert "slow" in answers[0].headers["Warning"]
+    assert {response.headers["Cache-Status"] for response in responses} == {"regmirror; hit; detail=stale"}
+    assert "slow" in responses[0].headers["Warning"]
     assert upstream.count("manifest", "HEAD") == 1, "both waited for one question"
     gate.release()
-    await mirror.events.until(lambda: len(mirror.events.of(UpstreamAnswered)) == 4)
+    await mirror.events.wait_until(lambda: len(mirror.events.of(UpstreamAnswered)) == 4)
     assert (await mirror.get(TAG)).headers["Cache-Status"] in (
         "regmirror; hit",
         "regmirror; fwd=stale; fwd-status=200",
@@ -151,11 +151,11 @@ async def test_what_an_upstream_does_not_give_is_unknown(mirror, upstream, image
         "/v2/team/app/tags/list": "NAME_UNKNOWN",
     }.items():
         head = await mirror.head(path.replace("app", "head"))
-        answer = await mirror.get(path)
+        response = await mirror.get(path)
 
-        only_an_error(answer, 404, code)
+        only_an_error(response, 404, code)
         assert (head.status, head.body) == (404, b"")
-        assert set(head.headers) == set(answer.headers)
+        assert set(head.headers) == set(response.headers)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ async def test_what_an_upstream_does_not_give_is_unknown(mirror, upstream, image
         (Status(503), 502, "UNAVAILABLE"),
         (Status(418), 502, "UNAVAILABLE"),
         (Html(), 502, "UNAVAILABLE"),
-        (DropBeforeAnswer(reset=True), 502, "UNAVAILABLE"),
+        (DropBeforeResponse(reset=True), 502, "UNAVAILABLE"),
     ],
 )
 async def test_what_an_upstream_cannot_do_is_said(mirror, upstream, image, fault, status, code):
@@ -180,16 +180,16 @@ async def test_what_an_upstream_cannot_do_is_said(mirror, upstream, image, fault
         f"/v2/team/app/blobs/{NOTHING}",
         "/v2/a/tags/list",
     ):
-        answer = await mirror.get(path)
+        response = await mirror.get(path)
         failing.remove()
         await mirror.get("/v2/team/app/manifests/well")  # so that they are no three in a row
         failing = upstream.fault(fault, times=None)
 
-        error = only_an_error(answer, status, code)
+        error = only_an_error(response, status, code)
         assert error["detail"]["upstream"] == "registry.test"
         assert error["detail"]["reason"]
         wanted = {"30", "60"} if status == 429 else {None}
-        assert answer.headers.get("Retry-After") in wanted
+        assert response.headers.get("Retry-After") in wanted
 
 
 @pytest.mark.parametrize("accepts", [True, False])
@@ -217,7 +217,7 @@ async def test_a_hung_upstream_delays_nobody_else(start_mirror, upstream, image)
         gate = upstream.hold()
         hung = [asyncio.create_task(mirror.get("/v2/team/app/manifests/2")) for _ in range(20)]
         hung += [asyncio.create_task(mirror.get(f"/v2/team/x{i}/manifests/1")) for i in range(80)]
-        await gate.reached(10)
+        await gate.wait_for_arrivals(10)
 
         assert (await mirror.get(TAG)).body == image.manifest
         assert (await mirror.get(f"/v2/team/app/blobs/{image.config_digest}")).body == image.config
@@ -285,7 +285,7 @@ async def test_an_error_after_the_first_byte_adds_nothing_to_the_body(mirror, up
     await mirror.get(TAG)
 
     path = f"/v2/team/app/blobs/{image.layer_digests[0]}"
-    received = await mirror.talk(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    received = await mirror.send_raw(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
 
     head, _, body = received.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200")
@@ -303,9 +303,9 @@ async def test_a_blob_that_cannot_be_had_fails_before_its_headers(mirror, upstre
     await mirror.get(TAG)
     upstream.fault(Status(500), kind="blob", times=None)
 
-    answer = await mirror.get(f"/v2/team/app/blobs/{image.blob_digests[number]}")
-    only_an_error(answer, 502)
-    assert answer.status == 502
+    response = await mirror.get(f"/v2/team/app/blobs/{image.blob_digests[number]}")
+    only_an_error(response, 502)
+    assert response.status == 502
 
 
 async def test_a_defect_of_ours_is_an_error_of_the_api(mirror, upstream, image, monkeypatch, caplog):
@@ -333,9 +333,9 @@ async def test_rate_limits_become_gauges(mirror, upstream, image):
     """B31: what Docker Hub says of its limit is in /metrics, and not in our own answers."""
     upstream.rate_limit = RateLimit(limit=100, remaining=76)
 
-    answer = await mirror.get(TAG)
+    response = await mirror.get(TAG)
 
-    assert not [name for name in answer.headers if "ratelimit" in name.lower()]
+    assert not [name for name in response.headers if "ratelimit" in name.lower()]
     metrics = (await mirror.get("/metrics")).body.decode()
     assert 'regmirror_upstream_ratelimit_limit{upstream="registry.test"} 100.0' in metrics
     assert 'regmirror_upstream_ratelimit_remaining{upstream="registry.test"} 75.0' in metrics
@@ -347,9 +347,9 @@ async def pull(mirror, index):
     for image in index.images:
         paths.append(f"/v2/team/app/manifests/{image.digest}")
         paths += [f"/v2/team/app/blobs/{digest}" for digest in image.blob_digests]
-    answers = {path: await mirror.get(path) for path in paths}
-    assert {answer.status for answer in answers.values()} == {200}
-    return {path: answer.body for path, answer in answers.items()}
+    responses = {path: await mirror.get(path) for path in paths}
+    assert {response.status for response in responses.values()} == {200}
+    return {path: response.body for path, response in responses.items()}
 
 
 @pytest.fixture
@@ -395,8 +395,8 @@ async def test_offline_asks_nobody(start_mirror, upstream, index):
             f"team/new/blobs/{index.images[0].config_digest}",
             "team/new/tags/list",
         ):
-            answer = await mirror.request(method, f"/v2/{missing}")
-            assert answer.status == 404, missing
+            response = await mirror.request(method, f"/v2/{missing}")
+            assert response.status == 404, missing
         assert (await mirror.request(method, TAG)).headers["Cache-Status"] == "regmirror; hit"
     referrers = await mirror.get(f"/v2/team/app/referrers/{index.digest}")
     assert (referrers.status, referrers.json()["manifests"]) == (200, [])

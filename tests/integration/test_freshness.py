@@ -28,10 +28,10 @@ async def test_a_warm_tag_asks_nobody(mirror, upstream, image):
 
     for batch in range(10):
         method = ("GET", "HEAD")[batch % 2]
-        answers = await asyncio.gather(*(mirror.request(method, TAG) for _ in range(100)))
-        assert {answer.status for answer in answers} == {200}
-        assert {answer.headers["Docker-Content-Digest"] for answer in answers} == {image.digest}
-        assert {answer.headers["Cache-Status"] for answer in answers} == {"regmirror; hit"}
+        responses = await asyncio.gather(*(mirror.request(method, TAG) for _ in range(100)))
+        assert {response.status for response in responses} == {200}
+        assert {response.headers["Docker-Content-Digest"] for response in responses} == {image.digest}
+        assert {response.headers["Cache-Status"] for response in responses} == {"regmirror; hit"}
 
     assert upstream.count() == 0
     assert upstream.connections == connections
@@ -55,11 +55,11 @@ async def test_an_unchanged_tag_costs_one_head(mirror, upstream, image):
     mirror.clock.advance(MAX_AGE + 1)
     upstream.clear()
 
-    answer = await mirror.get(TAG)
+    response = await mirror.get(TAG)
 
-    assert answer.body == image.manifest
-    assert answer.headers["Cache-Status"] == "regmirror; fwd=stale; fwd-status=200"
-    assert [seen.method for seen in upstream.requests] == ["HEAD"]
+    assert response.body == image.manifest
+    assert response.headers["Cache-Status"] == "regmirror; fwd=stale; fwd-status=200"
+    assert [request.method for request in upstream.requests] == ["HEAD"]
     await mirror.get(TAG)
     assert upstream.count() == 1, "it is fresh again"
 
@@ -72,11 +72,11 @@ async def test_a_changed_tag_is_served_on_that_very_pull(mirror, upstream, image
     mirror.clock.advance(MAX_AGE + 1)
     upstream.clear()
 
-    answer = await mirror.get(TAG)
+    response = await mirror.get(TAG)
 
-    assert answer.body == changed.manifest
-    assert answer.headers["Docker-Content-Digest"] == changed.digest
-    assert [seen.method for seen in upstream.requests] == ["HEAD", "GET"]
+    assert response.body == changed.manifest
+    assert response.headers["Docker-Content-Digest"] == changed.digest
+    assert [request.method for request in upstream.requests] == ["HEAD", "GET"]
     assert (await mirror.get(f"/v2/team/app/manifests/{image.digest}")).body == image.manifest
 
 
@@ -99,10 +99,10 @@ async def test_many_who_find_a_tag_stale_ask_once(mirror, upstream, image):
     gate = upstream.hold("manifest")
 
     pulls = [asyncio.create_task(mirror.get(TAG)) for _ in range(50)]
-    await gate.reached()
+    await gate.wait_for_arrivals()
     gate.release()
 
-    assert {answer.status for answer in await asyncio.gather(*pulls)} == {200}
+    assert {response.status for response in await asyncio.gather(*pulls)} == {200}
     assert upstream.count("manifest") == 1
 
 
@@ -153,10 +153,10 @@ async def test_a_missing_tag_is_asked_for_once(mirror, upstream, image, method):
     """B28: fifty pulls within ten seconds are at most two requests."""
     path = "/v2/team/app/manifests/nope"
 
-    answers = [await mirror.request(method, path) for _ in range(25)]
-    answers += await asyncio.gather(*(mirror.request(method, path) for _ in range(25)))
+    responses = [await mirror.request(method, path) for _ in range(25)]
+    responses += await asyncio.gather(*(mirror.request(method, path) for _ in range(25)))
 
-    assert {answer.status for answer in answers} == {404}
+    assert {response.status for response in responses} == {404}
     assert 1 <= upstream.count("manifest") <= 2
 
 
@@ -228,9 +228,9 @@ async def test_a_denial_is_not_remembered_for_long(mirror, upstream, image, stat
 
     mirror.clock.advance(DENIED_MAX_AGE + 1)
 
-    answer = await mirror.get(TAG)
-    assert answer.body == image.manifest
-    assert answer.headers["Cache-Status"] == "regmirror; fwd=stale; fwd-status=200"
+    response = await mirror.get(TAG)
+    assert response.body == image.manifest
+    assert response.headers["Cache-Status"] == "regmirror; fwd=stale; fwd-status=200"
 
 
 async def test_a_denied_tag_is_still_there_when_the_upstream_fails(mirror, upstream, image):

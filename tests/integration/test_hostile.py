@@ -28,7 +28,7 @@ def parse(received):
 async def ask(mirror, target, *lines, method="GET"):
     """Send the request target byte for byte as it is written."""
     text = "".join(f"{line}\r\n" for line in ("Host: mirror", "Connection: close", *lines))
-    return parse(await mirror.talk(f"{method} {target} HTTP/1.1\r\n{text}\r\n".encode("latin-1")))
+    return parse(await mirror.send_raw(f"{method} {target} HTTP/1.1\r\n{text}\r\n".encode("latin-1")))
 
 
 # --- paths ---
@@ -234,10 +234,10 @@ async def test_a_documents_media_type_is_not_trusted_as_a_header(mirror, upstrea
     upstream.add_manifest("team/app", body, "application/json", "evil")
 
     for method in ("GET", "HEAD", "GET"):
-        answer = await mirror.request(method, "/v2/team/app/manifests/evil")
-        assert answer.status == 200
-        assert answer.headers["Content-Type"] == INDEX
-        assert "X-Evil" not in answer.headers
+        response = await mirror.request(method, "/v2/team/app/manifests/evil")
+        assert response.status == 200
+        assert response.headers["Content-Type"] == INDEX
+        assert "X-Evil" not in response.headers
 
 
 @pytest.mark.parametrize("said", ["text/\xe9", "a/b c", "x" * 3000, "application/json, text/html"])
@@ -294,9 +294,9 @@ async def test_what_is_no_manifest_is_not_stored(mirror, upstream, body):
     )
     image = upstream.add_image("team/app", "1")
 
-    answer = await mirror.get(TAG)
+    response = await mirror.get(TAG)
 
-    assert (answer.status, answer.code) == (502, "UNAVAILABLE")
+    assert (response.status, response.code) == (502, "UNAVAILABLE")
     fault.remove()
     assert (await mirror.get(TAG)).body == image.manifest
 
@@ -306,5 +306,5 @@ async def test_a_digest_header_that_lies_is_not_believed(mirror, upstream, image
     for lie in (DIGEST, "sha256:x", "", "x\xe9"):
         upstream.fault(SetHeaders({"Docker-Content-Digest": lie}), kind="manifest", method="GET", times=1)
         upstream.add_image("team/app", f"tag{len(lie)}")
-        answer = await mirror.get(f"/v2/team/app/manifests/tag{len(lie)}")
-        assert answer.headers["Docker-Content-Digest"] == image.digest
+        response = await mirror.get(f"/v2/team/app/manifests/tag{len(lie)}")
+        assert response.headers["Docker-Content-Digest"] == image.digest

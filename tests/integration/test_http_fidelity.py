@@ -45,8 +45,8 @@ async def warm(mirror, image):
     return mirror
 
 
-def resources(answer):
-    return {name: value for name, value in answer.headers.items() if name not in VARY}
+def resources(response):
+    return {name: value for name, value in response.headers.items() if name not in VARY}
 
 
 def request(path, *lines, method="GET", version="HTTP/1.1"):
@@ -94,16 +94,16 @@ async def test_content_carries_what_clients_need(warm, image, blob, layer):
     """B48, B50, B51: digest, quoted entity tag, bare type, length, and the API's version."""
     manifest, part = await warm.get(TAG), await warm.get(blob)
 
-    for answer, digest, kind, body in (
+    for response, digest, kind, body in (
         (manifest, image.digest, MANIFEST, image.manifest),
         (part, image.layer_digests[0], "application/octet-stream", layer),
     ):
-        assert answer.body == body
-        assert answer.headers["Docker-Content-Digest"] == digest
-        assert answer.headers["ETag"] == f'"{digest}"'
-        assert answer.headers["Content-Type"] == kind
-        assert answer.headers["Content-Length"] == str(len(body))
-        assert "Transfer-Encoding" not in answer.headers
+        assert response.body == body
+        assert response.headers["Docker-Content-Digest"] == digest
+        assert response.headers["ETag"] == f'"{digest}"'
+        assert response.headers["Content-Type"] == kind
+        assert response.headers["Content-Length"] == str(len(body))
+        assert "Transfer-Encoding" not in response.headers
     assert part.headers["Accept-Ranges"] == "bytes"
     assert part.headers["Cache-Control"] == "max-age=31536000"
 
@@ -140,17 +140,17 @@ PATHS = [
 async def test_every_answer_has_the_version_of_the_api(mirror, image, method):
     """B56: every status below /v2/, the method's refusal included; errors are JSON."""
     for path in PATHS:
-        answer = await mirror.request(method, path)
+        response = await mirror.request(method, path)
 
-        assert answer.headers["Docker-Distribution-Api-Version"] == "registry/2.0", path
-        if answer.status >= 400:
-            assert answer.headers["Content-Type"] == "application/json"
-            assert method == "HEAD" or answer.json()["errors"]
+        assert response.headers["Docker-Distribution-Api-Version"] == "registry/2.0", path
+        if response.status >= 400:
+            assert response.headers["Content-Type"] == "application/json"
+            assert method == "HEAD" or response.json()["errors"]
         if method not in ("GET", "HEAD"):
-            assert answer.status in (400, 404, 405), path
-        if answer.status == 405:
-            assert answer.headers["Allow"] == "GET, HEAD"
-            assert method == "HEAD" or answer.code == "UNSUPPORTED"
+            assert response.status in (400, 404, 405), path
+        if response.status == 405:
+            assert response.headers["Allow"] == "GET, HEAD"
+            assert method == "HEAD" or response.code == "UNSUPPORTED"
 
 
 # --- conditions and ranges ---
@@ -161,11 +161,11 @@ async def test_what_a_client_has_is_not_sent_again(warm, image, blob, form):
     """B50: 304 with entity tag and digest, and without a body; the connection goes on."""
     contents = ((TAG, image.digest), (blob, image.layer_digests[0]))
     for method, (path, digest) in product(("GET", "HEAD"), contents):
-        answer = await warm.request(method, path, {"If-None-Match": form.format(digest)})
-        assert answer.status == 304
-        assert answer.headers["ETag"] == f'"{digest}"'
-        assert answer.headers["Docker-Content-Digest"] == digest
-        assert answer.body == b""
+        response = await warm.request(method, path, {"If-None-Match": form.format(digest)})
+        assert response.status == 304
+        assert response.headers["ETag"] == f'"{digest}"'
+        assert response.headers["Docker-Content-Digest"] == digest
+        assert response.body == b""
         assert (await warm.request(method, path, {"If-None-Match": f'"{EMPTY}"'})).status == 200
 
 
@@ -184,12 +184,12 @@ async def test_one_range(mirror, upstream, image, blob, layer, header, start, st
     """B49: single, open, suffix, past the end; first cold, then warm."""
     await mirror.get(TAG)
     for _ in ("cold", "warm"):
-        answer = await mirror.get(blob, {"Range": header})
+        response = await mirror.get(blob, {"Range": header})
 
-        assert answer.status == 206
-        assert answer.headers["Content-Range"] == f"bytes {start}-{stop - 1}/{SIZE}"
-        assert answer.headers["Content-Length"] == str(stop - start)
-        assert answer.body == layer[start:stop]
+        assert response.status == 206
+        assert response.headers["Content-Range"] == f"bytes {start}-{stop - 1}/{SIZE}"
+        assert response.headers["Content-Length"] == str(stop - start)
+        assert response.body == layer[start:stop]
         await mirror.events.wait_for(DownloadEnded)
     assert upstream.count("blob") == 1
 
@@ -198,20 +198,20 @@ async def test_one_range(mirror, upstream, image, blob, layer, header, start, st
 async def test_a_range_outside_the_blob(warm, blob, header):
     """B49: 416 that says how large the blob is, and no header of content."""
     for method in ("GET", "HEAD"):
-        answer = await warm.request(method, blob, {"Range": header})
+        response = await warm.request(method, blob, {"Range": header})
 
-        assert answer.status == 416
-        assert answer.headers["Content-Range"] == f"bytes */{SIZE}"
-        assert "Docker-Content-Digest" not in answer.headers
-        assert answer.headers["Content-Type"] == "application/json"
+        assert response.status == 416
+        assert response.headers["Content-Range"] == f"bytes */{SIZE}"
+        assert "Docker-Content-Digest" not in response.headers
+        assert response.headers["Content-Type"] == "application/json"
 
 
 async def test_a_range_that_is_not_understood(warm, blob, layer):
     """B49: another unit or nonsense is ignored."""
     for header in ("chunks=0-1", "bytes=x", "bytes=1", "bytes=" + "1" * 5000 + "-", ""):
-        answer = await warm.get(blob, {"Range": header})
+        response = await warm.get(blob, {"Range": header})
 
-        assert (answer.status, answer.body) == (200, layer), header[:20]
+        assert (response.status, response.body) == (200, layer), header[:20]
 
 
 @pytest.mark.parametrize(
@@ -222,12 +222,12 @@ async def test_several_ranges(mirror, image, blob, layer, ranges):
     await mirror.get(TAG)
     header = "bytes=" + ",".join(f"{start}-{stop - 1}" for start, stop in ranges)
     for _ in ("cold", "warm"):
-        answer = await mirror.get(blob, {"Range": header})
+        response = await mirror.get(blob, {"Range": header})
 
-        assert answer.status == 206
-        assert answer.headers["Content-Length"] == str(len(answer.body))
-        boundary = answer.headers["Content-Type"].removeprefix("multipart/byteranges; boundary=")
-        pieces = answer.body.split(f"\r\n--{boundary}".encode())
+        assert response.status == 206
+        assert response.headers["Content-Length"] == str(len(response.body))
+        boundary = response.headers["Content-Type"].removeprefix("multipart/byteranges; boundary=")
+        pieces = response.body.split(f"\r\n--{boundary}".encode())
         assert (pieces[0], pieces[-1]) == (b"", b"--\r\n")
         for piece, (start, stop) in zip(pieces[1:-1], ranges, strict=True):
             head, _, body = piece.partition(b"\r\n\r\n")
@@ -262,7 +262,7 @@ async def test_accept_changes_nothing(warm, image, layer, blob, lines):
     contents = ((TAG, image.manifest, MANIFEST), (blob, layer, "application/octet-stream"))
     encodings = ("gzip, zstd", "zstd;q=1.0, gzip;q=0.8, deflate;q=0.5", "*", "identity;q=0")
     for encoding, (path, body, kind) in product(encodings, contents):
-        received = await warm.talk(request(path, *lines, f"Accept-Encoding: {encoding}"))
+        received = await warm.send_raw(request(path, *lines, f"Accept-Encoding: {encoding}"))
         head, _, sent = received.partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 200")
         assert sent == body
@@ -272,7 +272,7 @@ async def test_accept_changes_nothing(warm, image, layer, blob, lines):
 
 async def test_upstreams_are_asked_for_every_kind(mirror, upstream, image):
     """B51: whatever the client accepts, since the answer is for all of them."""
-    await mirror.talk(request(TAG, "Accept: application/json"))
+    await mirror.send_raw(request(TAG, "Accept: application/json"))
 
     accepted = upstream.find("manifest")[0].headers["Accept"]
     assert all(kind in accepted for kind in (INDEX, MANIFEST, DOCKER_MANIFEST, "*/*"))
@@ -298,7 +298,7 @@ async def test_media_types_are_the_upstreams(mirror, upstream, docker):
 
 async def test_http_1_0(warm, layer, blob):
     """B57: an answer with its length, and the connection's end."""
-    received = await warm.talk(request(blob, version="HTTP/1.0"))
+    received = await warm.send_raw(request(blob, version="HTTP/1.0"))
 
     head, _, body = received.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.0 200")
@@ -308,7 +308,7 @@ async def test_http_1_0(warm, layer, blob):
 
 async def test_connection_close(warm, layer, blob):
     """B57: old dockerds ask so for each request."""
-    received = await warm.talk(request(blob, "Connection: close"))
+    received = await warm.send_raw(request(blob, "Connection: close"))
 
     assert received.endswith(b"\r\n\r\n" + layer)
 
@@ -319,7 +319,7 @@ async def test_pipelining(warm, image, layer, blob):
     second = request(blob, "Connection: keep-alive")
     third = request("/v2/team/app/manifests/2", "Connection: keep-alive", method="HEAD")
 
-    received = await warm.talk(first + second + third + request("/v2/"))
+    received = await warm.send_raw(first + second + third + request("/v2/"))
 
     positions = [received.index(part) for part in (image.manifest, layer, b"404 Not Found", b"\r\n\r\n{}")]
     assert positions == sorted(positions)
@@ -332,7 +332,7 @@ async def test_a_get_with_a_body_leaves_the_connection_sane(warm, blob, body):
     for path in (TAG, "/v2/team/app/manifests/2", "/v2/", blob):
         first = request(path, "Connection: keep-alive", f"Content-Length: {len(body)}") + body.encode()
 
-        received = await warm.talk(first + request("/v2/"))
+        received = await warm.send_raw(first + request("/v2/"))
 
         assert received.count(b"HTTP/1.1 ") == 2
         assert received.endswith(b"\r\n\r\n{}")
@@ -353,7 +353,7 @@ async def test_a_push_that_waits_for_100_is_refused_at_once(mirror, upstream):
 
 async def test_an_unknown_expectation_is_passed_over(warm, image):
     """A client that expects the unknown is answered in the API's terms all the same."""
-    received = await warm.talk(request(TAG, "Expect: 200-ok"))
+    received = await warm.send_raw(request(TAG, "Expect: 200-ok"))
 
     assert received.startswith(b"HTTP/1.1 200")
     assert received.endswith(image.manifest)
@@ -365,7 +365,7 @@ async def test_a_header_of_20_kilobytes(warm, layer, blob):
     header = "Range: bytes=" + ",".join(f"{start:08}-{stop:09}" for start, stop in spans)
     assert len(header) > 19_000
 
-    received = await warm.talk(request(blob, header))
+    received = await warm.send_raw(request(blob, header))
 
     assert received.startswith(b"HTTP/1.1 206")
     assert received.count(b"Content-Range: bytes ") == 1024
@@ -393,7 +393,7 @@ async def test_what_cannot_be_parsed_is_refused_as_the_api_has_it(program, upstr
         "GET /v2/t\xe9am/app/manifests/1 HTTP/1.1\r\nHost: x\r\n\r\n",
         "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
     ):
-        received = await program.talk(text.encode("latin-1"))
+        received = await program.send_raw(text.encode("latin-1"))
         assert received.startswith((b"HTTP/1.0 400", b"HTTP/1.1 400")), text[:80]
         assert received.count(b"HTTP/1.") == 1, "the connection ends there"
         head, _, body = received.partition(b"\r\n\r\n")

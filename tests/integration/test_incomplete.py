@@ -8,7 +8,7 @@ from regmirror.mirror.completeness import Completeness
 from regmirror.telemetry.events import CircuitChanged
 from tests.fake_registry import Status, random_bytes
 from tests.integration.pulling import pull_image
-from tests.mirror_fixture import until
+from tests.mirror_fixture import wait_until
 
 TAG = "/v2/team/app/manifests/1"
 MAX_AGE = 300
@@ -33,8 +33,8 @@ async def store(mirror, *digests):
     """Have the mirror store these blobs."""
     for digest in digests:
         assert (await mirror.get(f"/v2/team/app/blobs/{digest}")).status == 200
-    await until(lambda: set(digests) <= mirror.stored(), "the blobs are stored")
-    await mirror.running._resources.downloads.drain()  # and written down
+    await wait_until(lambda: set(digests) <= mirror.stored(), "the blobs are stored")
+    await mirror.worker._resources.downloads.drain()  # and written down
 
 
 def paths(image):
@@ -63,14 +63,14 @@ async def test_offline_an_incomplete_image_is_not_there(mirror, upstream, image)
     upstream.clear()
     await mirror.reload(freshness=OFFLINE)
 
-    answers = await ask_all(mirror, image)
+    responses = await ask_all(mirror, image)
 
-    assert [answer.status for answer in answers] == [404] * 4
-    error = answers[0].json()["errors"][0]
+    assert [response.status for response in responses] == [404] * 4
+    error = responses[0].json()["errors"][0]
     assert error["code"] == "MANIFEST_UNKNOWN"
     assert "1 of its 3 layers are stored, and the mirror is offline" in error["message"]
     await mirror.reload()
-    assert [answer.status for answer in await ask_all(mirror, image)] == [200] * 4, "nothing is forgotten"
+    assert [response.status for response in await ask_all(mirror, image)] == [200] * 4, "nothing is forgotten"
     assert upstream.count() == 0
 
 
@@ -86,17 +86,17 @@ async def test_offline_a_complete_image_is_served(mirror, upstream, image):
     """B32, B39: whatever else is missing of the repository."""
     await pull_image(mirror, image)
     await mirror.reload(freshness=OFFLINE)
-    assert [answer.status for answer in await ask_all(mirror, image)] == [200] * 4
+    assert [response.status for response in await ask_all(mirror, image)] == [200] * 4
 
 
 async def test_an_incomplete_image_can_be_served_nevertheless(mirror, upstream, image):
     """B39: incomplete = "serve", for clients that have the layers already."""
     await mirror.get(TAG)
     await mirror.reload(freshness={**OFFLINE, "incomplete": "serve"})
-    assert [answer.status for answer in await ask_all(mirror, image)] == [200] * 4
+    assert [response.status for response in await ask_all(mirror, image)] == [200] * 4
     await mirror.reload(freshness={"incomplete": "serve"})
     await open_circuit(mirror, upstream)
-    assert [answer.status for answer in await ask_all(mirror, image)] == [200] * 4
+    assert [response.status for response in await ask_all(mirror, image)] == [200] * 4
     mirror.clock.wall_ahead += MAX_AGE + 1
     assert (await mirror.get(TAG)).headers["Cache-Status"] == "regmirror; hit; detail=stale"
 
@@ -110,22 +110,22 @@ async def test_while_the_circuit_is_open_an_incomplete_image_is_refused(mirror, 
         mirror.clock.advance(MAX_AGE + 1)
     fault = await open_circuit(mirror, upstream)
 
-    answers = await ask_all(mirror, image)
+    responses = await ask_all(mirror, image)
 
-    assert [answer.status for answer in answers] == [503] * 4
-    assert answers[0].headers["Retry-After"]
+    assert [response.status for response in responses] == [503] * 4
+    assert responses[0].headers["Retry-After"]
     assert upstream.count() == 0
     fault.remove()
     mirror.clock.advance(5)
     await mirror.events.wait_for(CircuitChanged, 2)
-    assert [answer.status for answer in await ask_all(mirror, image)] == [200] * 4
+    assert [response.status for response in await ask_all(mirror, image)] == [200] * 4
 
 
 async def test_while_the_circuit_is_open_a_complete_image_is_served(mirror, upstream, image):
     """B33: by digest, by fresh tag, by stale tag."""
     await pull_image(mirror, image)
     await open_circuit(mirror, upstream)
-    assert [answer.status for answer in await ask_all(mirror, image)] == [200] * 4
+    assert [response.status for response in await ask_all(mirror, image)] == [200] * 4
     assert upstream.count() == 0
 
 
@@ -143,26 +143,26 @@ async def test_a_stale_answer_that_is_incomplete_is_the_upstreams_error(
 
 async def test_a_slow_upstream_is_waited_for_if_what_is_stale_is_incomplete(start_mirror, upstream, image):
     """B39, B34: as by those who have nothing; and then it is 504."""
-    mirror = await start_mirror(patience=0.05, cold_deadline=0.1)
+    mirror = await start_mirror(stale_deadline=0.05, cold_deadline=0.1)
     await mirror.get(TAG)
     mirror.clock.advance(MAX_AGE + 1)
     upstream.clear()
     gate = upstream.hold()
-    answer = await mirror.get(TAG)
-    assert (answer.status, answer.json()["errors"][0]["detail"]["reason"]) == (504, "slow")
+    response = await mirror.get(TAG)
+    assert (response.status, response.json()["errors"][0]["detail"]["reason"]) == (504, "slow")
     assert upstream.count() == 1
     gate.release()
 
 
 async def test_an_answer_that_comes_late_is_better_than_what_is_incomplete(start_mirror, upstream, image):
     """B39: when patience with a stale answer at hand has run out, the other kind of it begins."""
-    mirror = await start_mirror(patience=0.05, cold_deadline=30)
+    mirror = await start_mirror(stale_deadline=0.05, cold_deadline=30)
     await mirror.get(TAG)
     mirror.clock.advance(MAX_AGE + 1)
     gate = upstream.hold()
     asked = asyncio.create_task(mirror.get(TAG))
     record = mirror.root / "upstreams" / "registry.test.json"
-    await until(lambda: record.exists() and b'"slow"' in record.read_bytes(), "patience has run out")
+    await wait_until(lambda: record.exists() and b'"slow"' in record.read_bytes(), "patience has run out")
     gate.release()
     assert (await asked).headers["Cache-Status"] == "regmirror; fwd=stale; fwd-status=200"
 
@@ -181,8 +181,8 @@ async def test_limited_blobs_do(mirror, upstream, image):
     await mirror.get(TAG)
     upstream.fault(Status(429, {"Retry-After": "60"}), kind="blob", times=1)
     assert (await mirror.get(f"/v2/team/app/blobs/{image.layer_digests[0]}")).status == 429
-    answers = await ask_all(mirror, image)
-    assert [answer.status for answer in answers] == [429] * 4
+    responses = await ask_all(mirror, image)
+    assert [response.status for response in responses] == [429] * 4
     mirror.clock.advance(MAX_AGE - 240)
     assert (await mirror.get(TAG)).status == 200
 
@@ -201,10 +201,10 @@ async def test_one_complete_image_of_an_index_is_enough(mirror, upstream, index)
     await store(mirror, *first.layer_digests)
     await mirror.reload(freshness=OFFLINE)
 
-    answers = await ask_all(mirror, index)
-    answers += [await mirror.get(f"/v2/team/app/manifests/{first.digest}")]
+    responses = await ask_all(mirror, index)
+    responses += [await mirror.get(f"/v2/team/app/manifests/{first.digest}")]
 
-    assert [answer.status for answer in answers] == [200] * 5
+    assert [response.status for response in responses] == [200] * 5
     assert (await mirror.get(f"/v2/team/app/manifests/{index.images[0].digest}")).status == 404
 
 
@@ -241,6 +241,6 @@ async def test_nothing_is_looked_up_while_the_upstream_is_well(mirror, upstream,
         raise ZeroDivisionError("nobody asked for this")
 
     monkeypatch.setattr(Completeness, "find_gap", fail)
-    assert [answer.status for answer in await ask_all(mirror, image)] == [200] * 4
+    assert [response.status for response in await ask_all(mirror, image)] == [200] * 4
     mirror.clock.advance(MAX_AGE + 1)
-    assert [answer.status for answer in await ask_all(mirror, image)] == [200] * 4
+    assert [response.status for response in await ask_all(mirror, image)] == [200] * 4

@@ -91,8 +91,8 @@ async def test_a_collection_that_is_killed_is_finished_by_the_next_one(upstream,
     for step in dice.sample(range(1, 16), DEATHS):
         await fill(storage, upstream, 8)
         collecting = start_collecting(storage, 0.0, 1, die_before=step)
-        answer, _ = await asyncio.to_thread(collecting.communicate)
-        assert answer or collecting.returncode == -9
+        response, _ = await asyncio.to_thread(collecting.communicate)
+        assert response or collecting.returncode == -9
         died += collecting.returncode == -9
         check_integrity(storage)
         await check_after_collection(storage)

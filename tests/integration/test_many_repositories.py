@@ -15,7 +15,7 @@ from regmirror.metadata.upgrade import database_path
 from regmirror.oci.names import Digest
 from regmirror.telemetry.events import NotStored
 from tests.fake_registry import Chunked, Corrupt, FakeRegistry, Hold, Html, Status, random_bytes
-from tests.mirror_fixture import NAME, open_files, run_mirror, run_program, until
+from tests.mirror_fixture import NAME, list_open_files, run_mirror, run_program, wait_until
 
 SIZE = 400_000
 BLOB = random_bytes(SIZE, seed=11)
@@ -61,10 +61,10 @@ async def test_a_cold_blob_can_be_pulled_beside_requests_under_invented_names(
     mirror = await start_mirror()
     hold = upstream.hold(kind="blob", times=1)
     bogus = [asyncio.create_task(mirror.get(name)) for name in invented(digest, 12)]
-    await hold.reached()
-    await mirror.began(12)
+    await hold.wait_for_arrivals()
+    await mirror.wait_for_started(12)
     pulls = [asyncio.create_task(mirror.get(path)) for _ in range(10)]
-    await mirror.began(22)
+    await mirror.wait_for_started(22)
     hold.release()
     assert [got.status for got in await asyncio.gather(*pulls)] == [200] * 10
     assert {got.status for got in await asyncio.gather(*bogus)} == {404}
@@ -76,9 +76,9 @@ async def test_an_invented_name_at_one_worker_fails_no_pull_at_another(start_mir
     one, two = await start_mirror(), await start_mirror()
     hold = upstream.hold(kind="blob", times=1)
     bogus = asyncio.create_task(one.get(invented(digest, 1)[0]))
-    await hold.reached()
+    await hold.wait_for_arrivals()
     pulls = [asyncio.create_task(two.get(path)) for _ in range(5)]
-    await two.began(5)
+    await two.wait_for_started(5)
     hold.release()
     assert (await bogus).status == 404
     assert [got.status for got in await asyncio.gather(*pulls)] == [200] * 5
@@ -98,12 +98,12 @@ async def test_what_one_upstream_rejects_is_had_from_another(
     upstream.fault(hold, fault, kind="blob")
     async with run_mirror(tmp_path / "data", {NAME: upstream, OTHER: other}) as mirror:
         first = asyncio.create_task(mirror.get(path))
-        await hold.reached()
+        await hold.wait_for_arrivals()
         second = asyncio.create_task(mirror.get(f"{path}?ns={OTHER}"))
-        await mirror.began(2)
+        await mirror.wait_for_started(2)
         hold.release()
-        answer = await second
-        assert (answer.status, answer.body) == (200, BLOB)
+        response = await second
+        assert (response.status, response.body) == (200, BLOB)
         assert (await first).status == status
         assert other.count("blob", "GET") == 1
 
@@ -116,10 +116,10 @@ async def test_wrong_bytes_from_one_upstream_are_fetched_again_from_another(
     pause = upstream.pause(after=SIZE // 4, kind="blob")
     async with run_mirror(tmp_path / "data", {NAME: upstream, OTHER: other}) as mirror:
         first = asyncio.create_task(mirror.get(path))
-        await pause.reached()
+        await pause.wait_for_arrivals()
         last_byte = {"Range": f"bytes={SIZE - 1}-"}
         second = asyncio.create_task(mirror.get(f"{path}?ns={OTHER}", last_byte))
-        await until(lambda: other.count("blob") >= 1, "the other one is known to have it")
+        await wait_until(lambda: other.count("blob") >= 1, "the other one is known to have it")
         pause.release()
         assert (await second).body == BLOB[-1:]
         with pytest.raises(aiohttp.ClientPayloadError):
@@ -137,11 +137,11 @@ async def test_wrong_bytes_leave_no_right_behind(start_mirror, upstream, digest,
     fault = upstream.fault(Corrupt(), kind="blob", times=None)
     with pytest.raises(aiohttp.ClientPayloadError):
         await mirror.get(path)
-    await mirror.running._resources.downloads.drain()
+    await mirror.worker._resources.downloads.drain()
     assert rights(mirror.root) == []
     fault.remove()
     assert (await mirror.get(path)).body == BLOB
-    await mirror.running._resources.downloads.drain()
+    await mirror.worker._resources.downloads.drain()
     assert rights(mirror.root) == ["team/app"]
 
 
@@ -155,19 +155,19 @@ async def test_requests_for_unknown_digests_hold_few_files_and_end_with_their_cl
     before = len(staging_descriptors())
     digests = [Digest.of(b"%d" % number) for number in range(UNKNOWN)]
     tasks = [asyncio.create_task(mirror.get(f"/v2/team/app/blobs/{digest}")) for digest in digests]
-    await mirror.began(UNKNOWN)
-    await hold.reached()
+    await mirror.wait_for_started(UNKNOWN)
+    await hold.wait_for_arrivals()
     assert len(mirror.staged()) <= 64
     assert len(staging_descriptors()) - before <= 64
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    await until(lambda: mirror.staged() == [], "nothing is held for clients that have left")
+    await wait_until(lambda: mirror.staged() == [], "nothing is held for clients that have left")
     assert staging_descriptors() == []
 
 
 def staging_descriptors():
-    return [name for name in open_files() if "/staging/" in name]
+    return [name for name in list_open_files() if "/staging/" in name]
 
 
 async def test_a_blob_of_unknown_size_is_written_within_the_limit_only(start_mirror, upstream):
@@ -178,8 +178,8 @@ async def test_a_blob_of_unknown_size_is_written_within_the_limit_only(start_mir
     pause = upstream.pause(after=2_900_000)
     mirror = await start_mirror(storage={"max_size": "1000000", "min_free": "0"})
     pull = asyncio.create_task(mirror.get(f"/v2/team/app/blobs/{digest}"))
-    await pause.reached()
-    await until(lambda: mirror.events.of(NotStored) != [], "it is not kept")
+    await pause.wait_for_arrivals()
+    await wait_until(lambda: mirror.events.of(NotStored) != [], "it is not kept")
     assert sum(file.stat().st_size for file in (mirror.root / "staging").iterdir()) <= 1_000_000
     pause.release()
     assert (await pull).body == large
@@ -200,10 +200,10 @@ async def test_a_writer_that_stands_still_holds_nobody_else(upstream, storage, d
         run_program(storage, {NAME: upstream}, **limits) as follower,
     ):
         first = asyncio.create_task(writer.get(path))
-        await gate.reached()
+        await gate.wait_for_arrivals()
         if after is not None:
             file = storage / "staging" / digest.replace(":", "-")
-            await until(lambda: file.exists() and file.stat().st_size == after, "half of it is there")
+            await wait_until(lambda: file.exists() and file.stat().st_size == after, "half of it is there")
         os.kill(writer.process.pid, signal.SIGSTOP)
         try:
             async with asyncio.timeout(15):

@@ -24,7 +24,7 @@ from tests.fake_registry import (
     StripHeaders,
     random_bytes,
 )
-from tests.mirror_fixture import until
+from tests.mirror_fixture import wait_until
 
 SECRET = random_bytes(300_000)
 OTHER = "/v2/other.test/any/name"
@@ -174,10 +174,10 @@ async def test_the_own_upstream_proves_by_a_part_that_the_mirror_chooses(private
         for _ in range(2):
             assert (await private.get(f"{OTHER}/blobs/{digest}")).body == data
 
-    parts = [re.fullmatch(r"bytes=(\d+)-(\d+)", seen.headers["Range"]) for seen in other.find("blob")]
+    parts = [re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers["Range"]) for request in other.find("blob")]
     lengths = [int(part[2]) - int(part[1]) + 1 for part in parts]
     assert {length for length in lengths if not 16 <= length <= 64 * 1024} == set()
-    assert [seen.sent_bytes for seen in other.find("blob")] == lengths
+    assert [request.sent_bytes for request in other.find("blob")] == lengths
     assert len({part[1] for part in parts}) == len(layers)
     assert len(rights(private)) == len(layers)
 
@@ -189,7 +189,7 @@ async def test_a_head_of_a_stored_blob_is_proven_like_a_get(private, other):
     got = await private.head(f"{OTHER}/blobs/{private.layer}")
     assert (got.status, got.headers["Content-Length"]) == (200, str(len(SECRET)))
     assert (await private.get(f"{OTHER}/blobs/{private.layer}")).body == SECRET
-    assert [seen.method for seen in other.find("blob")] == ["GET"]
+    assert [request.method for request in other.find("blob")] == ["GET"]
 
 
 async def test_other_bytes_prove_nothing(private, other):
@@ -275,9 +275,9 @@ async def test_other_bytes_that_arrive_for_another_repository_are_no_refusal(pri
     blobs[digest] = blobs[wrong]
     pause = other.pause(after=200_000, kind="blob")
     liar = asyncio.create_task(private.get(f"{OTHER}/blobs/{digest}"))
-    await pause.reached()
+    await pause.wait_for_arrivals()
     pull = asyncio.create_task(private.get(f"/v2/secret/app/blobs/{digest}"))
-    await until(lambda: upstream.count("blob", reference=digest) == 1, "a part is compared")
+    await wait_until(lambda: upstream.count("blob", reference=digest) == 1, "a part is compared")
     pause.release()
 
     assert (await pull).body == fresh
@@ -295,9 +295,9 @@ async def test_a_proof_against_bytes_that_turn_out_wrong_opens_nothing(private, 
         other.repository(name).blobs[digest] = other.repository("any/name").blobs[wrong]
     pause = other.pause(after=200_000, repository="any/name", kind="blob")
     liar = asyncio.create_task(private.get(f"{OTHER}/blobs/{digest}"))
-    await pause.reached()
+    await pause.wait_for_arrivals()
     accomplice = asyncio.create_task(private.get(f"/v2/other.test/any/accomplice/blobs/{digest}"))
-    await until(lambda: other.count("blob", repository="any/accomplice") == 1, "a part is compared")
+    await wait_until(lambda: other.count("blob", repository="any/accomplice") == 1, "a part is compared")
     pause.release()
     await asyncio.gather(liar, accomplice, return_exceptions=True)
     assert (await private.get(f"/v2/secret/app/blobs/{digest}")).body == fresh
@@ -330,24 +330,24 @@ async def test_a_proof_of_bytes_that_failed_opens_nothing_that_comes_later(priva
     pause = other.pause(after=200_000, repository="any/name", kind="blob")
     hold = other.hold(repository="any/accomplice", kind="blob")
     liar = asyncio.create_task(private.get(f"{OTHER}/blobs/{digest}"))
-    await pause.reached()
+    await pause.wait_for_arrivals()
     accomplice = asyncio.create_task(private.get(f"/v2/other.test/any/accomplice/blobs/{digest}"))
-    await hold.reached()
+    await hold.wait_for_arrivals()
     pause.release()
     await asyncio.gather(liar, return_exceptions=True)
     victim = upstream.pause(after=300_000, kind="blob", reference=digest)
     pull = asyncio.create_task(private.get(f"/v2/secret/app/blobs/{digest}"))
-    await victim.reached()
+    await victim.wait_for_arrivals()
     thief = asyncio.create_task(private.get(f"/v2/other.test/any/accomplice/blobs/{digest}"))
     await asyncio.sleep(0)
     hold.release()
-    answers = await asyncio.gather(accomplice, thief, return_exceptions=True)
+    responses = await asyncio.gather(accomplice, thief, return_exceptions=True)
     victim.release()
     assert (await pull).body == fresh
-    answers += await asyncio.gather(
+    responses += await asyncio.gather(
         private.get(f"/v2/other.test/any/accomplice/blobs/{digest}"), return_exceptions=True
     )
-    shown = [answer.body for answer in answers if not isinstance(answer, BaseException)]
+    shown = [response.body for response in responses if not isinstance(response, BaseException)]
     assert [body for body in shown if fresh[:64] in body or fresh[-64:] in body] == []
     assert rights(private, "any/accomplice") == []
 
@@ -359,7 +359,7 @@ async def test_a_right_opens_no_bytes_that_another_upstream_sends(private, upstr
     other.repository("any/name").blobs[private.layer] = other.repository("any/name").blobs[wrong]
     pause = other.pause(after=100_000, kind="blob")
     liar = asyncio.create_task(private.get(f"{OTHER}/blobs/{private.layer}"))
-    await pause.reached()
+    await pause.wait_for_arrivals()
 
     assert (await private.get(f"/v2/secret/app/blobs/{private.layer}")).body == SECRET
 
@@ -375,7 +375,7 @@ async def test_an_upstream_that_stops_holds_up_no_pull_through_another(private, 
     other.add_blob("any/name", fresh)
     pause = other.pause(after=sent, kind="blob")
     slow = asyncio.create_task(private.get(f"{OTHER}/blobs/{digest}"))
-    await pause.reached()
+    await pause.wait_for_arrivals()
 
     assert (await private.get(f"/v2/secret/app/blobs/{digest}")).body == fresh
 

@@ -19,7 +19,7 @@ from regmirror.v2 import response_cache as prepared
 from regmirror.v2.response_cache import ResponseCache
 from tests.fake_registry import Status, random_bytes
 from tests.integration.test_incomplete import open_circuit
-from tests.mirror_fixture import NAME, run_mirror, until
+from tests.mirror_fixture import NAME, run_mirror, wait_until
 
 REPOSITORY = Repository(NAME, "team/app")
 TAG = "/v2/team/app/manifests/1"
@@ -94,7 +94,7 @@ def ping():
 
 
 def kept(mirror):
-    return len(mirror.running.response_cache._entries)
+    return len(mirror.worker.response_cache._entries)
 
 
 async def warm(mirror, image):
@@ -112,11 +112,11 @@ async def test_the_second_answer_is_the_first_one(mirror, upstream, image, given
     given.clear()
     asked = upstream.count()
     async with connect(mirror) as wire:
-        answers = [await wire.ask(raw(path, method), has_body=method == "GET") for _ in range(4)]
+        responses = [await wire.ask(raw(path, method), has_body=method == "GET") for _ in range(4)]
     assert given == [False, True, True, True]
-    assert len(set(answers)) == 1
-    assert answers[0].startswith(b"HTTP/1.1 200 OK\r\n")
-    assert answers[0].endswith(b"}" if method == "GET" else b"\r\n\r\n")
+    assert len(set(responses)) == 1
+    assert responses[0].startswith(b"HTTP/1.1 200 OK\r\n")
+    assert responses[0].endswith(b"}" if method == "GET" else b"\r\n\r\n")
     assert upstream.count() == asked
 
     told = mirror.events.of(RequestServed)
@@ -140,7 +140,7 @@ async def test_the_answer_has_the_date_of_now(mirror, image, given, monkeypatch)
 async def test_a_pull_is_noted_each_time(mirror, image, given):
     """Else what is pulled most would be evicted first."""
     await warm(mirror, image)
-    metadata_cache = mirror.running._resources.metadata_cache
+    metadata_cache = mirror.worker._resources.metadata_cache
     async with connect(mirror) as wire:
         for _ in range(2):
             await metadata_cache.flush_pulls()
@@ -187,7 +187,7 @@ async def test_a_moved_tag_is_answered_as_it_is_now(mirror, upstream, image, giv
 async def test_what_was_forgotten_is_looked_for(mirror, image, given, forget):
     """Another process has purged it: see ``upkeep/notice``."""
     async with prepared_once(mirror, image, given) as wire:
-        metadata_cache: MetadataCache = mirror.running._resources.metadata_cache
+        metadata_cache: MetadataCache = mirror.worker._resources.metadata_cache
         if forget == "all":
             metadata_cache.invalidate_all()
         else:
@@ -242,7 +242,7 @@ async def test_an_incomplete_image_is_refused_while_the_rest_cannot_be_had(
 
 async def test_a_manifest_is_recalled_where_it_is_held_alone(mirror, image):
     await warm(mirror, image)
-    metadata_cache = mirror.running._resources.metadata_cache
+    metadata_cache = mirror.worker._resources.metadata_cache
     assert metadata_cache.get_cached_manifest(REPOSITORY, Digest(image.digest)) is not None
     assert metadata_cache.get_cached_manifest(Repository(NAME, "other/app"), Digest(image.digest)) is None
 
@@ -304,7 +304,7 @@ async def test_a_stale_answer_is_not_kept(mirror, upstream, image):
 
 
 async def test_what_is_kept_is_bounded(mirror, image, monkeypatch):
-    monkeypatch.setattr(mirror.running.response_cache._entries, "_limit", 10_000)
+    monkeypatch.setattr(mirror.worker.response_cache._entries, "_limit", 10_000)
     await warm(mirror, image)
     async with connect(mirror) as wire:
         for number in range(30):
@@ -325,24 +325,24 @@ async def blob(mirror, upstream):
     path = f"/v2/team/app/blobs/{digest}"
     for _ in range(2):
         await mirror.get(path)
-        await until(mirror.stored, "it is stored")
+        await wait_until(mirror.stored, "it is stored")
     return path
 
 
 async def test_a_small_blob_is_the_same_again(mirror, blob, given):
     mirror.events.all.clear()
     async with connect(mirror) as wire:
-        answers = [await wire.ask(raw(blob)) for _ in range(3)]
+        responses = [await wire.ask(raw(blob)) for _ in range(3)]
     assert given == [False, True, True]
-    assert len(set(answers)) == 1
-    assert answers[0].partition(b"\r\n\r\n")[2] == BLOB
+    assert len(set(responses)) == 1
+    assert responses[0].partition(b"\r\n\r\n")[2] == BLOB
     told = mirror.events.of(RequestServed)
     assert len({astuple(replace(event, request_id="", seconds=0, first_byte=0)) for event in told}) == 1
     assert told[0].sent_bytes == len(BLOB)
 
 
 async def test_a_pull_of_a_small_blob_is_noted_each_time(mirror, blob, given):
-    metadata_cache = mirror.running._resources.metadata_cache
+    metadata_cache = mirror.worker._resources.metadata_cache
     async with connect(mirror) as wire:
         for _ in range(2):
             await metadata_cache.flush_pulls()
@@ -362,7 +362,7 @@ async def test_a_blob_that_is_not_as_it_was_is_looked_after(mirror, blob, given,
         elif damage == "not in memory":
             monkeypatch.setattr(local, "read_cached", lambda *_: 0)
         elif damage == "memory forgotten":
-            mirror.running._resources.metadata_cache.invalidate_all()
+            mirror.worker._resources.metadata_cache.invalidate_all()
         else:
             file.write_bytes(BLOB[:-1] if damage == "short" else BLOB + b"x")
         answer = await wire.ask(raw(blob))
@@ -374,7 +374,7 @@ async def test_a_blob_is_held_by_its_file_alone(mirror, blob):
     """What is prepared costs memory for the headers."""
     async with connect(mirror) as wire:
         await wire.ask(raw(blob))
-    assert mirror.running.response_cache._entries._weight < 4_000
+    assert mirror.worker.response_cache._entries._weight < 4_000
 
 
 # --- how requests arrive ---------------------------------------------------------------------
@@ -418,7 +418,7 @@ async def test_a_pipelined_request_is_not_answered_out_of_turn(mirror, upstream,
         pause = upstream.pause(after=0, kind="manifest")
         upstream.add_image("team/app", "2", [b"two"])
         wire.send(raw("/v2/team/app/manifests/2"))
-        await pause.reached()
+        await pause.wait_for_arrivals()
         wire.send(raw())
         await asyncio.sleep(0)
         pause.release()
@@ -450,10 +450,10 @@ async def test_an_answer_is_kept_under_its_own_request(mirror, upstream, image, 
     monkeypatch.setattr(Mirror, "manifest", find_late)
     async with connect(mirror) as wire:
         wire.send(raw())
-        await mirror.began(mirror.server.requests_count + 1)
+        await mirror.wait_for_started(mirror.server.requests_count + 1)
         connection = mirror.server.connections[-1]
         wire.send(raw(other))
-        await until(lambda: connection._messages, "the other has arrived")
+        await wait_until(lambda: connection._messages, "the other has arrived")
         arrived.set()
         assert image.digest.encode() in await wire.answer()
         assert second.digest.encode() in await wire.answer()
@@ -475,9 +475,9 @@ async def test_over_tls_it_is_the_same(upstream, image, storage, given):
     authority = trustme.CA()
     async with run_mirror(storage, {NAME: upstream}, authority=authority) as mirror:
         await warm(mirror, image)
-        answers = [await mirror.get(TAG) for _ in range(3)]
+        responses = [await mirror.get(TAG) for _ in range(3)]
         assert given[-2:] == [True, True]
-        assert len({answer.body for answer in answers}) == 1
+        assert len({answer.body for answer in responses}) == 1
 
 
 async def test_a_connection_that_is_closing_is_answered_nothing_more(mirror, image, given):
@@ -495,7 +495,7 @@ async def test_a_client_that_does_not_read_is_given_nothing_more(mirror, blob, g
         while transport is None or transport.get_write_buffer_size() == 0:
             count = mirror.server.requests_count
             wire.send(raw(blob))
-            await until(lambda count=count: mirror.server.requests_count > count, "it has arrived")
+            await wait_until(lambda count=count: mirror.server.requests_count > count, "it has arrived")
             transport = [*mirror.server._connections.values()][-1]
         looked = len(given)
         for _ in range(20):

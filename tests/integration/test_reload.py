@@ -14,7 +14,7 @@ from regmirror.errors import ConfigError
 from regmirror.telemetry.events import DownloadEnded, UpstreamAnswered
 from tests.fake_registry import FakeRegistry, basic_credentials, random_bytes
 from tests.integration.test_metrics import read_metrics
-from tests.mirror_fixture import NAME, run_program, until
+from tests.mirror_fixture import NAME, run_program, wait_until
 
 SIZE = 4_000_000
 HALF = SIZE // 2
@@ -56,7 +56,7 @@ async def guarded():
 
 def users_seen(registry):
     """Who asked, by the order of their requests; None for nobody."""
-    return [(basic_credentials(seen) or (None,))[0] for seen in registry.find("manifest")]
+    return [(basic_credentials(request) or (None,))[0] for request in registry.find("manifest")]
 
 
 # --- transfers in flight ---
@@ -68,7 +68,7 @@ async def test_a_transfer_in_flight_goes_on(start_mirror, upstream, other, path)
     pause = upstream.pause(after=HALF, times=1)
     async with mirror.open(path) as response:
         begin = await response.content.readexactly(1_000)
-        await pause.reached()
+        await pause.wait_for_arrivals()
         await mirror.reload({NAME: other})
         assert (await mirror.get(TAG)).status == 200  # meanwhile, of the new one
         pause.release()
@@ -89,14 +89,17 @@ async def test_a_download_whose_upstream_is_removed_ends_well(start_mirror, upst
     pause = upstream.pause(after=HALF, times=1)
     async with mirror.open(path) as response:
         await response.content.readexactly(1_000)
-        await pause.reached()
+        await pause.wait_for_arrivals()
         await mirror.reload({NAME: other})
         upstream.drop_connections()
         response.close()
     await mirror.events.wait_for(DownloadEnded)
     assert mirror.blob_path(digest).read_bytes() == BLOB
-    assert [seen.headers.get("Range") for seen in upstream.find("blob", "GET")] == [None, f"bytes={HALF}-"]
-    await until(lambda: not upstream.open_connections, "the client that was removed has been closed")
+    assert [request.headers.get("Range") for request in upstream.find("blob", "GET")] == [
+        None,
+        f"bytes={HALF}-",
+    ]
+    await wait_until(lambda: not upstream.open_connections, "the client that was removed has been closed")
     refused = await mirror.get(path)
     assert (refused.status, refused.code) == (404, "NAME_UNKNOWN")
 
@@ -107,7 +110,7 @@ async def test_a_replaced_client_is_kept_while_it_is_used(start_mirror, upstream
     pause = upstream.pause(after=HALF, times=1)
     async with mirror.open(path) as response:
         await response.content.readexactly(1_000)
-        await pause.reached()
+        await pause.wait_for_arrivals()
         for registry in (other, upstream, other):
             await mirror.reload({NAME: registry})
             assert (await mirror.get(f"{APP}/manifests/absent")).status == 404
@@ -116,7 +119,7 @@ async def test_a_replaced_client_is_kept_while_it_is_used(start_mirror, upstream
         assert upstream.open_connections
         pause.release()
         await response.read()
-    await until(lambda: not upstream.open_connections, "the replaced clients have been closed")
+    await wait_until(lambda: not upstream.open_connections, "the replaced clients have been closed")
     assert other.open_connections == 1
 
 
@@ -126,7 +129,7 @@ async def test_a_request_that_waits_ends_by_the_old_parts(start_mirror, upstream
     mirror = await start_mirror()
     hold = upstream.hold("manifest", times=1)
     asking = asyncio.create_task(mirror.get(TAG))
-    await hold.reached()
+    await hold.wait_for_arrivals()
     await mirror.reload({NAME: other})
     hold.release()
     assert (await asking).headers["Docker-Content-Digest"] == image.digest
@@ -139,9 +142,9 @@ async def test_it_stops_at_once_while_old_parts_are_in_use(start_mirror, upstrea
     pause = upstream.pause(after=HALF, times=1)
     async with mirror.open(path) as response:
         await response.content.readexactly(1_000)
-        await pause.reached()
+        await pause.wait_for_arrivals()
         await mirror.reload({NAME: other})
-        await mirror.running.close()
+        await mirror.worker.close()
     assert mirror.staged()
     assert mirror.events.of(DownloadEnded) == []
 
@@ -256,7 +259,7 @@ async def test_offline_holds_for_old_parts_too(start_mirror, upstream, other, pa
     pause = upstream.pause(after=HALF, times=1)
     async with mirror.open(path) as response:
         await response.content.readexactly(1_000)
-        await pause.reached()
+        await pause.wait_for_arrivals()
         await mirror.reload({NAME: other})
         await mirror.reload({NAME: other}, freshness={"offline": True})
         connections = upstream.connections
@@ -291,10 +294,10 @@ async def test_certificates_that_cannot_be_used_change_nothing(start_mirror, ups
     file = tmp_path / "ca.pem"
     file.write_text("no certificate")
     mirror = await start_mirror()
-    before = mirror.running.config
+    before = mirror.worker.config
     with pytest.raises(ConfigError, match="ca_file"):
         await mirror.reload({NAME: other, OTHER: upstream}, upstreams={OTHER: {"ca_file": str(file)}})
-    assert mirror.running.config == before
+    assert mirror.worker.config == before
     upstream.add_image("team/app", "1", [b"layer"])
     assert (await mirror.get(TAG)).status == 200
     assert (upstream.count("manifest"), other.count()) == (1, 0)
@@ -320,9 +323,9 @@ async def test_sighup_reloads_every_worker(upstream, other, storage, workers, di
             assert begin + await response.read() == BLOB
         assert said == f'regmirror: configuration reloaded: server, gc, upstreams."{NAME}"'
         waits = "regmirror: the old value stays until a restart: server.listen, server.workers"
-        assert program.said("the old value") == [waits]
+        assert program.messages("the old value") == [waits]
         assert BOB["password"] not in program.log
-        assert {line["pid"] for line in program.logged("configuration reloaded")} == serving(program)
+        assert {line["pid"] for line in program.log_records("configuration reloaded")} == serving(program)
         assert await asyncio.to_thread(program.stop) == 0
     assert upstream.count("manifest") == 0
     assert upstream.count("blob", "GET") == 1
@@ -346,7 +349,7 @@ WRONG = [
 
 
 def not_reloaded(program):
-    return program.logged("configuration not reloaded")
+    return program.log_records("configuration not reloaded")
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -361,7 +364,7 @@ async def test_a_wrong_file_keeps_the_old_configuration(upstream, storage, worke
             assert said.startswith("regmirror: configuration not reloaded, the old one stays: ")
             assert reason in said
             assert (await program.get(TAG)).status == 200
-            await until(lambda count=number: len(not_reloaded(program)) == count, "it is logged")
+            await wait_until(lambda count=number: len(not_reloaded(program)) == count, "it is logged")
             logged = not_reloaded(program)
             assert logged[-1]["reason"] in said
             assert logged[-1]["key"] in said
@@ -409,6 +412,6 @@ async def test_a_worker_that_starts_later_has_the_new_configuration(upstream, ot
         before = serving(program)
         for pid in before:
             os.kill(pid, signal.SIGKILL)
-        await until(lambda: len(serving(program) - before) == 2, "both were replaced")
+        await wait_until(lambda: len(serving(program) - before) == 2, "both were replaced")
         assert (await program.get(TAG)).status == 200
     assert (upstream.count("manifest"), other.count("manifest", "GET")) == (0, 1)

@@ -30,7 +30,7 @@ from tests.fake_registry import (
     WrongLength,
     random_bytes,
 )
-from tests.mirror_fixture import until
+from tests.mirror_fixture import wait_until
 
 BLOB = random_bytes(1_000_000)
 APP = "/v2/team/app"
@@ -46,9 +46,9 @@ def raw_get(path):
     return f"GET {path} HTTP/1.1\r\nHost: mirror\r\nConnection: close\r\n\r\n".encode()
 
 
-def announced_length(answer):
+def announced_length(response):
     """The Content-Length of an answer as it came from a socket, and its body."""
-    head, _, body = answer.partition(b"\r\n\r\n")
+    head, _, body = response.partition(b"\r\n\r\n")
     lines = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:])
     return int(lines[b"content-length"]), body
 
@@ -130,11 +130,11 @@ async def test_a_blob_with_wrong_bytes_never_ends_as_a_whole_answer(mirror, upst
 async def test_the_connection_of_a_wrong_blob_ends_by_fin_one_byte_short(mirror, upstream, digest):
     """B2: containerd resumes after a FIN and gives up after an RST; `talk` raises at the latter."""
     upstream.fault(Corrupt(), kind="blob", method="GET")
-    answer = await mirror.talk(raw_get(f"{APP}/blobs/{digest}"))
-    length, body = announced_length(answer)
+    response = await mirror.send_raw(raw_get(f"{APP}/blobs/{digest}"))
+    length, body = announced_length(response)
     assert length == len(BLOB)
     assert 0 < len(body) < length
-    assert answer.count(b"HTTP/1.1 ") == 1
+    assert response.count(b"HTTP/1.1 ") == 1
 
 
 async def test_all_but_the_last_byte_flow_before_the_upstream_has_ended(mirror, upstream, digest):
@@ -210,7 +210,7 @@ async def test_a_tag_that_moves_between_head_and_get_is_told_as_its_body_is(mirr
     upstream.move_tag("team/app", "1", images[1].digest)
     hold = upstream.hold(kind="manifest", method="GET")
     asking = asyncio.create_task(mirror.get(f"{APP}/manifests/1"))
-    await hold.reached()
+    await hold.wait_for_arrivals()
     upstream.move_tag("team/app", "1", images[2].digest)
     hold.release()
     got = await asking
@@ -233,9 +233,9 @@ async def test_a_body_that_breaks_off_is_never_whole_and_the_next_pull_works(
     """B5: not as a clean answer, and not in the store."""
     upstream.fault(action, kind="blob", method="GET")
     gone = upstream.fault(Status(404), kind="blob", method="GET", skip=1, times=None)
-    answer = await mirror.talk(raw_get(f"{APP}/blobs/{digest}"))
-    length, body = announced_length(answer)
-    assert len(body) < length or answer.startswith(b"HTTP/1.1 502 ")
+    response = await mirror.send_raw(raw_get(f"{APP}/blobs/{digest}"))
+    length, body = announced_length(response)
+    assert len(body) < length or response.startswith(b"HTTP/1.1 502 ")
     await mirror.events.wait_for(DownloadEnded)
     assert mirror.stored() == set()
     gone.remove()
@@ -250,12 +250,12 @@ async def test_more_announced_than_there_is_breaks_the_answer_off(start_mirror, 
     upstream.fault(pause, WrongLength(+10), kind="blob", method="GET")
     pull = asyncio.create_task(mirror.get(f"{APP}/blobs/{digest}"))
     file = mirror.root / "staging" / digest.replace(":", "-")
-    await until(lambda: file.exists() and file.stat().st_size == len(BLOB), "every byte is here")
+    await wait_until(lambda: file.exists() and file.stat().st_size == len(BLOB), "every byte is here")
     pause.release()
     with pytest.raises(aiohttp.ClientPayloadError):
         await pull
     assert (await mirror.get(f"{APP}/blobs/{digest}")).body == BLOB
-    await until(lambda: mirror.stored() == {digest}, "it is stored")
+    await wait_until(lambda: mirror.stored() == {digest}, "it is stored")
 
 
 async def test_an_answer_that_ends_too_early_and_looks_clean_is_not_stored(mirror, upstream, digest):
@@ -316,8 +316,8 @@ async def test_a_failure_after_the_first_byte_adds_nothing_to_the_body(mirror, u
     """B9: what arrived is the beginning of the blob, and nothing else."""
     upstream.fault(Truncate(300_000), kind="blob", method="GET")
     upstream.fault(Status(404), kind="blob", method="GET", skip=1, times=None)
-    answer = await mirror.talk(raw_get(f"{APP}/blobs/{digest}"))
-    length, body = announced_length(answer)
+    response = await mirror.send_raw(raw_get(f"{APP}/blobs/{digest}"))
+    length, body = announced_length(response)
     assert length == len(BLOB)
     assert body == BLOB[: len(body)]
     assert 0 < len(body) <= 300_000
@@ -375,8 +375,8 @@ async def test_a_blob_of_unknown_length_arrives_whole(mirror, upstream, describe
 async def test_an_old_client_gets_a_blob_of_unknown_length(mirror, upstream, digest):
     """B57: HTTP/1.0 has no chunks, so that the length is waited for."""
     upstream.fault(Chunked(), kind="blob", times=None)
-    answer = await mirror.talk(f"GET {APP}/blobs/{digest} HTTP/1.0\r\n\r\n".encode())
-    assert announced_length(answer) == (len(BLOB), BLOB)
+    response = await mirror.send_raw(f"GET {APP}/blobs/{digest} HTTP/1.0\r\n\r\n".encode())
+    assert announced_length(response) == (len(BLOB), BLOB)
 
 
 async def test_headers_that_the_upstream_leaves_out_are_made_up_for(mirror, upstream):
@@ -400,6 +400,6 @@ async def test_bytes_flow_also_while_the_upstream_pauses(mirror, upstream, diges
         received = b""
         for pause in pauses:
             received += await response.content.readexactly(pause.after - len(received))
-            await until(lambda pause=pause: pause.waiting == 1, "the upstream pauses")
+            await wait_until(lambda pause=pause: pause.waiting == 1, "the upstream pauses")
             pause.release()
         assert received + await response.read() == BLOB

@@ -207,7 +207,7 @@ async def test_what_is_healed_is_stored_before_that_is_said(mirror, upstream, mo
 
     monkeypatch.setattr(LocalBlobStore, "commit", adopt_late)
     monkeypatch.setattr(Generation, "repair", heal_and_tell)
-    await mirror.running.repair(APP, digest)
+    await mirror.worker.repair(APP, digest)
     assert digest in mirror.stored()
 
 

@@ -10,7 +10,7 @@ from sqlalchemy.exc import OperationalError
 from regmirror.metadata.database import LISTS_AT_ONCE, LISTS_WAITING
 from tests.fake_registry import Status
 from tests.integration.pulling import pull_image
-from tests.mirror_fixture import until
+from tests.mirror_fixture import wait_until
 
 APP = "/v2/team/app"
 TAG = f"{APP}/manifests/1"
@@ -31,7 +31,7 @@ async def paths(mirror, image):
 
 @pytest.fixture
 def database(mirror):
-    return mirror.running._resources.metadata.database
+    return mirror.worker._resources.metadata.database
 
 
 @pytest.fixture
@@ -42,15 +42,15 @@ def fail(mirror, database, monkeypatch):
         raise OperationalError("SELECT", {}, Exception("disk I/O error"))
 
     def begin():
-        mirror.running._resources.metadata_cache.invalidate_all()
+        mirror.worker._resources.metadata_cache.invalidate_all()
         monkeypatch.setattr(database, "_first", broken)
         monkeypatch.setattr(database, "_read_list", broken)
 
     return begin
 
 
-def told(answer):
-    return answer.status, answer.headers.get("Retry-After")
+def told(response):
+    return response.status, response.headers.get("Retry-After")
 
 
 async def test_offline_what_cannot_be_read_is_not_absent(mirror, upstream, image, paths, fail, monkeypatch):
@@ -59,8 +59,8 @@ async def test_offline_what_cannot_be_read_is_not_absent(mirror, upstream, image
     upstream.clear()
     with monkeypatch.context() as patch:
         fail()
-        answers = [await mirror.request(method, path) for path in paths for method in ("GET", "HEAD")]
-        assert [told(answer) for answer in answers] == [(503, "1")] * 6
+        responses = [await mirror.request(method, path) for path in paths for method in ("GET", "HEAD")]
+        assert [told(response) for response in responses] == [(503, "1")] * 6
         patch.undo()
     monkeypatch.undo()
     assert [(await mirror.get(path)).status for path in paths] == [200] * 3
@@ -87,10 +87,10 @@ async def test_offline_a_late_read_is_not_absence(mirror, database, image, paths
     monkeypatch.setattr("regmirror.metadata.bounded_reads.READ_PATIENCE", 0.05)
     monkeypatch.setattr("regmirror.metadata.bounded_reads.PING_PATIENCE", 0)
     monkeypatch.setattr(database, "_first", hang)
-    mirror.running._resources.metadata_cache.invalidate_all()
+    mirror.worker._resources.metadata_cache.invalidate_all()
     assert [told(await mirror.get(path)) for path in paths] == [(503, "1")] * 3
     gate.set()
-    await until(lambda: not len(mirror.running._resources.metadata_cache._reads), "it has answered")
+    await wait_until(lambda: not len(mirror.worker._resources.metadata_cache._reads), "it has answered")
     monkeypatch.undo()  # it may take its time now
     assert [(await mirror.get(path)).status for path in paths] == [200] * 3
 
@@ -112,8 +112,8 @@ async def test_a_tag_that_the_upstream_has_no_more_is_gone(mirror, upstream, ima
     upstream.fault(Status(404), kind="manifest", times=None)
     mirror.clock.advance(3_600)
     fail()
-    answer = await mirror.get(TAG)
-    assert (answer.status, answer.code) == (404, "MANIFEST_UNKNOWN")
+    response = await mirror.get(TAG)
+    assert (response.status, response.code) == (404, "MANIFEST_UNKNOWN")
 
 
 async def test_a_tag_that_is_kept_when_it_is_gone_is_not_absent(
@@ -140,7 +140,7 @@ async def test_a_good_file_is_not_put_aside_because_its_size_cannot_be_read(mirr
     """B6, B44: memory may hold what a manifest claimed before the blob was stored."""
     *_, path = paths
     fail()
-    mirror.running._resources.metadata_cache._sizes.put(image.config_digest, 1)
+    mirror.worker._resources.metadata_cache._sizes.put(image.config_digest, 1)
     assert (await mirror.get(path)).status == 200
     assert image.config_digest in mirror.stored()
     assert not list((mirror.root / "quarantine").glob("*"))
@@ -164,9 +164,9 @@ async def test_any_number_of_lists_leaves_the_database_to_pulls(mirror, database
     asked = [
         asyncio.create_task(mirror.get("/v2/_catalog?n=1")) for _ in range(LISTS_AT_ONCE + LISTS_WAITING)
     ]
-    await until(lambda: database._waiting == LISTS_WAITING, "as many wait as may")
+    await wait_until(lambda: database._waiting == LISTS_WAITING, "as many wait as may")
     assert told(await mirror.get("/v2/_catalog?n=1")) == (503, "1")
-    mirror.running._resources.metadata_cache.invalidate_all()
+    mirror.worker._resources.metadata_cache.invalidate_all()
     assert [(await mirror.get(path)).status for path in paths] == [200] * 3
     gate.set()
-    assert {answer.status for answer in await asyncio.gather(*asked)} == {200}
+    assert {response.status for response in await asyncio.gather(*asked)} == {200}

@@ -11,7 +11,7 @@ import pytest
 from regmirror.telemetry.events import BlobRemoved, DownloadEnded, NotStored
 from tests.fake_registry import FakeRegistry, random_bytes
 from tests.integration.test_commands import run
-from tests.mirror_fixture import NAME, run_mirror, until
+from tests.mirror_fixture import NAME, run_mirror, wait_until
 
 APP = "/v2/team/app"
 SHARED = random_bytes(50_000, seed=1)
@@ -26,8 +26,8 @@ async def upstream():
 async def pull(mirror, image):
     """Everything of an image, by its tag; each answer is right."""
     name = f"/v2/{image.repository}"
-    answer = await mirror.get(f"{name}/manifests/{image.tag or image.digest}")
-    assert answer.body == image.manifest
+    response = await mirror.get(f"{name}/manifests/{image.tag or image.digest}")
+    assert response.body == image.manifest
     for digest, data in zip(image.blob_digests, (image.config, *image.layers), strict=True):
         assert (await mirror.get(f"{name}/blobs/{digest}")).body == data
 
@@ -112,7 +112,7 @@ async def test_files_and_rows_that_have_parted_meet_again(upstream, tmp_path):
     image = upstream.add_image("team/app", "1", [SHARED, b"other"])
     async with run_mirror(tmp_path / "data", {NAME: upstream}) as mirror:
         await pull(mirror, image)
-        await until(lambda: len(rows(mirror, "SELECT digest FROM blobs")) == 3, "all rows are written")
+        await wait_until(lambda: len(rows(mirror, "SELECT digest FROM blobs")) == 3, "all rows are written")
         with closing(sqlite3.connect(mirror.root / "regmirror.db")) as connection:
             connection.execute("DELETE FROM blobs WHERE digest = ?", [image.layer_digests[0]])
             connection.execute("INSERT INTO removals VALUES (?, 5, 'unreferenced')", [image.layer_digests[1]])
@@ -124,8 +124,8 @@ async def test_files_and_rows_that_have_parted_meet_again(upstream, tmp_path):
         assert is_consistent(mirror)
         await pull(mirror, image)
         # A blob is adopted when its last client has all of it.
-        await until(lambda: mirror.stored() == {*image.blob_digests}, "everything is stored again")
-        await until(lambda: is_consistent(mirror), "and its rows are written")
+        await wait_until(lambda: mirror.stored() == {*image.blob_digests}, "everything is stored again")
+        await wait_until(lambda: is_consistent(mirror), "and its rows are written")
         assert len(rows(mirror, "SELECT digest FROM blobs")) == 3
 
 
@@ -189,8 +189,8 @@ async def test_a_storm_never_exceeds_the_quota(upstream, tmp_path, workers):
 
         async def client(place):
             for digest in list(blobs)[place::8]:
-                answer = await mirrors[place % workers].get(f"{APP}/blobs/{digest}")
-                assert answer.body == blobs[digest]
+                response = await mirrors[place % workers].get(f"{APP}/blobs/{digest}")
+                assert response.body == blobs[digest]
 
         watching = asyncio.create_task(watch())
         await asyncio.gather(*(client(place) for place in range(8)))
@@ -207,8 +207,8 @@ async def test_a_blob_larger_than_the_quota_is_passed_on_and_evicts_nothing(upst
     limits = {"max_size": "100000", "min_free": "0"}
     async with run_mirror(tmp_path / "data", {NAME: upstream}, storage=limits) as mirror:
         await mirror.get(f"{APP}/blobs/{small}")
-        answer = await mirror.get(f"{APP}/blobs/{large}")
-        assert (answer.body, answer.headers["Cache-Status"]) == (
+        response = await mirror.get(f"{APP}/blobs/{large}")
+        assert (response.body, response.headers["Cache-Status"]) == (
             random_bytes(200_000, 3),
             "regmirror; fwd=miss",
         )
@@ -240,7 +240,7 @@ async def test_a_flipped_byte_is_found_quarantined_and_healed(upstream, tmp_path
     layer = image.layer_digests[0]
     async with run_mirror(tmp_path / "data", {NAME: upstream}) as mirror:
         await pull(mirror, image)
-        await until(lambda: is_consistent(mirror) and len(mirror.stored()) == 2, "all rows are written")
+        await wait_until(lambda: is_consistent(mirror) and len(mirror.stored()) == 2, "all rows are written")
         path = mirror.blob_path(layer)
         path.write_bytes(b"X" + SHARED[1:])
         url = {"REGMIRROR_UPSTREAMS": json.dumps({NAME: {"url": upstream.url}})}

@@ -61,8 +61,8 @@ async def test_requests_that_come_together_are_challenged_once(client, upstream,
 async def test_a_first_request_that_fails_leaves_nobody_waiting(client, upstream, layers):
     """The line ends with the first answer, whatever it is."""
     upstream.fault(Status(500), kind="blob", times=1)
-    answers = await asyncio.gather(*(client.fetch(digest) for digest in layers[:8]), return_exceptions=True)
-    assert sum(isinstance(answer, bytes) for answer in answers) == 7
+    responses = await asyncio.gather(*(client.fetch(digest) for digest in layers[:8]), return_exceptions=True)
+    assert sum(isinstance(response, bytes) for response in responses) == 7
 
 
 async def test_the_next_repository_starts_with_its_token(client, upstream):
@@ -79,7 +79,7 @@ async def test_forty_layers_share_one_token(client, upstream, layers):
     upstream.clear()
     token = upstream.hold("token")
     fetches = [asyncio.ensure_future(client.fetch(digest)) for digest in layers]
-    await token.reached()
+    await token.wait_for_arrivals()
     assert upstream.count("blob") == 0
     token.release()
     assert len(await asyncio.gather(*fetches)) == len(layers)
@@ -99,7 +99,7 @@ async def test_who_waits_for_a_token_may_leave(client, upstream, layers):
     """Protocol 3.3: a cancelled waiter does not cancel the request for it."""
     token = upstream.hold("token")
     first, second = (asyncio.ensure_future(client.fetch(digest)) for digest in layers[:2])
-    await token.reached()
+    await token.wait_for_arrivals()
     first.cancel()
     token.release()
     assert await second is not None
@@ -177,8 +177,8 @@ async def test_a_user_gets_what_is_his(upstream):
         await client.head_manifest(ALPINE, LATEST)
     assert upstream.find("token")[0].query["account"] == "alice"
     assert all(
-        seen.authorization is None or seen.authorization.startswith("Bearer ")
-        for seen in upstream.find("manifest")
+        request.authorization is None or request.authorization.startswith("Bearer ")
+        for request in upstream.find("manifest")
     )
 
 
@@ -200,7 +200,7 @@ async def test_a_refresh_token_is_exchanged(upstream, tmp_path, has_post):
     path.write_text(json.dumps({"auths": {"https://index.docker.io/v1/": {"auth": encoded}}}))
     async with asking(upstream.url, docker_config=str(path)) as client:
         await client.head_manifest(ALPINE, LATEST)
-    methods = [seen.method for seen in upstream.find("token")]
+    methods = [request.method for request in upstream.find("token")]
     assert methods == (["POST"] if has_post else ["POST", "GET"])
 
 
@@ -210,7 +210,7 @@ async def test_basic_is_spoken_where_it_is_asked_for(upstream):
     async with asking(upstream.url, username="bob", password="b0b") as client:
         await client.head_manifest(ALPINE, LATEST)
         await client.head_manifest(BUSYBOX, LATEST)
-    assert [seen.status for seen in upstream.requests] == [401, 200, 200]
+    assert [request.status for request in upstream.requests] == [401, 200, 200]
 
 
 @pytest.mark.parametrize("expired", ["invalid_token", "ecr", "public-ecr"])
@@ -272,7 +272,7 @@ async def test_odd_challenges_are_answered(client, upstream, lines):
 async def test_a_challenge_without_its_header_is_had_from_the_ping(client, upstream):
     """Protocol 3.5: gcr.io; asked once."""
     bare = Status(401)
-    upstream.fault(bare, kind="manifest", where=lambda seen: not seen.authorization, times=None)
+    upstream.fault(bare, kind="manifest", where=lambda request: not request.authorization, times=None)
     await client.head_manifest(ALPINE, LATEST)
     await client.head_manifest(BUSYBOX, LATEST)
     assert upstream.count("ping") == 1
@@ -338,7 +338,7 @@ async def test_a_token_does_not_leave_the_upstream(client, upstream, layers):
     """B55: storage gets neither Authorization nor Cookie."""
     async with FakeStorage(upstream) as cdn:
         await client.fetch(layers[0])
-        assert not cdn.got_credentials
+        assert not cdn.received_credentials
         assert cdn.requests[0].status == 200
 
 
@@ -351,7 +351,7 @@ async def test_a_challenge_of_storage_is_not_answered(upstream, layers):
         cdn.fault(Status(401, {"WWW-Authenticate": 'Basic realm="x"'}), times=None)
         with pytest.raises(UpstreamFailed):
             await client.fetch(layers[0])
-        assert not cdn.got_credentials
+        assert not cdn.received_credentials
 
 
 async def test_credentials_that_cannot_be_read_are_an_error_and_not_anonymous(upstream, tmp_path):

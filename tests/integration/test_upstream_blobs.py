@@ -199,7 +199,7 @@ async def cdn(upstream):
 async def test_a_signed_url_is_followed_byte_for_byte(client, cdn, layer):
     """B55: storage refuses an altered URL, and any Authorization."""
     assert await client.fetch(layer) == LAYER
-    assert not cdn.got_credentials
+    assert not cdn.received_credentials
 
 
 async def test_a_range_survives_the_redirect(client, cdn, layer):

@@ -251,11 +251,11 @@ async def test_a_manifest_is_had_through_a_redirect(client, upstream, image):
 async def test_the_request_for_a_manifest_is_ours_alone(client, upstream, image):
     """B51, B65: one Accept line, identity, our name; nothing of any client."""
     await client.get_manifest(ALPINE, LATEST)
-    (seen,) = upstream.requests
-    assert seen.headers.getall("Accept") == [", ".join(ACCEPTED)]
-    assert seen.headers["Accept-Encoding"] == "identity"
-    assert seen.headers["User-Agent"].startswith("regmirror/")
-    assert set(seen.headers) == {"Host", "Accept", "Accept-Encoding", "User-Agent"}
+    (request,) = upstream.requests
+    assert request.headers.getall("Accept") == [", ".join(ACCEPTED)]
+    assert request.headers["Accept-Encoding"] == "identity"
+    assert request.headers["User-Agent"].startswith("regmirror/")
+    assert set(request.headers) == {"Host", "Accept", "Accept-Encoding", "User-Agent"}
 
 
 async def test_cookies_are_not_kept(client, upstream, image):

@@ -120,9 +120,9 @@ async def test_hosts_that_are_no_upstream_are_refused_without_a_connection(
                 "prefix": f"/{host}{TAG}",
                 "component": f"/v2/{host}/team/app/manifests/1",
             }[place]
-            answer = await mirror.get(path)
-            assert answer.status in (400, 403, 404), host
-            assert answer.code in ("NAME_INVALID", "NAME_UNKNOWN")
+            response = await mirror.get(path)
+            assert response.status in (400, 403, 404), host
+            assert response.code in ("NAME_INVALID", "NAME_UNKNOWN")
         assert (await mirror.get(f"{TAG}?ns=registry.test&ns=other.test")).status == 400
         assert (victim.connections, upstream.connections) == (0, 0)
 
@@ -150,8 +150,8 @@ async def test_patterns_are_judged_before_the_upstream(
                 f"/v2/registry.test/{name}/{tail}",
                 f"/registry.test/v2/{name}/{tail}",
             ):
-                answer = await mirror.get(path)
-                assert (answer.status, answer.code) == (403, "DENIED"), path
+                response = await mirror.get(path)
+                assert (response.status, response.code) == (403, "DENIED"), path
     assert upstream.connections == 0
     for name in allowed:
         assert (await mirror.get(f"/v2/{name}/manifests/1")).status == 200
@@ -175,13 +175,15 @@ async def test_the_clients_password_stays_here(start_mirror, upstream, image, bl
         paths = ["/v2/", TAG, blob, "/v2/team/app/tags/list", f"/v2/team/app/referrers/{image.digest}"]
         for path in [*paths, "/v2/team/app/manifests/none", "/v2/Bad/tags/list"]:
             for method in ("HEAD", "GET", "PUT"):
-                answer = await mirror.request(method, path, {"Authorization": SECRET, "Cookie": "a=hunter2"})
-                assert answer.status != 401
-                assert "WWW-Authenticate" not in answer.headers
-        assert not storage.got_credentials
+                response = await mirror.request(
+                    method, path, {"Authorization": SECRET, "Cookie": "a=hunter2"}
+                )
+                assert response.status != 401
+                assert "WWW-Authenticate" not in response.headers
+        assert not storage.received_credentials
     assert upstream.count() > 0
-    assert {seen.authorization for seen in upstream.requests} == {None}
-    assert not [seen for seen in upstream.requests if "Cookie" in seen.headers]
+    assert {request.authorization for request in upstream.requests} == {None}
+    assert not [request for request in upstream.requests if "Cookie" in request.headers]
     logged = "".join(capfd.readouterr())
     assert "/v2/team/app/manifests/1" in logged
     assert SECRET.split()[1] not in logged
@@ -195,10 +197,10 @@ async def test_the_mirror_challenges_nobody(mirror, upstream, authorization):
 
     for path in ("/v2/", "/v2", "/registry.test/v2/", "/v2/?ns=registry.test"):
         for method in ("GET", "HEAD"):
-            answer = await mirror.request(method, path, headers)
-            assert answer.status == 200
-            assert "WWW-Authenticate" not in answer.headers
-            assert answer.headers["Docker-Distribution-Api-Version"] == "registry/2.0"
+            response = await mirror.request(method, path, headers)
+            assert response.status == 200
+            assert "WWW-Authenticate" not in response.headers
+            assert response.headers["Docker-Distribution-Api-Version"] == "registry/2.0"
     assert upstream.connections == 0, "and it does not ask the upstream for it"
 
 
@@ -240,12 +242,12 @@ async def test_blobs_are_fetched_from_where_the_registry_says(mirror, upstream, 
         assert storage.count(method="HEAD") == 0
         storage.clear()
 
-        answer = await mirror.get(blob)
+        response = await mirror.get(blob)
 
-        assert answer.body == image.layers[0]
-        assert "Location" not in answer.headers
-        assert [seen.status for seen in storage.requests] == [200]
-        assert not storage.got_credentials
+        assert response.body == image.layers[0]
+        assert "Location" not in response.headers
+        assert [request.status for request in storage.requests] == [200]
+        assert not storage.received_credentials
 
 
 async def test_a_signed_url_that_expired_is_asked_for_again(mirror, upstream, image, blob):
@@ -274,11 +276,11 @@ async def test_a_loop_of_redirects_ends(mirror, upstream, image, blob, kind):
     upstream.clear()
     upstream.fault(RedirectLoop(), kind=kind, times=None)
 
-    answer = await mirror.get(TAG if kind == "manifest" else blob)
+    response = await mirror.get(TAG if kind == "manifest" else blob)
 
-    assert answer.status == 502
+    assert response.status == 502
     assert 10 <= upstream.count() <= 12
-    assert "hop" not in answer.body.decode()
+    assert "hop" not in response.body.decode()
 
 
 @pytest.mark.parametrize(
@@ -289,10 +291,10 @@ async def test_a_redirect_to_what_is_no_address_fails(mirror, upstream, image, l
     """B55: nothing but http and https, and no user names."""
     upstream.fault(Redirect(location), kind="manifest", times=None)
 
-    answer = await mirror.get(TAG)
+    response = await mirror.get(TAG)
 
-    assert answer.status == 502
-    assert "pw" not in answer.body.decode()
+    assert response.status == 502
+    assert "pw" not in response.body.decode()
 
 
 async def test_what_belongs_to_the_upstream_is_not_relayed(mirror, upstream, image, blob):
@@ -313,11 +315,13 @@ async def test_what_belongs_to_the_upstream_is_not_relayed(mirror, upstream, ima
 
     for path in ("/v2/", TAG, blob, "/v2/team/app/tags/list", f"/v2/team/app/referrers/{image.digest}"):
         for method in ("HEAD", "GET"):
-            answer = await mirror.request(method, path)
-            assert answer.status == 200
+            response = await mirror.request(method, path)
+            assert response.status == 200
             ours = {"Server", "Cache-Status"}
-            assert not set(answer.headers) & (foreign.keys() - ours)
-            assert "upstream" not in answer.headers.get("Server", "") + answer.headers.get("Cache-Status", "")
+            assert not set(response.headers) & (foreign.keys() - ours)
+            assert "upstream" not in response.headers.get("Server", "") + response.headers.get(
+                "Cache-Status", ""
+            )
 
 
 # --- having the bytes is not having the right to them ---
@@ -339,10 +343,10 @@ async def test_a_blob_is_not_served_under_another_repository(private, upstream, 
     """B67: the upstream is asked whether that repository has it, and says no."""
     upstream.clear()
     for tail in (f"blobs/{image.layer_digests[0]}", f"manifests/{image.digest}"):
-        answer = await private.request(method, f"/v2/public/{tail}")
-        assert answer.status == 404
-        assert "Content-Range" not in answer.headers
-        assert "Docker-Content-Digest" not in answer.headers
+        response = await private.request(method, f"/v2/public/{tail}")
+        assert response.status == 404
+        assert "Content-Range" not in response.headers
+        assert "Docker-Content-Digest" not in response.headers
     assert upstream.count("blob", repository="public") == 1
     assert upstream.count("manifest", repository="public") >= 1
 
@@ -353,10 +357,10 @@ async def test_a_blob_that_the_other_repository_has_too_is_not_fetched_twice(pri
     upstream.clear()
     path = f"/v2/public/blobs/{image.layer_digests[0]}"
 
-    answers = await asyncio.gather(*(private.get(path) for _ in range(10)))
+    responses = await asyncio.gather(*(private.get(path) for _ in range(10)))
 
-    assert {answer.body for answer in answers} == {image.layers[0]}
-    assert [seen.method for seen in upstream.requests] == ["GET"]
+    assert {response.body for response in responses} == {image.layers[0]}
+    assert [request.method for request in upstream.requests] == ["GET"]
     assert upstream.sent_bytes() <= 64 * 1024
 
 
@@ -409,7 +413,10 @@ async def test_a_manifest_that_another_repository_brought_is_fetched(private, up
         assert (await private.get(f"/v2/public/manifests/{image.digest}")).body == image.manifest
         assert (await private.get(f"/v2/public/blobs/{image.layer_digests[0]}")).status == 200
 
-    assert [(seen.method, seen.kind) for seen in upstream.requests] == [("GET", "manifest"), ("GET", "blob")]
+    assert [(request.method, request.kind) for request in upstream.requests] == [
+        ("GET", "manifest"),
+        ("GET", "blob"),
+    ]
 
 
 async def test_a_cold_blob_without_its_manifest_is_asked_for_once(mirror, upstream, blob):
@@ -418,7 +425,7 @@ async def test_a_cold_blob_without_its_manifest_is_asked_for_once(mirror, upstre
     await mirror.events.wait_for(DownloadEnded)
     assert (await mirror.get(blob)).status == 200
 
-    assert [seen.method for seen in upstream.find("blob")] == ["GET"]
+    assert [request.method for request in upstream.find("blob")] == ["GET"]
 
 
 async def test_what_another_repository_is_refused_says_nothing_about_this_one(mirror, upstream, image, blob):
@@ -426,9 +433,9 @@ async def test_what_another_repository_is_refused_says_nothing_about_this_one(mi
     await mirror.get(TAG)
     hold = upstream.hold(kind="blob", repository="empty")
     refused = asyncio.create_task(mirror.get(f"/v2/empty/blobs/{image.layer_digests[0]}"))
-    await hold.reached()
+    await hold.wait_for_arrivals()
     pull = asyncio.create_task(mirror.get(blob))
-    await mirror.began(3)
+    await mirror.wait_for_started(3)
     hold.release()
 
     assert (await refused).status == 404
@@ -441,7 +448,7 @@ async def test_a_blob_in_flight_is_not_shared_with_those_without_a_claim(mirror,
     await mirror.get(TAG)
     pause = upstream.pause(10_000)
     pull = asyncio.create_task(mirror.get(blob))
-    await pause.reached()
+    await pause.wait_for_arrivals()
 
     assert (await mirror.get(f"/v2/public/blobs/{image.layer_digests[0]}")).status == 404
 

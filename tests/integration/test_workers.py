@@ -12,7 +12,7 @@ import pytest
 from regmirror.metadata.upgrade import database_path
 from regmirror.oci.names import Digest
 from tests.fake_registry import Corrupt, Hold, Status, random_bytes
-from tests.mirror_fixture import NAME, open_files, run_program, until
+from tests.mirror_fixture import NAME, list_open_files, run_program, wait_until
 
 SIZE = 4_000_000
 HALF = SIZE // 2
@@ -84,11 +84,11 @@ async def test_a_writer_that_is_killed_is_taken_over_by_who_followed_it(upstream
             assert upstream.count("blob", "GET") == 1
             writer.kill()
             assert begin + await second.read() == BLOB
-        await pause.left()
+        await pause.wait_until_empty()
         asked = upstream.find("blob", "GET")
-        assert [seen.headers.get("Range") for seen in asked] == [None, f"bytes={HALF}-"]
+        assert [request.headers.get("Range") for request in asked] == [None, f"bytes={HALF}-"]
         assert upstream.sent_bytes("blob") <= 1.02 * SIZE
-        await until(lambda: not list((storage / "staging").iterdir()), "nothing is left over")
+        await wait_until(lambda: not list((storage / "staging").iterdir()), "nothing is left over")
         assert (await follower.get(path)).headers["Cache-Status"] == "regmirror; hit"
 
 
@@ -101,14 +101,14 @@ async def test_the_failure_of_one_process_is_that_of_its_followers(upstream, sto
         run_program(storage, {NAME: upstream}) as writer,
         run_program(storage, {NAME: upstream}) as follower,
     ):
-        first = asyncio.create_task(writer.talk(raw_get(path)))
-        await hold.reached()
-        second = asyncio.create_task(follower.talk(raw_get(path)))
+        first = asyncio.create_task(writer.send_raw(raw_get(path)))
+        await hold.wait_for_arrivals()
+        second = asyncio.create_task(follower.send_raw(raw_get(path)))
         file = f"{staged_file(storage, digest)}.note"
-        await until(lambda: file in open_files(follower.process.pid), "the second follows")
+        await wait_until(lambda: file in list_open_files(follower.process.pid), "the second follows")
         hold.release()
-        for answer in await asyncio.gather(first, second):
-            head, _, body = answer.partition(b"\r\n\r\n")
+        for response in await asyncio.gather(first, second):
+            head, _, body = response.partition(b"\r\n\r\n")
             if isinstance(fault, Status):
                 assert head.startswith(b"HTTP/1.1 404 ")
             elif not head.startswith(b"HTTP/1.1 502 "):  # as a follower that sees nothing before the end
@@ -127,14 +127,14 @@ async def test_a_download_is_resumed_after_kill_9(upstream, storage, digest, pat
     pause = upstream.pause(after=HALF, times=1)
     async with run_program(storage, {NAME: upstream}) as program, program.open(path) as response:
         await response.content.readexactly(1_000)
-        await until(lambda: staged_bytes(storage, digest) == HALF, "one half is on disk")
+        await wait_until(lambda: staged_bytes(storage, digest) == HALF, "one half is on disk")
         program.kill()
-    await pause.left()
+    await pause.wait_until_empty()
     assert check_database(storage) == [("ok",)]
     async with run_program(storage, {NAME: upstream}) as program:
         assert (await program.get(path)).body == BLOB
         assert upstream.find("blob", "GET")[-1].headers["Range"] == f"bytes={HALF}-"
-        await until(lambda: not list((storage / "staging").iterdir()), "nothing is left over")
+        await wait_until(lambda: not list((storage / "staging").iterdir()), "nothing is left over")
     assert upstream.sent_bytes("blob") <= 1.02 * SIZE
     assert check_database(storage) == [("ok",)]
 
@@ -144,14 +144,14 @@ async def test_left_over_bytes_that_are_wrong_are_never_served(upstream, storage
     pause = upstream.pause(after=HALF, times=1)
     async with run_program(storage, {NAME: upstream}) as program, program.open(path) as response:
         await response.content.readexactly(1_000)
-        await until(lambda: staged_bytes(storage, digest) == HALF, "one half is on disk")
+        await wait_until(lambda: staged_bytes(storage, digest) == HALF, "one half is on disk")
         program.kill()
-    await pause.left()
+    await pause.wait_until_empty()
     with staged_file(storage, digest).open("r+b") as file:
         file.seek(HALF - 1_000)
         file.write(bytes(1_000))
     async with run_program(storage, {NAME: upstream}) as program:
-        body = (await program.talk(raw_get(path))).partition(b"\r\n\r\n")[2]
+        body = (await program.send_raw(raw_get(path))).partition(b"\r\n\r\n")[2]
         assert len(body) < SIZE
         assert (await program.get(path)).body == BLOB
 
@@ -162,7 +162,7 @@ async def test_a_worker_that_is_killed_is_replaced(upstream, storage, path):
         before = set(program.workers())
         victim = min(before)
         os.kill(victim, signal.SIGKILL)
-        await until(lambda: len(set(program.workers()) - before) == 1, "another worker has started")
+        await wait_until(lambda: len(set(program.workers()) - before) == 1, "another worker has started")
         pulls = [program.get(path, {"Connection": "close"}) for _ in range(20)]
         assert all(got.body == BLOB for got in await asyncio.gather(*pulls))
         assert f"worker {victim} ended" in program.log

@@ -53,9 +53,9 @@ async def test_a_collection_is_killed_before_each_of_its_steps(upstream, storage
     for step in range(1, STEPS):
         await fill(storage, upstream, 12)
         collecting = start_collecting(storage, 0.0, 1, die_before=step)
-        answer, _ = await asyncio.to_thread(collecting.communicate)
+        response, _ = await asyncio.to_thread(collecting.communicate)
         died += collecting.returncode == -9
-        assert answer or collecting.returncode == -9
+        assert response or collecting.returncode == -9
         check_integrity(storage)
         await check_after_collection(storage)
     assert died > 10

@@ -63,7 +63,7 @@ async def test_a_storm_of_ten_times_the_quota(upstream: FakeRegistry, storage, t
         sampling = asyncio.create_task(sample(storage, seen))
         await asyncio.gather(*(pull(program, digests, seed) for seed in range(CLIENTS)))
         sampling.cancel()
-        kept_out = program.logged("not stored")
+        kept_out = program.log_records("not stored")
     with capsys.disabled():
         print(  # noqa: T201  # the figures
             f"\n{CLIENTS * PULLS * BLOB / 1e6:.0f} MB pulled in {time.monotonic() - began:.0f} s, "

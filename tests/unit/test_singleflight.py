@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from regmirror.singleflight import SingleFlight
-from tests.mirror_fixture import until
+from tests.mirror_fixture import wait_until
 
 
 class Work:
@@ -107,7 +107,7 @@ async def test_a_failure_that_nobody_waits_for_is_no_error_of_the_loop(flight):
     work = Work(ValueError("no"))
     flight.start("key", work)
     work.release.set()
-    await until(lambda: "key" not in flight, "the work has failed")
+    await wait_until(lambda: "key" not in flight, "the work has failed")
     assert reported == []
 
 

@@ -142,7 +142,7 @@ def frozen(pid: int) -> Iterator[None]:
     """A process that does nothing, while the kernel goes on to accept connections and bytes for it."""
     os.kill(pid, signal.SIGSTOP)
     try:
-        wait_until(lambda: process_state(pid) == "T", timeout=5, what=f"process {pid} to stop")
+        wait_until(lambda: process_state(pid) == "T", timeout=5, description=f"process {pid} to stop")
         yield
     finally:
         with suppress(ProcessLookupError):

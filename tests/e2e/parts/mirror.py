@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.e2e.parts.process import LOOPBACK, Process, clean_environment, pick_port
-from tests.e2e.parts.web import Answer, request
+from tests.e2e.parts.web import Response, request
 
 ROOT = Path(__file__).resolve().parents[3]
 READY = re.compile(r"http://127\.0\.0\.1:\d+")
@@ -75,6 +75,6 @@ class Mirror:
         """Return what it has printed and logged since its last start."""
         return (self._directory / "regmirror.log").read_text(errors="replace")
 
-    def get(self, path: str, accept: str = "*/*") -> Answer:
+    def get(self, path: str, accept: str = "*/*") -> Response:
         """Ask for a path."""
         return request(self.url + path, headers={"Accept": accept})

@@ -182,7 +182,7 @@ def _join(host: SecondHost) -> None:
     root_command("ip", "-n", host.name, "addr", "add", f"{host.address}/30", "dev", host.link)
     root_command("ip", "-n", host.name, "link", "set", "lo", "up")
     root_command("ip", "-n", host.name, "link", "set", host.link, "up")
-    wait_until(lambda: _answers(host), timeout=5, what=f"the cable to {host.name}")
+    wait_until(lambda: _answers(host), timeout=5, description=f"the cable to {host.name}")
 
 
 def _answers(host: SecondHost) -> bool:

@@ -95,7 +95,7 @@ class Process:
             assert status is None, f"{self._name} ended with status {status}:\n{self.output()}"
             return is_ready()
 
-        wait_until(is_ready_or_dead, timeout=timeout, what=f"{self._name}, see {self.log}")
+        wait_until(is_ready_or_dead, timeout=timeout, description=f"{self._name}, see {self.log}")
 
     def stop(self, *, grace: float = 10) -> int:
         """Ask the process to end, kill it after `grace` seconds, and return its exit status."""

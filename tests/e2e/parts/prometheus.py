@@ -58,9 +58,9 @@ class Prometheus:
 
     def query(self, expression: str) -> list[tuple[Mapping[str, str], float]]:
         """The labels and the value of each series that an expression has now."""
-        answer = request(f"{self._url}/api/v1/query?query={quote(expression)}").json()
-        assert answer["status"] == "success", answer
-        return [(each["metric"], float(each["value"][1])) for each in answer["data"]["result"]]
+        response = request(f"{self._url}/api/v1/query?query={quote(expression)}").json()
+        assert response["status"] == "success", response
+        return [(each["metric"], float(each["value"][1])) for each in response["data"]["result"]]
 
     def firing(self) -> dict[str, list[dict[str, Any]]]:
         """The alerts that fire now, by name: their labels and annotations."""

@@ -26,7 +26,7 @@ BLOB = re.compile(r"/blobs/(sha256:[0-9a-f]{64})")
 
 
 @dataclass(frozen=True)
-class Seen:
+class RecordedRequest:
     """One request as it arrived; `target` is the raw path with its query."""
 
     method: str
@@ -62,7 +62,7 @@ class Recorder:
         self, target: str, *, address: tuple[str, int] = (LOOPBACK, 0), tls: ssl.SSLContext | None = None
     ) -> None:
         self.target = urlsplit(target).netloc
-        self.requests: list[Seen] = []
+        self.requests: list[RecordedRequest] = []
         self.faults: list[Fault] = []
         self._address = address
         self._tls = tls
@@ -87,9 +87,11 @@ class Recorder:
         """Return the digest of each blob GET that was answered with content."""
         return [digest for seen in self.answered() if (digest := seen.blob())]
 
-    def answered(self) -> list[Seen]:
+    def answered(self) -> list[RecordedRequest]:
         """Return the requests that were answered with content."""
-        return [seen for seen in self.requests if 200 <= seen.status < 300 and seen.target != "/v2/"]
+        return [
+            request for request in self.requests if 200 <= request.status < 300 and request.target != "/v2/"
+        ]
 
     @contextmanager
     def down(self) -> Iterator[None]:
@@ -167,7 +169,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def _remember(self, status: int) -> None:
-        self.server.recorder.requests.append(Seen(self.command, self.path, status))
+        self.server.recorder.requests.append(RecordedRequest(self.command, self.path, status))
 
     def _refuse(self, status: int) -> None:
         self._remember(status)

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     """One response, read to its end."""
 
     status: int
@@ -31,7 +31,7 @@ def request(
     headers: Mapping[str, str] | None = None,
     body: bytes | None = None,
     timeout: float = 30,
-) -> Answer:
+) -> Response:
     """Send one request over a connection of its own, redirects not followed."""
     parts = urlsplit(url)
     target = parts._replace(scheme="", netloc="").geturl()
@@ -39,6 +39,6 @@ def request(
     try:
         connection.request(method, target, body, dict(headers or {}))
         response = connection.getresponse()
-        return Answer(response.status, response.headers, response.read())
+        return Response(response.status, response.headers, response.read())
     finally:
         connection.close()

@@ -22,7 +22,7 @@ from regmirror.errors import (
 from regmirror.oci.names import Digest, Repository
 from regmirror.telemetry.events import DownloadEnded
 from tests.fake_registry import random_bytes
-from tests.mirror_fixture import until
+from tests.mirror_fixture import wait_until
 from tests.unit.downloads.scripted import DATA, DIGEST, REPOSITORY, Bench, Says, Script, broken
 from tests.unit.downloads.test_registry import read_all
 
@@ -68,8 +68,8 @@ def named(number):
     return Repository("registry.test", f"invented/name{number}")
 
 
-def from_other(*answers, **more):
-    return Script([*answers], repository=OTHER, **more)
+def from_other(*responses, **more):
+    return Script([*responses], repository=OTHER, **more)
 
 
 # --- what proves the right of a repository ---
@@ -155,7 +155,7 @@ async def change_upstreams(downloads, digest, data, stop):
     first, _ = await downloads.join(digest, hanging.source)
     assert first.proves(REPOSITORY)
     second, _ = await downloads.join(digest, going_on.source)
-    await until(lambda: going_on.asked == [stop], "the other one goes on")
+    await wait_until(lambda: going_on.asked == [stop], "the other one goes on")
     while await second.wait_until_readable(len(data) - 2) < len(data) - 1:
         pass
     return first, second, rest
@@ -339,10 +339,10 @@ async def test_a_download_whose_clients_have_all_left_is_ended_before_it_has_beg
     script = Script([Says()])
     script._open = lambda offset: _Never()
     tasks = [asyncio.create_task(downloads.join(DIGEST, script.source)) for _ in range(2)]
-    await until(lambda: bench.staged() != [], "the download has begun")
+    await wait_until(lambda: bench.staged() != [], "the download has begun")
     for task in tasks:
         task.cancel()
-    await until(lambda: len(downloads) == 0, "it has ended")
+    await wait_until(lambda: len(downloads) == 0, "it has ended")
     assert bench.staged() == []
 
 
@@ -366,8 +366,8 @@ async def test_a_client_whose_deadline_is_extended_keeps_its_download(downloads,
 
 
 class _Late:
-    def __init__(self, gate, answer):
-        self.gate, self.answer = gate, answer
+    def __init__(self, gate, response):
+        self.gate, self.answer = gate, response
 
     async def __aenter__(self):
         await self.gate.wait()
@@ -384,7 +384,7 @@ async def test_downloads_beyond_the_limit_wait_for_their_turn_and_hold_nothing(b
     hung._open = lambda offset: _Never()
     digest = Digest.of(b"another")
     first = asyncio.create_task(downloads.join(DIGEST, hung.source))
-    await until(lambda: bench.staged() != [], "the first has begun")
+    await wait_until(lambda: bench.staged() != [], "the first has begun")
     second = asyncio.create_task(downloads.join(digest, replace(hung.source, repository=named(1))))
     await asyncio.sleep(0.02)
     assert len(bench.staged()) == 1

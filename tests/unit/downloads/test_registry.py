@@ -11,7 +11,7 @@ from regmirror.downloads.registry import Downloads
 from regmirror.errors import Unavailable, UpstreamContentInvalid, UpstreamFailed, UpstreamNotFound
 from regmirror.oci.names import Digest
 from regmirror.telemetry.events import DownloadEnded, DownloadStarted, FollowersChanged
-from tests.mirror_fixture import open_files, until
+from tests.mirror_fixture import list_open_files, wait_until
 from tests.unit.downloads.scripted import DATA, DIGEST, Bench, Says, Script, broken
 
 SIZE = len(DATA)
@@ -92,7 +92,7 @@ async def test_who_leaves_while_waiting_for_the_upstream_disturbs_nobody(downloa
 
     script._open = open_late
     tasks = [asyncio.create_task(downloads.join(DIGEST, script.source)) for _ in range(2)]
-    await until(lambda: len(downloads) == 1, "the download has begun")
+    await wait_until(lambda: len(downloads) == 1, "the download has begun")
     tasks[0].cancel()
     await asyncio.wait([tasks[0]])
     gate.set()
@@ -104,8 +104,8 @@ async def test_who_leaves_while_waiting_for_the_upstream_disturbs_nobody(downloa
 class _Late:
     """An answer that comes after the gate is open."""
 
-    def __init__(self, gate, answer):
-        self.gate, self.answer = gate, answer
+    def __init__(self, gate, response):
+        self.gate, self.answer = gate, response
 
     async def __aenter__(self):
         await self.gate.wait()
@@ -182,7 +182,7 @@ async def test_the_file_is_closed_when_the_last_reader_has_left(downloads, bench
     """B17: no descriptor leaks, whichever order download and readers end in."""
 
     def ours() -> list[str]:
-        return [name for name in open_files() if name.startswith(str(bench.store.root))]
+        return [name for name in list_open_files() if name.startswith(str(bench.store.root))]
 
     script = Script([Says()])
     first, _ = await downloads.join(DIGEST, script.source)
@@ -191,7 +191,7 @@ async def test_the_file_is_closed_when_the_last_reader_has_left(downloads, bench
     await bench.events.wait_for(DownloadEnded)
     assert await read_all(second) == DATA
     second.close()
-    await until(lambda: not ours(), "every file is closed")
+    await wait_until(lambda: not ours(), "every file is closed")
     early, _ = await downloads.join(Digest.of(b"x"), Script([Says(b"x")]).source)
     early.close()
     early.close()
@@ -199,7 +199,7 @@ async def test_the_file_is_closed_when_the_last_reader_has_left(downloads, bench
     absent = Script([Says(error=UpstreamNotFound("registry.test", "no"), refuses=True)])
     with pytest.raises(UpstreamNotFound):
         await downloads.join(Digest.of(b"y"), absent.source)
-    await until(lambda: not ours(), "every file is closed")
+    await wait_until(lambda: not ours(), "every file is closed")
 
 
 async def test_closing_stops_downloads_and_keeps_what_has_arrived(downloads, bench):

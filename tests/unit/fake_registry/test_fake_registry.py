@@ -55,17 +55,17 @@ def test_a_repeated_source_reads_the_same_from_anywhere():
 async def test_an_image_is_served_byte_for_byte(upstream, http):
     image = upstream.add_image("library/alpine", "3.20", [LAYER, b""], annotations={"a": "ä"})
     url = f"{upstream.url}/v2/library/alpine"
-    async with http.get(f"{url}/manifests/3.20") as answer:
-        assert await answer.read() == image.manifest
-        assert answer.headers["Content-Type"] == MANIFEST
-        assert answer.headers["Docker-Content-Digest"] == sha256(image.manifest) == image.digest
-        assert answer.headers["ETag"] == f'"{image.digest}"'
-        assert answer.headers["Content-Length"] == str(len(image.manifest))
-        assert answer.headers["Docker-Distribution-Api-Version"] == "registry/2.0"
+    async with http.get(f"{url}/manifests/3.20") as response:
+        assert await response.read() == image.manifest
+        assert response.headers["Content-Type"] == MANIFEST
+        assert response.headers["Docker-Content-Digest"] == sha256(image.manifest) == image.digest
+        assert response.headers["ETag"] == f'"{image.digest}"'
+        assert response.headers["Content-Length"] == str(len(image.manifest))
+        assert response.headers["Docker-Distribution-Api-Version"] == "registry/2.0"
     for digest, body in zip(image.blob_digests, [image.config, LAYER, b""], strict=True):
-        async with http.get(f"{url}/blobs/{digest}") as answer:
-            assert await answer.read() == body
-            assert answer.headers["Docker-Content-Digest"] == digest == sha256(body)
+        async with http.get(f"{url}/blobs/{digest}") as response:
+            assert await response.read() == body
+            assert response.headers["Docker-Content-Digest"] == digest == sha256(body)
 
 
 async def test_head_has_the_headers_of_get_and_no_body(upstream, http):
@@ -85,9 +85,9 @@ async def test_an_index_names_its_images_and_their_platforms(upstream, http):
         upstream.add_image("a", layers=[b"2"], platform="linux/arm/v7", docker=True),
     ]
     upstream.add_index("a", "multi", images)
-    async with http.get(f"{upstream.url}/v2/a/manifests/multi") as answer:
-        assert answer.headers["Content-Type"] == INDEX
-        entries = json.loads(await answer.read())["manifests"]
+    async with http.get(f"{upstream.url}/v2/a/manifests/multi") as response:
+        assert response.headers["Content-Type"] == INDEX
+        entries = json.loads(await response.read())["manifests"]
     assert [entry["digest"] for entry in entries] == [image.digest for image in images]
     assert entries[1]["platform"] == {"os": "linux", "architecture": "arm", "variant": "v7"}
     assert entries[1]["mediaType"] == DOCKER_MANIFEST
@@ -96,8 +96,8 @@ async def test_an_index_names_its_images_and_their_platforms(upstream, http):
 async def test_sha512_content_answers_to_its_sha512_digest(upstream, http):
     image = upstream.add_image("a", "1", [b"layer"], algorithm="sha512")
     assert image.layer_digests == ("sha512:" + hashlib.sha512(b"layer").hexdigest(),)
-    async with http.get(f"{upstream.url}/v2/a/manifests/1") as answer:
-        assert answer.headers["Docker-Content-Digest"] == image.digest
+    async with http.get(f"{upstream.url}/v2/a/manifests/1") as response:
+        assert response.headers["Docker-Content-Digest"] == image.digest
         assert image.digest.startswith("sha512:")
 
 
@@ -106,22 +106,22 @@ async def test_tags_move_and_go(upstream, http):
     new = upstream.add_image("a", layers=[b"new"])
     url = f"{upstream.url}/v2/a/manifests"
     upstream.move_tag("a", "latest", new.digest)
-    async with http.get(f"{url}/latest") as answer:
-        assert await answer.read() == new.manifest
-    async with http.get(f"{url}/{old.digest}") as answer:
-        assert await answer.read() == old.manifest
+    async with http.get(f"{url}/latest") as response:
+        assert await response.read() == new.manifest
+    async with http.get(f"{url}/{old.digest}") as response:
+        assert await response.read() == old.manifest
     upstream.remove_tag("a", "latest")
-    async with http.get(f"{url}/latest") as answer:
-        assert answer.status == 404
-        assert (await answer.json())["errors"][0]["code"] == "MANIFEST_UNKNOWN"
+    async with http.get(f"{url}/latest") as response:
+        assert response.status == 404
+        assert (await response.json())["errors"][0]["code"] == "MANIFEST_UNKNOWN"
 
 
 async def test_a_blob_belongs_to_its_repository_only(upstream, http):
     digest = upstream.add_blob("a", b"data")
     upstream.add_image("b", "1")
-    async with http.get(f"{upstream.url}/v2/b/blobs/{digest}") as answer:
-        assert answer.status == 404
-        assert (await answer.json())["errors"][0]["code"] == "BLOB_UNKNOWN"
+    async with http.get(f"{upstream.url}/v2/b/blobs/{digest}") as response:
+        assert response.status == 404
+        assert (await response.json())["errors"][0]["code"] == "BLOB_UNKNOWN"
 
 
 # --- protocol ---
@@ -143,30 +143,30 @@ async def test_a_blob_belongs_to_its_repository_only(upstream, http):
 )
 async def test_ranges_of_blobs(upstream, http, asked, status, content_range, body):
     digest = upstream.add_blob("a", b"0123456789")
-    async with http.get(f"{upstream.url}/v2/a/blobs/{digest}", headers={"Range": asked}) as answer:
-        assert answer.status == status
-        assert answer.headers.get("Content-Range") == content_range
-        assert answer.headers["Content-Length"] == str(len(body))
-        assert await answer.read() == body
+    async with http.get(f"{upstream.url}/v2/a/blobs/{digest}", headers={"Range": asked}) as response:
+        assert response.status == status
+        assert response.headers.get("Content-Range") == content_range
+        assert response.headers["Content-Length"] == str(len(body))
+        assert await response.read() == body
 
 
 async def test_if_range_with_another_etag_gets_everything(upstream, http):
     digest = upstream.add_blob("a", b"0123456789")
     url = f"{upstream.url}/v2/a/blobs/{digest}"
-    async with http.get(url, headers={"Range": "bytes=5-", "If-Range": '"other"'}) as answer:
-        assert answer.status == 200
-    async with http.get(url, headers={"Range": "bytes=5-", "If-Range": f'"{digest}"'}) as answer:
-        assert answer.status == 206
+    async with http.get(url, headers={"Range": "bytes=5-", "If-Range": '"other"'}) as response:
+        assert response.status == 200
+    async with http.get(url, headers={"Range": "bytes=5-", "If-Range": f'"{digest}"'}) as response:
+        assert response.status == 206
 
 
 async def test_if_none_match_gets_304(upstream, http):
     image = upstream.add_image("a", "1")
     headers = {"If-None-Match": f'"other", W/"{image.digest}"'}
-    async with http.get(f"{upstream.url}/v2/a/manifests/1", headers=headers) as answer:
-        assert answer.status == 304
-        assert answer.headers["Docker-Content-Digest"] == image.digest
-        assert "Content-Length" not in answer.headers
-        assert await answer.read() == b""
+    async with http.get(f"{upstream.url}/v2/a/manifests/1", headers=headers) as response:
+        assert response.status == 304
+        assert response.headers["Docker-Content-Digest"] == image.digest
+        assert "Content-Length" not in response.headers
+        assert await response.read() == b""
 
 
 async def test_tags_come_in_pages_whose_links_lead_to_the_end(upstream, http):
@@ -175,9 +175,9 @@ async def test_tags_come_in_pages_whose_links_lead_to_the_end(upstream, http):
     upstream.page_size = 3
     path, pages = "/v2/team/app/tags/list?n=2", []
     while path:
-        async with http.get(f"{upstream.url}{path}") as answer:
-            pages.append((await answer.json())["tags"])
-            link = answer.headers.get("Link", "")
+        async with http.get(f"{upstream.url}{path}") as response:
+            pages.append((await response.json())["tags"])
+            link = response.headers.get("Link", "")
         path = link.partition(";")[0].strip("<>")
     assert pages == [["a", "b"], ["c", "d"], ["e"]]
 
@@ -197,17 +197,17 @@ async def test_tags_come_in_pages_whose_links_lead_to_the_end(upstream, http):
 async def test_tag_list_parameters(upstream, http, query, status, tags, linked):
     upstream.add_image("a", "1")
     upstream.add_image("a", "2")
-    async with http.get(f"{upstream.url}/v2/a/tags/list{query}") as answer:
-        assert answer.status == status
-        assert (await answer.json()).get("tags") == tags
-        assert ("Link" in answer.headers) == linked
+    async with http.get(f"{upstream.url}/v2/a/tags/list{query}") as response:
+        assert response.status == status
+        assert (await response.json()).get("tags") == tags
+        assert ("Link" in response.headers) == linked
 
 
 async def test_the_catalog_lists_repositories(upstream, http):
     upstream.add_image("b", "1")
     upstream.add_image("a", "1")
-    async with http.get(f"{upstream.url}/v2/_catalog") as answer:
-        assert await answer.json() == {"repositories": ["a", "b"]}
+    async with http.get(f"{upstream.url}/v2/_catalog") as response:
+        assert await response.json() == {"repositories": ["a", "b"]}
 
 
 async def test_referrers_are_listed_and_filtered(upstream, http):
@@ -215,13 +215,13 @@ async def test_referrers_are_listed_and_filtered(upstream, http):
     sbom = upstream.add_referrer("a", image.digest, "application/x.sbom", annotations={"k": "v"})
     upstream.add_referrer("a", image.digest, "application/x.sig")
     url = f"{upstream.url}/v2/a/referrers/{image.digest}"
-    async with http.get(url) as answer:
-        assert answer.headers["Content-Type"] == INDEX
-        assert len(json.loads(await answer.read())["manifests"]) == 2
-        assert "OCI-Filters-Applied" not in answer.headers
-    async with http.get(url, params={"artifactType": "application/x.sbom"}) as answer:
-        (entry,) = json.loads(await answer.read())["manifests"]
-        assert answer.headers["OCI-Filters-Applied"] == "artifactType"
+    async with http.get(url) as response:
+        assert response.headers["Content-Type"] == INDEX
+        assert len(json.loads(await response.read())["manifests"]) == 2
+        assert "OCI-Filters-Applied" not in response.headers
+    async with http.get(url, params={"artifactType": "application/x.sbom"}) as response:
+        (entry,) = json.loads(await response.read())["manifests"]
+        assert response.headers["OCI-Filters-Applied"] == "artifactType"
     assert (entry["digest"], entry["artifactType"]) == (sbom, "application/x.sbom")
     assert entry["annotations"] == {"k": "v"}
 
@@ -231,24 +231,24 @@ async def test_referrers_may_be_missing_and_then_have_a_tag(upstream, http):
     upstream.add_referrer("a", image.digest)
     upstream.has_referrers = False
     upstream.add_referrers_tag("a", image.digest)
-    async with http.get(f"{upstream.url}/v2/a/referrers/{image.digest}") as answer:
-        assert answer.status == 404
-    async with http.get(f"{upstream.url}/v2/a/manifests/{image.digest.replace(':', '-')}") as answer:
-        assert len(json.loads(await answer.read())["manifests"]) == 1
+    async with http.get(f"{upstream.url}/v2/a/referrers/{image.digest}") as response:
+        assert response.status == 404
+    async with http.get(f"{upstream.url}/v2/a/manifests/{image.digest.replace(':', '-')}") as response:
+        assert len(json.loads(await response.read())["manifests"]) == 1
 
 
 async def test_referrers_of_an_unknown_digest_are_empty(upstream, http):
-    async with http.get(f"{upstream.url}/v2/none/referrers/{sha256(b'')}") as answer:
-        assert answer.status == 200
-        assert json.loads(await answer.read())["manifests"] == []
+    async with http.get(f"{upstream.url}/v2/none/referrers/{sha256(b'')}") as response:
+        assert response.status == 200
+        assert json.loads(await response.read())["manifests"] == []
 
 
 async def test_pushing_is_refused_and_recorded(upstream, http):
-    async with http.post(f"{upstream.url}/v2/a/blobs/uploads/", data=b"x") as answer:
-        assert answer.status == 405
-    async with http.put(f"{upstream.url}/v2/a/manifests/1", data=b"{}") as answer:
-        assert answer.status == 405
-    assert [(seen.kind, seen.method) for seen in upstream.requests] == [
+    async with http.post(f"{upstream.url}/v2/a/blobs/uploads/", data=b"x") as response:
+        assert response.status == 405
+    async with http.put(f"{upstream.url}/v2/a/manifests/1", data=b"{}") as response:
+        assert response.status == 405
+    assert [(request.kind, request.method) for request in upstream.requests] == [
         ("upload", "POST"),
         ("manifest", "PUT"),
     ]
@@ -258,22 +258,22 @@ async def test_a_strict_registry_wants_the_media_type_on_any_accept_line(upstrea
     upstream.add_image("a", "1")
     upstream.strict_accept = True
     url = f"{upstream.url}/v2/a/manifests/1"
-    async with http.get(url, headers=[("Accept", INDEX)]) as answer:
-        assert answer.status == 404
-    async with http.get(url, headers=[("Accept", INDEX), ("Accept", f"text/x, {MANIFEST}")]) as answer:
-        assert answer.status == 200
+    async with http.get(url, headers=[("Accept", INDEX)]) as response:
+        assert response.status == 404
+    async with http.get(url, headers=[("Accept", INDEX), ("Accept", f"text/x, {MANIFEST}")]) as response:
+        assert response.status == 200
 
 
 async def test_the_rate_limit_counts_gets_of_manifests_only(upstream, http):
     upstream.add_image("a", "1")
     upstream.rate_limit = RateLimit(limit=100, remaining=1)
     url = f"{upstream.url}/v2/a/manifests/1"
-    async with http.head(url) as answer:
-        assert answer.headers["ratelimit-remaining"] == "1;w=21600"
-    async with http.get(url) as answer:
-        assert answer.headers["ratelimit-limit"] == "100;w=21600"
-        assert answer.headers["ratelimit-remaining"] == "0;w=21600"
-    async with http.get(url) as answer:
-        assert answer.status == 429
-        assert answer.headers["Retry-After"] == "60"
-        assert (await answer.json())["errors"][0]["code"] == "TOOMANYREQUESTS"
+    async with http.head(url) as response:
+        assert response.headers["ratelimit-remaining"] == "1;w=21600"
+    async with http.get(url) as response:
+        assert response.headers["ratelimit-limit"] == "100;w=21600"
+        assert response.headers["ratelimit-remaining"] == "0;w=21600"
+    async with http.get(url) as response:
+        assert response.status == 429
+        assert response.headers["Retry-After"] == "60"
+        assert (await response.json())["errors"][0]["code"] == "TOOMANYREQUESTS"

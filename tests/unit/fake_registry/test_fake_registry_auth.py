@@ -31,26 +31,26 @@ async def upstream():
 
 async def ask(http, upstream, token=None, path="/v2/a/manifests/1", headers=None):
     headers = headers or ({"Authorization": f"Bearer {token}"} if token else {})
-    async with http.get(f"{upstream.url}{path}", headers=headers) as answer:
-        await answer.read()
-        return answer
+    async with http.get(f"{upstream.url}{path}", headers=headers) as response:
+        await response.read()
+        return response
 
 
 async def token(http, upstream, **options):
-    async with http.get(f"{upstream.url}/token", **options) as answer:
-        assert answer.status == 200
-        return await answer.json()
+    async with http.get(f"{upstream.url}/token", **options) as response:
+        assert response.status == 200
+        return await response.json()
 
 
-def challenges(answer):
-    return answer.headers.getall("WWW-Authenticate", [])
+def challenges(response):
+    return response.headers.getall("WWW-Authenticate", [])
 
 
 async def test_without_a_token_there_is_a_challenge_that_says_where_to_get_one(http, upstream):
     realm = f'Bearer realm="{upstream.url}/token",service="fake-registry"'
-    answer = await ask(http, upstream)
-    assert answer.status == 401
-    assert challenges(answer) == [f'{realm},scope="{PULL}"']
+    response = await ask(http, upstream)
+    assert response.status == 401
+    assert challenges(response) == [f'{realm},scope="{PULL}"']
     assert challenges(await ask(http, upstream, path="/v2/")) == [realm]
     catalog = await ask(http, upstream, path="/v2/_catalog")
     assert challenges(catalog) == [f'{realm},scope="registry:catalog:*"']
@@ -77,16 +77,16 @@ async def test_scopes_may_be_several_parameters_or_one_with_spaces(http, upstrea
 
 async def test_a_wrong_password_gets_no_token(http, upstream):
     wrong = basic("alice", "wrong")
-    async with http.get(f"{upstream.url}/token", headers=wrong) as answer:
-        assert answer.status == 401
-    async with http.get(f"{upstream.url}/token", headers={"Authorization": "Basic Og=="}) as answer:
-        assert answer.status == 401
+    async with http.get(f"{upstream.url}/token", headers=wrong) as response:
+        assert response.status == 401
+    async with http.get(f"{upstream.url}/token", headers={"Authorization": "Basic Og=="}) as response:
+        assert response.status == 401
 
 
 async def test_without_anonymous_a_token_wants_a_password(http, upstream):
     upstream.anonymous = False
-    async with http.get(f"{upstream.url}/token") as answer:
-        assert answer.status == 401
+    async with http.get(f"{upstream.url}/token") as response:
+        assert response.status == 401
     assert await token(http, upstream, headers=basic("alice", "secret"))
 
 
@@ -98,21 +98,21 @@ async def test_a_restricted_repository_is_pulled_by_its_users_only(http, upstrea
     nobody = await token(http, upstream, params=params)
     assert (await ask(http, upstream, nobody["token"])).status == 401
     upstream.deny_at_token = True
-    async with http.get(f"{upstream.url}/token", params=params) as answer:
-        assert answer.status == 403
+    async with http.get(f"{upstream.url}/token", params=params) as response:
+        assert response.status == 403
 
 
 async def test_a_refresh_token_is_taken_by_post(http, upstream):
     upstream.identity_tokens["refresh-1"] = "alice"
     upstream.restricted = {"a": {"alice"}}
     form = {"grant_type": "refresh_token", "refresh_token": "refresh-1", "scope": PULL}
-    async with http.post(f"{upstream.url}/token", data=form) as answer:
-        value = (await answer.json())["access_token"]
+    async with http.post(f"{upstream.url}/token", data=form) as response:
+        value = (await response.json())["access_token"]
     assert (await ask(http, upstream, value)).status == 200
-    seen = upstream.find("token", "POST")[0]
-    assert (seen.form["refresh_token"], seen.scopes) == ("refresh-1", [PULL])
-    async with http.post(f"{upstream.url}/token", data=form | {"refresh_token": "x"}) as answer:
-        assert answer.status == 401
+    request = upstream.find("token", "POST")[0]
+    assert (request.form["refresh_token"], request.scopes) == ("refresh-1", [PULL])
+    async with http.post(f"{upstream.url}/token", data=form | {"refresh_token": "x"}) as response:
+        assert response.status == 401
 
 
 async def test_offline_tokens_are_given_to_users(http, upstream):
@@ -123,8 +123,8 @@ async def test_offline_tokens_are_given_to_users(http, upstream):
 
 async def test_post_may_be_unsupported(http, upstream):
     upstream.token_post = False
-    async with http.post(f"{upstream.url}/token", data={"grant_type": "refresh_token"}) as answer:
-        assert answer.status == 405
+    async with http.post(f"{upstream.url}/token", data={"grant_type": "refresh_token"}) as response:
+        assert response.status == 405
 
 
 async def test_a_token_expires_by_the_clock(http, upstream):
@@ -134,9 +134,9 @@ async def test_a_token_expires_by_the_clock(http, upstream):
     now += 299
     assert (await ask(http, upstream, body["token"])).status == 200
     now += 1
-    answer = await ask(http, upstream, body["token"])
-    assert answer.status == 401
-    assert 'error="invalid_token"' in challenges(answer)[0]
+    response = await ask(http, upstream, body["token"])
+    assert response.status == 401
+    assert 'error="invalid_token"' in challenges(response)[0]
 
 
 @pytest.mark.parametrize(
@@ -150,9 +150,9 @@ async def test_revoked_tokens_are_refused_in_the_way_of_the_registry(
     value = upstream.issue_token(PULL)
     assert (await ask(http, upstream, value)).status == 200
     upstream.revoke_tokens()
-    answer = await ask(http, upstream, value)
-    assert answer.status == status
-    assert bool(challenges(answer)) == challenged
+    response = await ask(http, upstream, value)
+    assert response.status == status
+    assert bool(challenges(response)) == challenged
     assert (await ask(http, upstream, upstream.issue_token(PULL))).status == 200
 
 
@@ -172,8 +172,8 @@ async def test_the_token_answer_can_be_changed(http, upstream, change, expected)
 
 async def test_the_token_answer_can_be_nonsense(http, upstream):
     upstream.token_body = lambda members: b"<html>"
-    async with http.get(f"{upstream.url}/token") as answer:
-        assert await answer.read() == b"<html>"
+    async with http.get(f"{upstream.url}/token") as response:
+        assert await response.read() == b"<html>"
 
 
 async def test_the_challenge_can_be_anything(http, upstream):
@@ -183,14 +183,14 @@ async def test_the_challenge_can_be_anything(http, upstream):
         f'BEARER realm = "{upstream.url}/token?scope={PULL}" ,{{odd}}',
     ]
     upstream.challenge = []
-    answer = await ask(http, upstream)
-    assert (answer.status, challenges(answer)) == (401, [])
+    response = await ask(http, upstream)
+    assert (response.status, challenges(response)) == (401, [])
 
 
 async def test_faults_of_the_token_endpoint(http, upstream):
     upstream.fault(Status(503), kind="token")
-    async with http.get(f"{upstream.url}/token") as answer:
-        assert answer.status == 503
+    async with http.get(f"{upstream.url}/token") as response:
+        assert response.status == 503
     assert await token(http, upstream)
 
 
@@ -206,8 +206,8 @@ async def test_basic_lets_users_in(http):
     async with FakeRegistry(auth="basic", users={"alice": "se:cret"}) as upstream:
         upstream.add_image("a", "1")
         alice = basic("alice", "se:cret")
-        answer = await ask(http, upstream)
-        assert (answer.status, challenges(answer)) == (401, ['Basic realm="fake-registry"'])
+        response = await ask(http, upstream)
+        assert (response.status, challenges(response)) == (401, ['Basic realm="fake-registry"'])
         assert (await ask(http, upstream, headers=alice)).status == 200
         assert (await ask(http, upstream, headers=basic("bob", "x"))).status == 401
         upstream.expired = "ecr"
@@ -219,5 +219,5 @@ async def test_basic_lets_users_in(http):
 async def test_malformed_basic_is_refused(http):
     async with FakeRegistry(auth="basic", users={"alice": "secret"}) as upstream:
         for value in ("Basic", "Basic !!!", "Basic Og==", "Basic YWxpY2U=", "Bearer x"):
-            async with http.get(f"{upstream.url}/v2/", headers={"Authorization": value}) as answer:
-                assert answer.status == 401
+            async with http.get(f"{upstream.url}/v2/", headers={"Authorization": value}) as response:
+                assert response.status == 401

@@ -13,7 +13,7 @@ from tests.fake_registry import (
     Chunked,
     Corrupt,
     Delay,
-    DropBeforeAnswer,
+    DropBeforeResponse,
     FakeRegistry,
     GzipEncoded,
     Hold,
@@ -55,17 +55,17 @@ def blob(upstream):
 
 
 async def status_of(request):
-    async with request as answer:
-        await answer.read()
-        return answer.status
+    async with request as response:
+        await response.read()
+        return response.status
 
 
 async def read_until_failure(request):
     """The bytes that came, and the error that ended them, None for a clean end."""
     got = b""
     try:
-        async with request as answer:
-            async for piece in answer.content.iter_any():
+        async with request as response:
+            async for piece in response.content.iter_any():
                 got += piece
     except aiohttp.ClientPayloadError as error:
         return got, error
@@ -95,7 +95,7 @@ async def test_a_lasting_fault_ends_when_it_is_removed(upstream, http, blob):
 
 async def test_only_matching_requests_are_hit(upstream, http, blob):
     upstream.fault(Status(500), kind="blob", method="GET", repository="a", times=None)
-    upstream.fault(Status(501), where=lambda seen: "X-Odd" in seen.headers, times=None)
+    upstream.fault(Status(501), where=lambda request: "X-Odd" in request.headers, times=None)
     assert await status_of(http.get(blob)) == 500
     assert await status_of(http.head(blob)) == 200
     assert await status_of(http.get(f"{upstream.url}/v2/")) == 200
@@ -123,10 +123,10 @@ async def test_cleared_faults_strike_no_more(upstream, http, blob):
 
 async def test_several_actions_strike_together(upstream, http, blob):
     upstream.fault(SetHeaders({"Set-Cookie": "a=b"}), Chunked(), kind="blob")
-    async with http.get(blob) as answer:
-        assert answer.headers["Set-Cookie"] == "a=b"
-        assert "Content-Length" not in answer.headers
-        assert await answer.read() == DATA
+    async with http.get(blob) as response:
+        assert response.headers["Set-Cookie"] == "a=b"
+        assert "Content-Length" not in response.headers
+        assert await response.read() == DATA
 
 
 # --- before the answer ---
@@ -134,31 +134,31 @@ async def test_several_actions_strike_together(upstream, http, blob):
 
 async def test_a_status_replaces_the_answer(upstream, http, blob):
     upstream.fault(Status(429, {"Retry-After": "7"}, b"Too Many Requests"))
-    async with http.get(blob) as answer:
-        assert answer.status == 429
-        assert answer.headers["Retry-After"] == "7"
-        assert await answer.read() == b"Too Many Requests"
+    async with http.get(blob) as response:
+        assert response.status == 429
+        assert response.headers["Retry-After"] == "7"
+        assert await response.read() == b"Too Many Requests"
 
 
 async def test_a_captive_portal(upstream, http, blob):
     upstream.fault(Html())
-    async with http.get(blob) as answer:
-        assert answer.status == 200
-        assert answer.content_type == "text/html"
-        assert b"Sign in" in await answer.read()
+    async with http.get(blob) as response:
+        assert response.status == 200
+        assert response.content_type == "text/html"
+        assert b"Sign in" in await response.read()
 
 
 async def test_held_requests_wait_for_the_release_and_see_the_content_of_then(upstream, http):
     upstream.add_image("a", "1", [b"old"])
     hold = upstream.hold(kind="manifest")
     asking = [asyncio.create_task(http.get(f"{upstream.url}/v2/a/manifests/1")) for _ in range(2)]
-    await hold.reached(2)
+    await hold.wait_for_arrivals(2)
     assert hold.waiting == 2
     assert not any(task.done() for task in asking)
     new = upstream.add_image("a", "1", [b"new"])
     hold.release()
-    for answer in await asyncio.gather(*asking):
-        assert answer.headers["Docker-Content-Digest"] == new.digest
+    for response in await asyncio.gather(*asking):
+        assert response.headers["Docker-Content-Digest"] == new.digest
     assert await status_of(http.get(f"{upstream.url}/v2/a/manifests/1")) == 200
 
 
@@ -166,24 +166,24 @@ async def test_a_client_that_leaves_a_hold_is_noticed(upstream, http, blob):
     hold = upstream.hold()
     with pytest.raises(TimeoutError):
         await http.get(blob, timeout=aiohttp.ClientTimeout(total=0.05))
-    await hold.reached()
-    await hold.left()
-    assert [(seen.status, seen.outcome) for seen in upstream.requests] == [(0, "broken off")]
+    await hold.wait_for_arrivals()
+    await hold.wait_until_empty()
+    assert [(request.status, request.outcome) for request in upstream.requests] == [(0, "broken off")]
 
 
 async def test_stopping_frees_what_is_held(http):
     async with FakeRegistry() as upstream:
         hold = upstream.hold()
         asking = asyncio.create_task(http.get(f"{upstream.url}/v2/"))
-        await hold.reached()
+        await hold.wait_for_arrivals()
     with pytest.raises(aiohttp.ClientConnectionError):
         await asking
-    assert [seen.outcome for seen in upstream.requests] == ["broken off"]
+    assert [request.outcome for request in upstream.requests] == ["broken off"]
 
 
 async def test_waiting_in_vain_at_a_hold_fails(upstream):
     with pytest.raises(AssertionError, match="1 requests at <Hold 0 waiting>"):
-        await Hold().reached(timeout=0.01)
+        await Hold().wait_for_arrivals(timeout=0.01)
 
 
 async def test_a_delay_passes(upstream, http, blob):
@@ -195,21 +195,21 @@ async def test_a_delay_passes(upstream, http, blob):
     ("reset", "error"), [(False, aiohttp.ServerDisconnectedError), (True, aiohttp.ClientOSError)]
 )
 async def test_dropped_connections(upstream, http, blob, reset, error):
-    fault = upstream.fault(DropBeforeAnswer(reset=reset), times=None)
+    fault = upstream.fault(DropBeforeResponse(reset=reset), times=None)
     with pytest.raises(error):
         await http.get(blob)
-    await fault.hit()
-    assert [(seen.status, seen.outcome) for seen in upstream.requests] == [(0, "cut")] * fault.hits
+    await fault.wait_for_hits()
+    assert [(request.status, request.outcome) for request in upstream.requests] == [(0, "cut")] * fault.hits
 
 
 # --- headers and status ---
 
 
 async def test_a_redirect(upstream, http, blob):
-    upstream.fault(Redirect(lambda seen: f"/elsewhere/{seen.reference}", 303), kind="blob")
-    async with http.get(blob, allow_redirects=False) as answer:
-        assert answer.status == 303
-        assert answer.headers["Location"].startswith("/elsewhere/sha256:")
+    upstream.fault(Redirect(lambda request: f"/elsewhere/{request.reference}", 303), kind="blob")
+    async with http.get(blob, allow_redirects=False) as response:
+        assert response.status == 303
+        assert response.headers["Location"].startswith("/elsewhere/sha256:")
 
 
 async def test_a_redirect_loop_goes_on_for_ever(upstream, http, blob):
@@ -222,25 +222,25 @@ async def test_a_redirect_loop_goes_on_for_ever(upstream, http, blob):
 async def test_stripped_headers_are_not_sent(upstream, http, blob):
     names = ["Docker-Content-Digest", "Content-Type", "Server", "Date"]
     upstream.fault(StripHeaders(names), kind="blob")
-    async with http.get(blob) as answer:
-        assert [name for name in names if name in answer.headers] == []
-        assert await answer.read() == DATA
+    async with http.get(blob) as response:
+        assert [name for name in names if name in response.headers] == []
+        assert await response.read() == DATA
 
 
 async def test_an_ignored_range_gets_everything(upstream, http, blob):
     upstream.fault(IgnoreRange(), kind="blob")
-    async with http.get(blob, headers={"Range": "bytes=100-"}) as answer:
-        assert answer.status == 200
-        assert "Content-Range" not in answer.headers
-        assert await answer.read() == DATA
+    async with http.get(blob, headers={"Range": "bytes=100-"}) as response:
+        assert response.status == 200
+        assert "Content-Range" not in response.headers
+        assert await response.read() == DATA
 
 
 async def test_a_wrong_content_range_lies_about_the_place(upstream, http, blob):
     upstream.fault(WrongContentRange(), kind="blob")
-    async with http.get(blob, headers={"Range": "bytes=100-199"}) as answer:
-        assert answer.status == 206
-        assert answer.headers["Content-Range"] == "bytes 101-200/600001"
-        assert await answer.read() == DATA[100:200]
+    async with http.get(blob, headers={"Range": "bytes=100-199"}) as response:
+        assert response.status == 206
+        assert response.headers["Content-Range"] == "bytes 101-200/600001"
+        assert await response.read() == DATA[100:200]
 
 
 # --- bodies ---
@@ -262,7 +262,7 @@ async def test_a_cut_body_ends_where_it_was_told(secure, action):
         asked = http.get(f"{upstream.url}/v2/a/blobs/{digest}", ssl=asking)
         got, error = await read_until_failure(asked)
         assert (got, type(error)) == (DATA[:250_000], aiohttp.ClientPayloadError)
-        assert [(seen.sent_bytes, seen.outcome) for seen in upstream.requests] == [(250_000, "cut")]
+        assert [(request.sent_bytes, request.outcome) for request in upstream.requests] == [(250_000, "cut")]
 
 
 async def test_a_reset_is_an_rst_and_a_truncation_a_fin(upstream):
@@ -274,8 +274,8 @@ async def test_a_reset_is_an_rst_and_a_truncation_a_fin(upstream):
         reader, writer = await asyncio.open_connection("127.0.0.1", upstream.port)
         writer.write(f"GET /v2/a/blobs/{digest} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
         try:
-            answer = await reader.read()
-            ends.append(answer.partition(b"\r\n\r\n")[2])
+            response = await reader.read()
+            ends.append(response.partition(b"\r\n\r\n")[2])
         except ConnectionResetError:
             ends.append("reset")
         writer.close()
@@ -284,16 +284,16 @@ async def test_a_reset_is_an_rst_and_a_truncation_a_fin(upstream):
 
 async def test_a_corrupt_body_differs_in_one_byte(upstream, http, blob):
     upstream.fault(Corrupt(at=-1), kind="blob")
-    async with http.get(blob) as answer:
-        body = await answer.read()
+    async with http.get(blob) as response:
+        body = await response.read()
     assert len(body) == len(DATA)
     assert [at for at in range(len(DATA)) if body[at] != DATA[at]] == [len(DATA) - 1]
 
 
 async def test_corruption_stays_where_it_is_in_a_range(upstream, http, blob):
     upstream.fault(Corrupt(at=150), kind="blob", times=None)
-    async with http.get(blob, headers={"Range": "bytes=100-199"}) as answer:
-        body = await answer.read()
+    async with http.get(blob, headers={"Range": "bytes=100-199"}) as response:
+        body = await response.read()
     assert body[:50] + body[51:] == DATA[100:150] + DATA[151:200]
     assert body[50] != DATA[150]
 
@@ -312,9 +312,9 @@ async def test_a_length_too_large_ends_by_fin(upstream, http, blob):
 
 async def test_an_unasked_gzip_encoding(upstream, http, blob):
     upstream.fault(GzipEncoded(), kind="blob")
-    async with http.get(blob) as answer:
-        assert answer.headers["Content-Encoding"] == "gzip"
-        assert gzip.decompress(await answer.read()) == DATA
+    async with http.get(blob) as response:
+        assert response.headers["Content-Encoding"] == "gzip"
+        assert gzip.decompress(await response.read()) == DATA
 
 
 async def test_a_truncated_chunked_body_has_no_end(upstream, http, blob):
@@ -325,20 +325,20 @@ async def test_a_truncated_chunked_body_has_no_end(upstream, http, blob):
 
 async def test_a_slow_body_arrives_whole(upstream, http, blob):
     upstream.fault(Slow(bytes_per_second=20_000_000), kind="blob")
-    async with http.get(blob) as answer:
-        assert await answer.read() == DATA
+    async with http.get(blob) as response:
+        assert await response.read() == DATA
 
 
 async def test_a_paused_body_stops_exactly_there_until_released(upstream, http, blob):
     start, middle = upstream.pause(after=0), upstream.pause(after=300_000)
-    answer = await http.get(blob)
-    await start.reached()
+    response = await http.get(blob)
+    await start.wait_for_arrivals()
     assert upstream.sent_bytes("blob") == 0
     start.release()
-    await middle.reached()
+    await middle.wait_for_arrivals()
     assert upstream.sent_bytes("blob") == 300_000
-    assert await answer.content.readexactly(300_000) == DATA[:300_000]
+    assert await response.content.readexactly(300_000) == DATA[:300_000]
     assert upstream.requests[0].outcome == "waiting"
     middle.release()
-    assert await answer.read() == DATA[300_000:]
-    await upstream.until(lambda: upstream.requests[0].outcome == "complete")
+    assert await response.read() == DATA[300_000:]
+    await upstream.wait_until(lambda: upstream.requests[0].outcome == "complete")

@@ -45,23 +45,23 @@ async def upstream():
 )
 async def test_requests_are_told_apart(upstream, http, path, kind, repository, reference):
     async with http.get(URL(f"{upstream.url}{path}?ns=x%2Fy", encoded=True)):
-        (seen,) = upstream.requests
-    assert (seen.kind, seen.repository, seen.reference) == (kind, repository, reference)
-    assert (seen.path, seen.query_string) == (path, "ns=x%2Fy")
-    assert seen.query["ns"] == "x/y"
+        (request,) = upstream.requests
+    assert (request.kind, request.repository, request.reference) == (kind, repository, reference)
+    assert (request.path, request.query_string) == (path, "ns=x%2Fy")
+    assert request.query["ns"] == "x/y"
 
 
 async def test_requests_can_be_counted_by_what_they_were(upstream, http):
     image = upstream.add_image("a", "1", [LAYER])
     for path in ("manifests/1", "manifests/2", f"blobs/{image.layer_digests[0]}"):
-        async with http.get(f"{upstream.url}/v2/a/{path}", headers={"X-Test": "1"}) as answer:
-            await answer.read()
+        async with http.get(f"{upstream.url}/v2/a/{path}", headers={"X-Test": "1"}) as response:
+            await response.read()
     assert upstream.count() == 3
     assert upstream.count("manifest") == 2
     assert upstream.count("manifest", "HEAD") == 0
     assert upstream.count(repository="a", reference="2") == 1
     assert upstream.count(status=404) == 1
-    assert upstream.count(where=lambda seen: seen.headers["x-test"] == "1") == 3
+    assert upstream.count(where=lambda request: request.headers["x-test"] == "1") == 3
     assert upstream.sent_bytes("blob") == len(LAYER)
     upstream.clear()
     assert upstream.count() == 0
@@ -70,7 +70,7 @@ async def test_requests_can_be_counted_by_what_they_were(upstream, http):
 async def test_connections_are_counted_even_if_nothing_is_asked(upstream, http):
     assert upstream.connections == 0
     _, writer = await asyncio.open_connection("127.0.0.1", upstream.port)
-    await upstream.until(lambda: upstream.connections == 1)
+    await upstream.wait_until(lambda: upstream.connections == 1)
     writer.close()
     await writer.wait_closed()
     assert upstream.requests == []
@@ -78,17 +78,17 @@ async def test_connections_are_counted_even_if_nothing_is_asked(upstream, http):
 
 async def test_a_client_that_breaks_off_is_remembered(upstream, http):
     digest = upstream.add_big_blob("a", 50_000_000)
-    answer = await http.get(f"{upstream.url}/v2/a/blobs/{digest}")
-    await answer.content.readexactly(1000)
-    answer.close()
-    await upstream.until(lambda: upstream.requests[0].outcome == "broken off")
-    (seen,) = upstream.requests
-    assert seen.status == 200
-    assert 1000 <= seen.sent_bytes < 50_000_000
+    response = await http.get(f"{upstream.url}/v2/a/blobs/{digest}")
+    await response.content.readexactly(1000)
+    response.close()
+    await upstream.wait_until(lambda: upstream.requests[0].outcome == "broken off")
+    (request,) = upstream.requests
+    assert request.status == 200
+    assert 1000 <= request.sent_bytes < 50_000_000
 
 
 async def test_waiting_for_requests_ends_when_they_have_come(upstream, http):
-    waiting = asyncio.create_task(upstream.seen("ping", count=2))
+    waiting = asyncio.create_task(upstream.wait_for_requests("ping", count=2))
     for _ in range(2):
         async with http.get(f"{upstream.url}/v2/"):
             pass
@@ -99,7 +99,7 @@ async def test_waiting_in_vain_fails_and_tells_what_came_instead(upstream, http)
     async with http.get(f"{upstream.url}/v2/?x=1"):
         pass
     with pytest.raises(AssertionError, match=r"1 x \[kind=blob\].*\n.*<ping: GET /v2/\?x=1 -> 200"):
-        await upstream.seen("blob", timeout=0.01)
+        await upstream.wait_for_requests("blob", timeout=0.01)
 
 
 # --- life ---
@@ -107,14 +107,14 @@ async def test_waiting_in_vain_fails_and_tells_what_came_instead(upstream, http)
 
 async def test_a_stopped_registry_refuses_and_comes_back_on_its_port(upstream, http):
     url = f"{upstream.url}/v2/"
-    async with http.get(url) as answer:
-        assert answer.status == 200
+    async with http.get(url) as response:
+        assert response.status == 200
     await upstream.stop()
     with pytest.raises(aiohttp.ClientConnectorError):
         await http.get(url)
     await upstream.start()
-    async with http.get(url) as answer:
-        assert answer.status == 200
+    async with http.get(url) as response:
+        assert response.status == 200
     assert upstream.count("ping") == 2
 
 
@@ -128,8 +128,8 @@ async def test_https_with_a_given_certificate():
         aiohttp.ClientSession() as http,
     ):
         assert upstream.url.startswith("https://localhost:")
-        async with http.get(f"{upstream.url}/v2/", ssl=asking) as answer:
-            assert answer.status == 200
+        async with http.get(f"{upstream.url}/v2/", ssl=asking) as response:
+            assert response.status == 200
         with pytest.raises(aiohttp.ClientConnectorCertificateError):
             await http.get(f"{upstream.url}/v2/", ssl=ssl.create_default_context())
         assert upstream.connections == 2

@@ -33,50 +33,54 @@ def blob(upstream):
 
 
 async def status_of(request):
-    async with request as answer:
-        await answer.read()
-        return answer.status
+    async with request as response:
+        await response.read()
+        return response.status
 
 
 async def location(http, blob):
-    async with http.get(blob, allow_redirects=False) as answer:
-        assert answer.status == 307
-        return URL(answer.headers["Location"], encoded=True)
+    async with http.get(blob, allow_redirects=False) as response:
+        assert response.status == 307
+        return URL(response.headers["Location"], encoded=True)
 
 
 async def test_a_blob_is_redirected_and_served_to_an_unchanged_url(http, storage, blob):
     signed = await location(http, blob)
     for part in ("%2F", "%2f", "+", "|", "%7C", "~", "%7E", "%20", "!*'()", "&flag&"):
         assert part in str(signed)
-    async with http.get(signed) as answer:
-        assert (answer.status, await answer.read()) == (200, DATA)
-    (seen,) = storage.requests
-    assert (seen.kind, seen.reference, seen.sent_bytes) == ("storage", blob.rpartition("/")[2], 100_000)
-    assert not storage.got_credentials
+    async with http.get(signed) as response:
+        assert (response.status, await response.read()) == (200, DATA)
+    (request,) = storage.requests
+    assert (request.kind, request.reference, request.sent_bytes) == (
+        "storage",
+        blob.rpartition("/")[2],
+        100_000,
+    )
+    assert not storage.received_credentials
 
 
 async def test_a_requoted_url_is_refused(http, storage, blob):
     signed = await location(http, blob)
-    async with http.get(URL(str(signed))) as answer:
-        assert answer.status == 403
-        assert b"SignatureDoesNotMatch" in await answer.read()
+    async with http.get(URL(str(signed))) as response:
+        assert response.status == 403
+        assert b"SignatureDoesNotMatch" in await response.read()
 
 
 async def test_ranges_are_served(http, storage, blob):
-    async with http.get(await location(http, blob), headers={"Range": "bytes=10-19"}) as answer:
-        assert (answer.status, await answer.read()) == (206, DATA[10:20])
+    async with http.get(await location(http, blob), headers={"Range": "bytes=10-19"}) as response:
+        assert (response.status, await response.read()) == (206, DATA[10:20])
 
 
 async def test_a_signed_url_is_for_get_only(http, storage, blob):
-    async with http.head(await location(http, blob)) as answer:
-        assert answer.status == 403
+    async with http.head(await location(http, blob)) as response:
+        assert response.status == 403
 
 
 async def test_credentials_are_refused_and_noticed(http, storage, blob):
     signed = await location(http, blob)
-    async with http.get(signed, headers={"Authorization": "Bearer x"}) as answer:
-        assert answer.status == 400
-    assert storage.got_credentials
+    async with http.get(signed, headers={"Authorization": "Bearer x"}) as response:
+        assert response.status == 400
+    assert storage.received_credentials
 
 
 async def test_signed_urls_expire(http, storage, blob):
@@ -103,10 +107,10 @@ async def test_storage_has_faults_of_its_own(http, storage, upstream, blob):
 async def test_the_registry_serves_its_blobs_again_without_storage(http, upstream, blob):
     async with FakeStorage(upstream):
         await location(http, blob)
-    async with http.get(blob, allow_redirects=False) as answer:
-        assert await answer.read() == DATA
+    async with http.get(blob, allow_redirects=False) as response:
+        assert await response.read() == DATA
 
 
 async def test_a_missing_blob_is_not_redirected(http, storage, upstream, blob):
-    async with http.get(f"{blob[:-1]}x", allow_redirects=False) as answer:
-        assert answer.status == 404
+    async with http.get(f"{blob[:-1]}x", allow_redirects=False) as response:
+        assert response.status == 404

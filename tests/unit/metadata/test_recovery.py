@@ -13,7 +13,7 @@ from regmirror.errors import ConfigError
 from regmirror.metadata.recovery import DatabaseMonitor, DatabaseRecovery, find_damage, looks_damaged
 from regmirror.metadata.store import MetadataStore
 from regmirror.oci.names import Digest
-from tests.mirror_fixture import until
+from tests.mirror_fixture import wait_until
 
 BLOBS = [(Digest.of(b"%d" % number), number, 1_000.0 + number) for number in range(2_500)]
 
@@ -298,6 +298,6 @@ async def test_a_missing_database_is_not_created_empty_by_a_question(store, path
         await store.ping()
     assert not path.exists()
     # The driver's thread outlives the failure for a moment, and must not outlive the loop.
-    await until(
+    await wait_until(
         lambda: not [thread for thread in threading.enumerate() if "_worker" in thread.name], "it ends"
     )

@@ -26,7 +26,7 @@ from regmirror.metadata.totals import Totals
 from regmirror.metadata.upgrade import REVISION, database_path, upgrade
 from regmirror.oci.manifests import OCI_MANIFEST, Descriptor, Manifest
 from regmirror.oci.names import Digest, Repository, Tag
-from tests.mirror_fixture import until
+from tests.mirror_fixture import wait_until
 
 APP, OTHER = Repository("registry.test", "team/app"), Repository("registry.test", "team/other")
 ELSEWHERE = Repository("elsewhere.test", "team/app")
@@ -321,7 +321,7 @@ async def test_what_runs_while_the_file_is_replaced_leaves_no_connection_open(st
             await goes_on.wait()
 
     holding = asyncio.create_task(database.run(hold()))
-    await until(lambda: threading.active_count() > before, "it is connected")
+    await wait_until(lambda: threading.active_count() > before, "it is connected")
     await database.reconnect()
     assert await store.list_repositories() == []
     goes_on.set()

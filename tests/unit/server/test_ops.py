@@ -42,14 +42,14 @@ async def test_many_questions_whether_it_is_ready_write_once(tmp_path, metadata,
     monkeypatch.setattr(Staging, "find_write_error", find_write_error)
     clock = Clock()
     ops = Ops(tmp_path, metadata, Metrics({}, "0"), clock=clock)
-    answers = await asyncio.gather(*(ops.readyz(None) for _ in range(20)))
-    assert {"ready\n"} == {answer.text for answer in answers}
+    responses = await asyncio.gather(*(ops.readyz(None) for _ in range(20)))
+    assert {"ready\n"} == {response.text for response in responses}
     clock.time += PROBE_AGE - 0.1
     await ops.readyz(None)
     assert len(probes) == 1
     clock.time += 0.2
-    answers = await asyncio.gather(*(ops.readyz(None) for _ in range(20)))
-    assert {"ready\nnothing can be stored: no space left on device\n"} == {item.text for item in answers}
+    responses = await asyncio.gather(*(ops.readyz(None) for _ in range(20)))
+    assert {"ready\nnothing can be stored: no space left on device\n"} == {item.text for item in responses}
     assert len(probes) == 2
 
 

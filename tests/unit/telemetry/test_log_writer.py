@@ -125,20 +125,20 @@ def test_a_pipe_that_nobody_reads_costs_lines_and_tells_how_many(pipe, monkeypat
 def test_a_full_disk_costs_lines_and_tells_how_many(tmp_path, monkeypatch):
     """B44: and no line is torn when there is room again."""
     path = tmp_path / "log"
-    real, answers = os.write, []
+    real, responses = os.write, []
 
     def write(descriptor, data):
-        answer = answers.pop(0) if answers else len(data)
-        if answer is None:
+        response = responses.pop(0) if responses else len(data)
+        if response is None:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return real(descriptor, data[:answer])
+        return real(descriptor, data[:response])
 
     with path.open("ab") as file:
         writer = LogWriter(file.fileno(), tell)
         writer.close()  # from here on by hand
         monkeypatch.setattr(os, "write", write)
         for lines in (["first\n"], ["second\n", "third\n"], ["fourth\n"], ["fifth\n"]):
-            answers[:] = {"second\n": [3, None], "fourth\n": [None]}.get(lines[0], [])
+            responses[:] = {"second\n": [3, None], "fourth\n": [None]}.get(lines[0], [])
             for line in lines:
                 writer.put(line)
             writer._write_all()

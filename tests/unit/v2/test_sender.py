@@ -13,7 +13,7 @@ import pytest
 
 from regmirror.v2.sender import INLINE, LOADERS, STEP, FileTooShort, Sender, _Job
 from tests.fake_registry import random_bytes
-from tests.mirror_fixture import open_files, until
+from tests.mirror_fixture import list_open_files, wait_until
 
 DATA = random_bytes(3 * STEP)
 SMALL = 4_096  # bytes of a socket's buffers, so that a reader who does not read is noticed
@@ -121,7 +121,7 @@ async def test_a_peer_that_is_gone_is_a_connection_error(sender, source, connect
 
 async def test_cancelling_leaves_the_callers_descriptors_open(sender, source, connect):
     gc.collect()  # what earlier tests left to be closed is closed now
-    before = len(open_files())
+    before = len(list_open_files())
     server, client = connect()
     sending = asyncio.create_task(sender.send(server.fileno(), source, 0, len(DATA)))
     await receive(client, 1_000)
@@ -129,7 +129,7 @@ async def test_cancelling_leaves_the_callers_descriptors_open(sender, source, co
     with pytest.raises(asyncio.CancelledError):
         await sending
     # Two for the connection, two for the thread, and none for the job.
-    await until(lambda: len(open_files()) == before + 4, "the job's are closed")
+    await wait_until(lambda: len(list_open_files()) == before + 4, "the job's are closed")
     assert os.pread(source, 5, 0) == DATA[:5]
     assert server.fileno() >= 0
 
@@ -183,7 +183,7 @@ class _WakeFirst:
 async def test_closing_aborts_what_is_being_sent(sender, source, connect):
     server, _ = connect()
     sending = asyncio.create_task(sender.send(server.fileno(), source, 0, len(DATA)))
-    await until(lambda: sender._threads != [], "a thread has the job")
+    await wait_until(lambda: sender._threads != [], "a thread has the job")
     sender.close()
     with pytest.raises(ConnectionAbortedError, match="stopping"):
         await sending
@@ -193,7 +193,7 @@ async def test_a_socket_that_is_shut_down_ends_what_is_sent(sender, source, conn
     """B17: so the connection of a reader that has stopped is dropped, and no descriptor stays."""
     server, _ = connect()
     sending = asyncio.create_task(sender.send(server.fileno(), source, 0, len(DATA)))
-    await until(lambda: sender._threads != [], "a thread has the job")
+    await wait_until(lambda: sender._threads != [], "a thread has the job")
     server.shutdown(socket.SHUT_RDWR)
     with pytest.raises(BrokenPipeError):
         await sending
@@ -262,15 +262,15 @@ async def test_a_slow_disk_delays_only_those_who_need_it(sender, source, cold, c
 
 async def test_closing_aborts_what_waits_for_the_disk(cold, connect, slow_disk):
     sender = Sender()
-    before = len(open_files())
+    before = len(list_open_files())
     pairs = [connect() for _ in range(LOADERS + 3)]
     sending = [asyncio.create_task(sender.send(end.fileno(), cold, 0, len(DATA))) for end, _ in pairs]
-    await until(lambda: sender._loaders._work_queue.qsize() == 3, "all wait for the disk")
+    await wait_until(lambda: sender._loaders._work_queue.qsize() == 3, "all wait for the disk")
     asyncio.get_running_loop().call_later(0.05, slow_disk.set)
     await asyncio.to_thread(sender.close)
     ended = await asyncio.gather(*sending, return_exceptions=True)
     assert {type(error) for error in ended} == {ConnectionAbortedError}
-    assert len(open_files()) == before + 2 * len(pairs)
+    assert len(list_open_files()) == before + 2 * len(pairs)
 
 
 async def test_a_disk_that_fails_is_an_error(sender, source, cold, connect, slow_disk, monkeypatch):
@@ -283,7 +283,7 @@ async def test_a_disk_that_fails_is_an_error(sender, source, cold, connect, slow
     with monkeypatch.context() as patch:
         patch.setattr(os, "pread", fail)
         sending = asyncio.create_task(sender.send(server.fileno(), cold, 0, len(DATA)))
-        await until(lambda: sender._threads and sender._threads[0]._loading, "it waits for the disk")
+        await wait_until(lambda: sender._threads and sender._threads[0]._loading, "it waits for the disk")
         slow_disk.set()
         with pytest.raises(OSError, match=os.strerror(errno.EIO)):
             await sending

@@ -19,7 +19,7 @@ ALPINE, BUSYBOX = "library/alpine", "library/busybox"
 
 
 @dataclass
-class Reply:
+class PlannedResponse:
     """What the upstream answers; like Exchange, as far as the dance looks."""
 
     status: int = 200
@@ -33,7 +33,7 @@ class Reply:
 
 
 def refused(*challenges):
-    return Reply(401, challenges or (BEARER,))
+    return PlannedResponse(401, challenges or (BEARER,))
 
 
 def basic(credential):
@@ -56,10 +56,10 @@ class World:
     def __post_init__(self):
         self.auth = Authenticator("docker.io", self.home, self.auth_hosts, lambda: self.now)
 
-    def run(self, *answers, repository=ALPINE):
+    def run(self, *responses, repository=ALPINE):
         """The last answer of one request; the steps that it took are left in `steps`."""
         self.steps = []
-        waiting = list(answers)
+        waiting = list(responses)
         flow = self.auth.request(repository)
         try:
             step = next(flow)

@@ -37,10 +37,10 @@ class Helpers:
 
     async def __call__(self, helper, server):
         self.asked.append((helper, server))
-        answer = self.told.get(helper)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer.get(server) if isinstance(answer, dict) else answer
+        response = self.told.get(helper)
+        if isinstance(response, Exception):
+            raise response
+        return response.get(server) if isinstance(response, dict) else response
 
 
 class Clock:
@@ -247,18 +247,18 @@ async def test_a_refused_password_is_asked_of_the_helper_again(docker_config):
 
 async def test_forty_layers_ask_a_helper_once(docker_config):
     """B62: a process for each would be forty processes."""
-    answer = asyncio.Event()
+    response = asyncio.Event()
     asked = []
 
     async def ask(helper, server):
         asked.append(server)
-        await answer.wait()
+        await response.wait()
         return "a", "pw"
 
     source = docker_config({"credsStore": "store"}, QUAY, ask)
     layers = [asyncio.ensure_future(source.find("a")) for _ in range(40)]
     await asyncio.sleep(0)
-    answer.set()
+    response.set()
     assert await asyncio.gather(*layers) == [Credential("a", "pw")] * 40
     assert asked == ["quay.io"]
 

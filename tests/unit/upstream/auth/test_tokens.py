@@ -32,13 +32,13 @@ def grant(realm=REALM, service="s", scopes=(OURS,), credential=None):
     return TokenScope(realm, service, tuple(scopes), credential)
 
 
-def requests_of(asked, *answers):
+def requests_of(asked, *responses):
     """The requests made while the endpoint answers so, and the result."""
     dance = request_token("docker.io", asked)
     requests = [next(dance)]
     try:
-        for answer in answers:
-            requests += [dance.send(answer)]
+        for response in responses:
+            requests += [dance.send(response)]
     except StopIteration as stop:
         return requests, stop.value
     raise AssertionError(f"wants more answers: {requests}")

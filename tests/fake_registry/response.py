@@ -15,7 +15,7 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from tests.fake_registry.gate import Gate
-from tests.fake_registry.journal import Journal, Seen
+from tests.fake_registry.journal import Journal, RecordedRequest
 from tests.fake_registry.sources import InMemory, Source
 
 HIDDEN: web.ResponseKey[frozenset[str]] = web.ResponseKey("hidden", frozenset)
@@ -30,7 +30,7 @@ class Cut:
 
 
 @dataclass
-class Reply:
+class PlannedResponse:
     """What is going to be sent; the actions of faults change it.
 
     The body is source[start:stop]. length is the Content-Length announced, None for chunked.
@@ -49,7 +49,7 @@ class Reply:
     hidden: set[str] = field(default_factory=set)
 
     @classmethod
-    def of(cls, status: int, source: Source, headers: dict[str, str] | None = None) -> "Reply":
+    def of(cls, status: int, source: Source, headers: dict[str, str] | None = None) -> "PlannedResponse":
         return cls(status, CIMultiDict(headers or {}), source, 0, source.size, source.size)
 
     def replace_body(self, source: Source) -> None:
@@ -64,89 +64,95 @@ class Reply:
         return 200 <= self.status < 300
 
 
-def json_reply(status: int, value: Any, headers: dict[str, str] | None = None) -> Reply:
+def json_response(status: int, value: Any, headers: dict[str, str] | None = None) -> PlannedResponse:
     """A JSON answer; the media type carries no charset."""
     body = InMemory(json.dumps(value).encode())
-    return Reply.of(status, body, {"Content-Type": "application/json", **(headers or {})})
+    return PlannedResponse.of(status, body, {"Content-Type": "application/json", **(headers or {})})
 
 
-def error_reply(status: int, code: str, message: str = "", headers: dict[str, str] | None = None) -> Reply:
+def error_response(
+    status: int, code: str, message: str = "", headers: dict[str, str] | None = None
+) -> PlannedResponse:
     """An error in the form that the specification prescribes."""
     errors = {"errors": [{"code": code, "message": message or code.lower(), "detail": None}]}
-    return json_reply(status, errors, headers)
+    return json_response(status, errors, headers)
 
 
-def apply_range(reply: Reply, header: str | None) -> None:
+def apply_range(response: PlannedResponse, header: str | None) -> None:
     """Narrow a whole answer to the range asked for: 206, or 416; several ranges or nonsense stay 200."""
     found = re.fullmatch(r"bytes=(\d*)-(\d*)", header or "")
     if not found or found.group(0) == "bytes=-":
         return
     first, last = found.groups()
-    size = reply.source.size
+    size = response.source.size
     if first:
         start, stop = int(first), min(int(last) + 1, size) if last else size
     else:
         start, stop = max(size - int(last), 0), size
     if start >= stop:
-        reply.status = 416
-        reply.headers["Content-Range"] = f"bytes */{size}"
-        reply.replace_body(InMemory(b""))
+        response.status = 416
+        response.headers["Content-Range"] = f"bytes */{size}"
+        response.replace_body(InMemory(b""))
         return
-    reply.status = 206
-    reply.headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
-    reply.select(start, stop)
+    response.status = 206
+    response.headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
+    response.select(start, stop)
 
 
-async def send(request: web.Request, seen: Seen, reply: Reply, journal: Journal) -> web.StreamResponse:
+async def send(
+    http_request: web.Request, request: RecordedRequest, response: PlannedResponse, journal: Journal
+) -> web.StreamResponse:
     """Send the answer as planned, keeping `seen` up to date."""
-    response = web.StreamResponse(status=reply.status, headers=reply.headers)
-    response[HIDDEN] = frozenset(name.lower() for name in reply.hidden)
-    if reply.length is not None:
-        response.content_length = reply.length
-    seen.status = reply.status
-    seen.answered_at = asyncio.get_running_loop().time()
-    await response.prepare(request)
+    stream = web.StreamResponse(status=response.status, headers=response.headers)
+    stream[HIDDEN] = frozenset(name.lower() for name in response.hidden)
+    if response.length is not None:
+        stream.content_length = response.length
+    request.status = response.status
+    request.responded_at = asyncio.get_running_loop().time()
+    await stream.prepare(http_request)
     journal.notify()
-    if request.method == "HEAD" or reply.status in (204, 304):
-        seen.outcome = "complete"
-        return response
-    await _send_body(response, seen, reply, journal)
-    is_short = reply.length is not None and seen.sent_bytes < reply.length
-    seen.outcome = "cut" if reply.cut or is_short else "complete"
-    if reply.cut and reply.cut.reset:
-        await reset(request.transport)
-    elif request.transport and seen.outcome == "cut":
-        request.transport.close()
-    return response
+    if http_request.method == "HEAD" or response.status in (204, 304):
+        request.outcome = "complete"
+        return stream
+    await _send_body(stream, request, response, journal)
+    is_short = response.length is not None and request.sent_bytes < response.length
+    request.outcome = "cut" if response.cut or is_short else "complete"
+    if response.cut and response.cut.reset:
+        await reset(http_request.transport)
+    elif http_request.transport and request.outcome == "cut":
+        http_request.transport.close()
+    return stream
 
 
-async def _send_body(response: web.StreamResponse, seen: Seen, reply: Reply, journal: Journal) -> None:
-    for step in _steps(reply):
+async def _send_body(
+    stream: web.StreamResponse, request: RecordedRequest, response: PlannedResponse, journal: Journal
+) -> None:
+    for step in _steps(response):
         if isinstance(step, Gate):
             await step.wait()
             continue
-        for piece in _slices(step, reply.bytes_per_second):
-            seen.sent_bytes += len(piece)
+        for piece in _slices(step, response.bytes_per_second):
+            request.sent_bytes += len(piece)
             journal.notify()
-            await response.write(piece)
-            if reply.bytes_per_second:
-                await asyncio.sleep(len(piece) / reply.bytes_per_second)
+            await stream.write(piece)
+            if response.bytes_per_second:
+                await asyncio.sleep(len(piece) / response.bytes_per_second)
 
 
-def _steps(reply: Reply) -> Iterator[bytes | memoryview | Gate]:
+def _steps(response: PlannedResponse) -> Iterator[bytes | memoryview | Gate]:
     """The body in order, with the gates at the places where it pauses."""
-    stop = reply.stop
-    if reply.length is not None:
-        stop = min(stop, reply.start + reply.length)
-    if reply.cut:
-        stop = min(stop, reply.start + reply.cut.after)
-    position = reply.start
-    for after, gate in sorted(reply.pauses, key=lambda pause: pause[0]):
-        mark = min(reply.start + after, stop)
-        yield from reply.source.pieces(position, mark)
+    stop = response.stop
+    if response.length is not None:
+        stop = min(stop, response.start + response.length)
+    if response.cut:
+        stop = min(stop, response.start + response.cut.after)
+    position = response.start
+    for after, gate in sorted(response.pauses, key=lambda pause: pause[0]):
+        mark = min(response.start + after, stop)
+        yield from response.source.pieces(position, mark)
         position = mark
         yield gate
-    yield from reply.source.pieces(position, stop)
+    yield from response.source.pieces(position, stop)
 
 
 def _slices(piece: bytes | memoryview, bytes_per_second: float | None) -> Iterator[bytes | memoryview]:

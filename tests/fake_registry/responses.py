@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from urllib.parse import quote, urlencode
 
 from tests.fake_registry.content import INDEX, RepositoryContent, StoredManifest, referrers_index
-from tests.fake_registry.journal import Kind, Seen
-from tests.fake_registry.reply import Reply, apply_range, error_reply, json_reply
+from tests.fake_registry.journal import Kind, RecordedRequest
+from tests.fake_registry.response import PlannedResponse, apply_range, error_response, json_response
 from tests.fake_registry.sources import InMemory
 
 PAGE = 1000
@@ -34,29 +34,31 @@ def parse_path(path: str) -> tuple[Kind, str | None, str | None]:
     return "other", None, None
 
 
-def manifest_reply(stored: StoredManifest | None, seen: Seen, *, strict_accept: bool) -> Reply:
+def manifest_response(
+    stored: StoredManifest | None, request: RecordedRequest, *, strict_accept: bool
+) -> PlannedResponse:
     """A manifest, byte for byte; strict registries hide what the client does not accept."""
     if stored is None:
-        return error_reply(404, "MANIFEST_UNKNOWN", "manifest unknown")
-    if strict_accept and not accepts(seen, stored.media_type):
-        return error_reply(404, "MANIFEST_UNKNOWN", f"accept header does not support {stored.media_type}")
-    if (unchanged := not_modified(stored.digest, seen)) is not None:
+        return error_response(404, "MANIFEST_UNKNOWN", "manifest unknown")
+    if strict_accept and not accepts(request, stored.media_type):
+        return error_response(404, "MANIFEST_UNKNOWN", f"accept header does not support {stored.media_type}")
+    if (unchanged := not_modified(stored.digest, request)) is not None:
         return unchanged
     headers = {
         "Content-Type": stored.media_type,
         "Docker-Content-Digest": stored.digest,
         "ETag": f'"{stored.digest}"',
     }
-    return Reply.of(200, InMemory(stored.body), headers)
+    return PlannedResponse.of(200, InMemory(stored.body), headers)
 
 
-def blob_reply(content: RepositoryContent, seen: Seen) -> Reply:
+def blob_response(content: RepositoryContent, request: RecordedRequest) -> PlannedResponse:
     """A blob or the part of it that was asked for."""
-    digest = seen.reference or ""
+    digest = request.reference or ""
     source = content.blobs.get(digest)
     if source is None:
-        return error_reply(404, "BLOB_UNKNOWN", "blob unknown to registry")
-    if (unchanged := not_modified(digest, seen)) is not None:
+        return error_response(404, "BLOB_UNKNOWN", "blob unknown to registry")
+    if (unchanged := not_modified(digest, request)) is not None:
         return unchanged
     headers = {
         "Content-Type": "application/octet-stream",
@@ -65,71 +67,71 @@ def blob_reply(content: RepositoryContent, seen: Seen) -> Reply:
         "Accept-Ranges": "bytes",
         "Cache-Control": "max-age=31536000",
     }
-    reply = Reply.of(200, source, headers)
-    if seen.headers.get("If-Range") in (None, f'"{digest}"'):
-        apply_range(reply, seen.headers.get("Range"))
-    return reply
+    response = PlannedResponse.of(200, source, headers)
+    if request.headers.get("If-Range") in (None, f'"{digest}"'):
+        apply_range(response, request.headers.get("Range"))
+    return response
 
 
-def tags_reply(content: RepositoryContent, seen: Seen, page_size: int) -> Reply:
+def tags_response(content: RepositoryContent, request: RecordedRequest, page_size: int) -> PlannedResponse:
     """The tags in ASCII order, a page at a time."""
     try:
-        page, link = page_of(sorted(content.tags), seen, page_size)
+        page, link = page_of(sorted(content.tags), request, page_size)
     except ValueError:
-        return error_reply(400, "PAGINATION_NUMBER_INVALID")
-    return json_reply(200, {"name": seen.repository, "tags": page}, link)
+        return error_response(400, "PAGINATION_NUMBER_INVALID")
+    return json_response(200, {"name": request.repository, "tags": page}, link)
 
 
-def catalog_reply(names: Sequence[str], seen: Seen, page_size: int) -> Reply:
+def catalog_response(names: Sequence[str], request: RecordedRequest, page_size: int) -> PlannedResponse:
     """The repositories in ASCII order, a page at a time."""
     try:
-        page, link = page_of(sorted(names), seen, page_size)
+        page, link = page_of(sorted(names), request, page_size)
     except ValueError:
-        return error_reply(400, "PAGINATION_NUMBER_INVALID")
-    return json_reply(200, {"repositories": page}, link)
+        return error_response(400, "PAGINATION_NUMBER_INVALID")
+    return json_response(200, {"repositories": page}, link)
 
 
-def referrers_reply(content: RepositoryContent, seen: Seen) -> Reply:
+def referrers_response(content: RepositoryContent, request: RecordedRequest) -> PlannedResponse:
     """The referrers of a digest, filtered by any of the artifact types asked for; never 404."""
-    digest = seen.reference or ""
+    digest = request.reference or ""
     if not re.fullmatch(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}", digest):
-        return error_reply(400, "DIGEST_INVALID")
-    types = seen.query.getall("artifactType", [])
+        return error_response(400, "DIGEST_INVALID")
+    types = request.query.getall("artifactType", [])
     headers = {"Content-Type": INDEX}
     if types:
         headers["OCI-Filters-Applied"] = "artifactType"
-    return json_reply(200, referrers_index(content, digest, types), headers)
+    return json_response(200, referrers_index(content, digest, types), headers)
 
 
-def page_of(names: list[str], seen: Seen, page_size: int) -> tuple[list[str], dict[str, str]]:
+def page_of(names: list[str], request: RecordedRequest, page_size: int) -> tuple[list[str], dict[str, str]]:
     """One page of names and the Link to the next; ValueError for an `n` that is no natural number."""
-    asked = int(seen.query.get("n", page_size))
+    asked = int(request.query.get("n", page_size))
     if asked < 0:
         raise ValueError(f"n={asked}")
     length = min(asked, page_size)
-    last = seen.query.get("last")
+    last = request.query.get("last")
     rest = [name for name in names if last is None or name > last]
     page = rest[:length]
     if not page or len(page) == len(rest):
         return page, {}
     query = urlencode({"last": page[-1], "n": length}, quote_via=quote)
-    return page, {"Link": f'<{seen.path}?{query}>; rel="next"'}
+    return page, {"Link": f'<{request.path}?{query}>; rel="next"'}
 
 
-def not_modified(digest: str, seen: Seen) -> Reply | None:
+def not_modified(digest: str, request: RecordedRequest) -> PlannedResponse | None:
     """304 when If-None-Match names the digest, else None."""
-    names = [name.strip() for name in seen.headers.get("If-None-Match", "").split(",")]
+    names = [name.strip() for name in request.headers.get("If-None-Match", "").split(",")]
     bare = {name.removeprefix("W/").strip('"') for name in names}
     if digest not in bare and "*" not in bare:
         return None
     headers = {"Docker-Content-Digest": digest, "ETag": f'"{digest}"'}
-    reply = Reply.of(304, InMemory(b""), headers)
-    reply.length = None  # a length in a 304 would be that of the content
-    return reply
+    response = PlannedResponse.of(304, InMemory(b""), headers)
+    response.length = None  # a length in a 304 would be that of the content
+    return response
 
 
-def accepts(seen: Seen, media_type: str) -> bool:
+def accepts(request: RecordedRequest, media_type: str) -> bool:
     """Whether any Accept line names the media type, or everything."""
-    lines = seen.headers.getall("Accept", [])
+    lines = request.headers.getall("Accept", [])
     named = {entry.partition(";")[0].strip() for line in lines for entry in line.split(",")}
     return media_type in named or "*/*" in named
