@@ -19,7 +19,7 @@ PACKAGE = ROOT / "regmirror"
 TABLE = ROOT / "docs" / "bounds.md"
 
 GROWABLE = {
-    "Lru", "KeptLists", "SingleFlight", "Flight", "NegativeCache", "ResponseCache", "TokenCache",
+    "Lru", "ListCache", "SingleFlight", "Flight", "NegativeCache", "ResponseCache", "TokenCache",
     "dict", "list", "set", "deque", "defaultdict", "OrderedDict", "Counter", "ChainMap",
     "bytearray", "BytesIO",
     "WeakKeyDictionary", "WeakValueDictionary", "WeakSet", "ContextVar",

@@ -1,4 +1,4 @@
-"""How a request was answered, as metrics count it and as ``Cache-Status`` (RFC 9211) says it."""
+"""How a response was produced: the label in metrics and the ``Cache-Status`` header (RFC 9211)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class CacheStatus:
+    """``result`` is the label in metrics, ``header`` the value of ``Cache-Status``."""
+
     result: Result
     header: str
 
@@ -27,7 +29,7 @@ CHANGED: Final = CacheStatus("miss", "regmirror; fwd=stale; fwd-status=200; stor
 
 @dataclass(frozen=True, slots=True)
 class CachedResult(Generic[T]):
-    """What was asked for, how it was come by, and a warning for whoever reads headers."""
+    """Requested content and its cache status; ``warning`` is the text of the ``Warning`` header, if any."""
 
     content: T
     cache_status: CacheStatus

@@ -1,9 +1,9 @@
-"""Whether an image can be pulled from what is stored: its manifest alone is no use to anybody.
+"""Whether an image can be pulled from the store alone.
 
-Some clients (podman) choose a registry by its manifest and ask no other one for the layers. So a
-manifest whose layers can neither be found here nor fetched is better not served (B39). What it
-takes to find that out is bounded: a costly verdict is kept for a second, and costly manifests are
-read one after the other, in a thread.
+Some clients (podman) choose a registry by its manifest and request the layers nowhere else. So a
+manifest whose layers are neither stored nor available upstream is not served (B39). The cost of the
+decision is bounded: an expensive verdict is kept for a second, and large manifests are parsed one
+after the other, in a thread.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from regmirror.oci.manifests import Manifest, NotAManifest, parse_document, refe
 from regmirror.oci.names import Digest, Repository
 from regmirror.offload import LARGE, run_by_size
 
-DEPTH_MAX: Final = 3  # an index may name indexes
-MANIFESTS_MAX: Final = 2_000  # manifests that are read for one verdict
-COSTLY: Final = 50  # manifests read for a verdict that is kept
+DEPTH_MAX: Final = 3  # of indexes within indexes
+MANIFESTS_MAX: Final = 2_000  # manifests read for one verdict
+EXPENSIVE: Final = 50  # manifests read for a verdict that is kept
 VERDICT_MAX_AGE: Final = 1.0  # seconds
 VERDICTS_BYTES: Final = 1024 * 1024
 
@@ -33,16 +33,16 @@ _Key = tuple[Repository, Digest]
 
 
 @dataclass(slots=True)
-class _Look:
-    """One look at an image: of each manifest the gap that was found so far."""
+class _Inspection:
+    """One search for a complete image: the gap of every manifest that was inspected so far."""
 
     repository: Repository
-    gaps: dict[Digest, str | None] = field(default_factory=dict)  # no more than MANIFESTS_MAX
+    gaps: dict[Digest, str | None] = field(default_factory=dict)  # at most MANIFESTS_MAX
 
 
 @dataclass(frozen=True, slots=True)
-class _Parts:
-    """What a manifest names: in words what is missing of its own blobs, those blobs, its children."""
+class _Content:
+    """The blobs and child manifests that a manifest names; ``gap`` describes its missing blobs."""
 
     gap: str | None = None
     blobs: list[Digest] = field(default_factory=list)
@@ -50,7 +50,7 @@ class _Parts:
 
 
 class Completeness:
-    """Looks at the store and at what is known of manifests; asks no upstream."""
+    """Inspects files and metadata; makes no upstream request. ``clock`` is monotonic."""
 
     def __init__(
         self,
@@ -60,72 +60,74 @@ class Completeness:
     ) -> None:
         self._metadata_cache, self._store, self._clock = metadata_cache, store, clock
         self._verdicts: Lru[_Key, tuple[float, str | None]] = Lru(VERDICTS_BYTES, _weigh)
-        self._turn = asyncio.Lock()
+        self._large = asyncio.Lock()
 
     async def find_gap(self, repository: Repository, manifest: Manifest) -> str | None:
-        """What is missing here of the image, in words; None if it can be pulled.
+        """What is not stored of the image, as a phrase for an error; None if it can be pulled.
 
-        Of an index one complete image is enough: nobody pulls the others.
+        An index is complete with one complete image: a client pulls one platform.
         """
         key = (repository, manifest.digest)
         if manifest.size < LARGE:
-            return await self._judge(key, manifest)
-        async with self._turn:  # later requests find the verdict of the first
-            return await self._judge(key, manifest)
+            return await self._find_verdict(key, manifest)
+        async with self._large:  # later requests find the verdict of the first
+            return await self._find_verdict(key, manifest)
 
-    async def _judge(self, key: _Key, manifest: Manifest) -> str | None:
+    async def _find_verdict(self, key: _Key, manifest: Manifest) -> str | None:
         verdict = self._verdicts.get(key)
         if verdict is not None and self._clock() < verdict[0]:
             return verdict[1]
-        look = _Look(key[0])
-        gap = await self._find_gap(look, manifest, 0)
-        is_costly = manifest.size >= LARGE or len(look.gaps) >= COSTLY
-        if is_costly and not is_in_doubt():
+        inspection = _Inspection(key[0])
+        gap = await self._find_gap(inspection, manifest, 0)
+        is_expensive = manifest.size >= LARGE or len(inspection.gaps) >= EXPENSIVE
+        if is_expensive and not is_in_doubt():
             self._verdicts.put(key, (self._clock() + VERDICT_MAX_AGE, gap))
         return gap
 
-    async def _find_gap(self, look: _Look, manifest: Manifest, depth: int) -> str | None:
-        parts = await run_by_size(manifest.size, self._examine, manifest.payload)
-        if parts.gap is not None:
-            return parts.gap
-        if unproven := await self._metadata_cache.count_unlinked(look.repository, parts.blobs):
-            return f"{unproven} of its blobs were stored through other repositories only"
-        if parts.children and depth < DEPTH_MAX:
-            for child in parts.children:
-                if await self._is_complete(look, child, depth + 1):
+    async def _find_gap(self, inspection: _Inspection, manifest: Manifest, depth: int) -> str | None:
+        content = await run_by_size(manifest.size, self._inspect, manifest.payload)
+        if content.gap is not None:
+            return content.gap
+        unlinked = await self._metadata_cache.count_unlinked(inspection.repository, content.blobs)
+        if unlinked:
+            return f"{unlinked} of its blobs are cached for other repositories only"
+        if content.children and depth < DEPTH_MAX:
+            for child in content.children:
+                if await self._is_complete(inspection, child, depth + 1):
                     return None
-        if parts.children:
-            return f"none of its {len(parts.children)} platform images is completely cached"
+        if content.children:
+            return f"none of its {len(content.children)} platform images is completely cached"
         return None
 
-    async def _is_complete(self, look: _Look, digest: Digest, depth: int) -> bool:
-        if digest not in look.gaps:
-            if len(look.gaps) >= MANIFESTS_MAX:
+    async def _is_complete(self, inspection: _Inspection, digest: Digest, depth: int) -> bool:
+        gaps = inspection.gaps
+        if digest not in gaps:
+            if len(gaps) >= MANIFESTS_MAX:
                 return False
-            look.gaps[digest] = "not stored"
-            held = await self._metadata_cache.find_manifest(look.repository, digest)
-            if held is not None:
-                look.gaps[digest] = await self._find_gap(look, held, depth)
-        return look.gaps[digest] is None
+            gaps[digest] = "not cached"
+            manifest = await self._metadata_cache.find_manifest(inspection.repository, digest)
+            if manifest is not None:
+                gaps[digest] = await self._find_gap(inspection, manifest, depth)
+        return gaps[digest] is None
 
-    def _examine(self, payload: bytes) -> _Parts:
+    def _inspect(self, payload: bytes) -> _Content:
         try:
             named = references(parse_document(payload))
         except NotAManifest:
-            return _Parts()
+            return _Content()
         children = [item.digest for item in named if item.role == "manifest"]
         own = [item for item in named if item.role in ("config", "layer")]
-        wanted = {item.digest: item.role for item in own if item.fetchable and item.digest not in COMMON}
-        return _Parts(self._gap(wanted), list(wanted), children)
+        roles = {item.digest: item.role for item in own if item.fetchable and item.digest not in COMMON}
+        return _Content(self._describe_gap(roles), list(roles), children)
 
-    def _gap(self, wanted: dict[Digest, str]) -> str | None:
-        missing = {digest for digest in wanted if not self._store.path(digest).exists()}
+    def _describe_gap(self, roles: dict[Digest, str]) -> str | None:
+        missing = {digest for digest in roles if not self._store.path(digest).exists()}
         if not missing:
             return None
-        layers = [digest for digest, role in wanted.items() if role == "layer"]
-        stored = len(set(layers) - missing)
-        without = ", and not its config" if len(missing) > len(layers) - stored else ""
-        return f"{stored} of its {len(layers)} layers are stored{without}"
+        layers = [digest for digest, role in roles.items() if role == "layer"]
+        cached = len(set(layers) - missing)
+        config = ", without its config" if len(missing) > len(layers) - cached else ""
+        return f"{cached} of its {len(layers)} layers are cached{config}"
 
 
 def _weigh(key: _Key, verdict: tuple[float, str | None]) -> int:

@@ -1,14 +1,14 @@
-"""Lists: a repository's tags, what refers to a manifest, which repositories there are.
+"""Lists: the tags of a repository, the referrers of a manifest, the catalog.
 
-Lists move as tags do, so they are asked upstream, kept for a moment, and answered from what is
-known here while the upstream fails.
+Lists change as tags do: a list is fetched upstream and kept in memory for a limited time. While the
+upstream fails, the last list is served stale, else what the database has.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from regmirror.errors import ManifestUnknown, NameUnknown, UpstreamDenied, UpstreamError, UpstreamNotFound
@@ -17,151 +17,152 @@ from regmirror.metadata.cache import MetadataCache
 from regmirror.metadata.list_queries import CatalogPage
 from regmirror.mirror.cache_status import COALESCED, HIT, MISS, STALE, CachedResult
 from regmirror.mirror.json_list import JsonList, Page
-from regmirror.mirror.mirror import Mirror
+from regmirror.mirror.resolver import Resolver
+from regmirror.mirror.upstream_access import UpstreamAccess
 from regmirror.oci.manifests import Manifest, NotAManifest, parse_document
 from regmirror.oci.names import Digest, Repository, Tag
 from regmirror.offload import run_by_size
 from regmirror.singleflight import SingleFlight
-from regmirror.upstream.client import UpstreamClient
 
-KEPT: Final = 16 * 1024 * 1024  # bytes of lists in memory, in each worker
-STORED_MAX: Final = 10_000  # tags that are read at once of those that are stored
-REFERRERS_MAX_AGE: Final = 60.0  # seconds; signatures are asked for right after being made
+LISTS_BYTES: Final = 16 * 1024 * 1024  # in each worker
+STORED_MAX: Final = 10_000  # stored tags read in one query
+REFERRERS_MAX_AGE: Final = 60.0  # seconds; signatures are requested right after they are pushed
 
-#: A list of tags is kept under an empty text, one of referrers under its subject's digest.
+#: The key of a list of tags has an empty text, that of referrers the digest of their subject.
 _Key = tuple[Repository, str]
 
 
-class KeptLists(Lru[_Key, tuple[float, JsonList]]):
-    """Lists, and when they were asked for."""
+class ListCache(Lru[_Key, tuple[float, JsonList]]):
+    """Lists in memory, and the monotonic time at which each was fetched; it outlives a reload."""
 
     def __init__(self) -> None:
-        super().__init__(KEPT, _weigh)
+        super().__init__(LISTS_BYTES, _weigh)
 
 
-def _weigh(key: _Key, kept: tuple[float, JsonList]) -> int:
+def _weigh(key: _Key, cached: tuple[float, JsonList]) -> int:
     repository, digest = key
-    return weigh_texts(repository.upstream, repository.name, digest, kept[1].text)
+    return weigh_texts(repository.upstream, repository.name, digest, cached[1].text)
 
 
 class Listings:
-    """``tag_max_age`` seconds a list of tags is kept; ``clock`` is monotonic; ``kept`` are the lists
-    of the one before, if it is replaced.
-    """
+    """A list of tags is fresh for ``tag_max_age`` seconds of ``clock``, which is monotonic."""
 
     def __init__(
         self,
-        mirror: Mirror,
-        metadata_cache: MetadataCache,
-        upstreams: Mapping[str, UpstreamClient],
         *,
+        resolver: Resolver,
+        metadata_cache: MetadataCache,
+        upstream_access: UpstreamAccess,
         tag_max_age: float,
-        offline: bool = False,
         clock: Callable[[], float] = time.monotonic,
-        kept: KeptLists | None = None,
+        cache: ListCache,
     ) -> None:
-        self._mirror, self._metadata_cache, self._upstreams = mirror, metadata_cache, upstreams
-        self._tag_max_age, self._offline, self._clock = tag_max_age, offline, clock
-        self._kept = KeptLists() if kept is None else kept
+        self._resolver, self._metadata_cache = resolver, metadata_cache
+        self._upstream_access = upstream_access
+        self._tag_max_age, self._clock, self._cache = tag_max_age, clock, cache
         self._flight: SingleFlight[_Key, JsonList] = SingleFlight()
 
     async def close(self) -> None:
+        """Cancel every upstream request that this object has started."""
         await self._flight.close()
 
-    async def repositories(self, page: CatalogPage) -> list[str]:
-        """Names of repositories of which something is stored, as the catalog has them."""
+    async def list_repositories(self, page: CatalogPage) -> list[str]:
+        """Names of repositories with stored content, as the catalog lists them."""
         return await self._metadata_cache.list_repositories(page)
 
-    async def tags(
+    async def list_tags(
         self, repository: Repository, last: str | None = None, limit: int | None = None
     ) -> CachedResult[Page]:
-        """At most ``limit`` tags after ``last``, sorted; stored ones if the upstream cannot be asked."""
+        """At most ``limit`` tags after ``last``, sorted; the stored ones while the upstream fails.
 
-        async def ask() -> JsonList:
-            tags = await self._upstreams[repository.upstream].list_tags(repository)
+        Raises NameUnknown or another RegistryError.
+        """
+
+        async def request() -> JsonList:
+            tags = await self._upstream_access.get_client(repository).list_tags(repository)
             return await asyncio.to_thread(lambda: JsonList.of(sorted(set(tags))))
 
-        async def known() -> JsonList | None:
+        async def find_stored() -> JsonList | None:
             nonlocal limit
             limit = STORED_MAX if limit is None else limit
             found = await self._metadata_cache.list_tags(repository, last=last, limit=limit + 1)
             if found or (last and await self._metadata_cache.list_tags(repository, limit=1)):
                 return JsonList.of(found)
-            if self._offline:
-                raise NameUnknown(f"{repository} has no tags stored here, and the mirror is offline")
+            if self._upstream_access.offline:
+                raise NameUnknown(f"{repository}: no tag is cached, and the mirror is offline")
             return None
 
         try:
-            answer = await self._answer((repository, ""), self._tag_max_age, ask, known)
+            result = await self._get((repository, ""), self._tag_max_age, request, find_stored)
         except (UpstreamNotFound, UpstreamDenied) as error:
             raise NameUnknown(error.message) from error
-        return CachedResult(answer.content.page(last, limit), answer.cache_status, answer.warning)
+        return CachedResult(result.content.page(last, limit), result.cache_status, result.warning)
 
-    async def referrers(self, repository: Repository, digest: Digest) -> CachedResult[JsonList]:
-        """Descriptors of what has ``digest`` as its subject; empty where nothing has.
+    async def list_referrers(self, repository: Repository, digest: Digest) -> CachedResult[JsonList]:
+        """Descriptors of the manifests with the subject ``digest``; empty if there are none.
 
-        An upstream without the referrers API is asked for the fallback tag instead
-        (distribution specification, "Referrers Tag Schema").
+        From an upstream without the referrers API the fallback tag is fetched instead (distribution
+        specification, "Referrers Tag Schema"). Raises RegistryError.
         """
         max_age = min(self._tag_max_age, REFERRERS_MAX_AGE)
 
-        async def ask() -> JsonList:
-            client = self._upstreams[repository.upstream]
+        async def request() -> JsonList:
+            client = self._upstream_access.get_client(repository)
             try:
                 found = await client.list_referrers(repository, digest)
             except (UpstreamNotFound, UpstreamDenied):
                 found = None
             if found is None:
-                return await self._by_tag(repository, digest)
+                return await self._fetch_fallback_tag(repository, digest)
             return await asyncio.to_thread(JsonList.of, found)
 
-        async def known() -> JsonList | None:
+        async def find_stored() -> JsonList | None:
             manifests = await self._metadata_cache.list_referrers(repository, digest)
             return await asyncio.to_thread(lambda: JsonList.of(map(_describe, manifests))) or None
 
-        return await self._answer((repository, str(digest)), max_age, ask, known)
+        return await self._get((repository, str(digest)), max_age, request, find_stored)
 
-    async def _by_tag(self, repository: Repository, digest: Digest) -> JsonList:
+    async def _fetch_fallback_tag(self, repository: Repository, digest: Digest) -> JsonList:
         tag = Tag(f"{digest.algorithm}-{digest.encoded[:64]}")
         try:
-            answer = await self._mirror.manifest(repository, tag)
+            result = await self._resolver.get_manifest(repository, tag)
         except ManifestUnknown:
             return JsonList()
-        return await run_by_size(answer.content.size, _read_index, answer.content.payload)
+        return await run_by_size(result.content.size, _read_index, result.content.payload)
 
-    async def _answer(
+    async def _get(
         self,
         key: _Key,
         max_age: float,
-        ask: Callable[[], Awaitable[JsonList]],
-        known: Callable[[], Awaitable[JsonList | None]],
+        request: Callable[[], Awaitable[JsonList]],
+        find_stored: Callable[[], Awaitable[JsonList | None]],
     ) -> CachedResult[JsonList]:
-        """The list that is kept, else what ``ask`` returns, else what is ``known`` here, if anything."""
-        kept = self._kept.get(key)
-        if kept is not None and self._clock() - kept[0] < max_age:
-            return CachedResult(kept[1], HIT)
-        if self._offline:
-            return CachedResult(kept[1] if kept else await known() or JsonList(), HIT)
+        """The list from memory, else the result of ``request``, else that of ``find_stored``."""
+        cached = self._cache.get(key)
+        if cached is not None and self._clock() - cached[0] < max_age:
+            return CachedResult(cached[1], HIT)
+        if self._upstream_access.offline:
+            return CachedResult(cached[1] if cached else await find_stored() or JsonList(), HIT)
         joined = key in self._flight
         try:
-            task = self._flight.start(key, ask)
-            found = await self._mirror.upstream_access.wait_for(
-                key[0], task, has_stale=kept is not None, subject=key[1] or "list"
+            task = self._flight.start(key, request)
+            fetched = await self._upstream_access.wait_for(
+                key[0], task, has_stale=cached is not None, subject=key[1] or "list"
             )
         except (UpstreamNotFound, UpstreamDenied):
-            self._kept.drop(key)
+            self._cache.drop(key)
             raise
         except UpstreamError as error:
-            stored = kept[1] if kept else await known()
-            if stored is None:
+            stale = cached[1] if cached else await find_stored()
+            if stale is None:
                 raise
-            return CachedResult(stored, STALE, error.message)
-        self._kept.put(key, (self._clock(), found))
-        return CachedResult(found, COALESCED if joined else MISS)
+            return CachedResult(stale, STALE, error.message)
+        self._cache.put(key, (self._clock(), fetched))
+        return CachedResult(fetched, COALESCED if joined else MISS)
 
 
 def _read_index(payload: bytes) -> JsonList:
-    """The descriptors that an index lists."""
+    """The descriptors in an index."""
     try:
         listed = parse_document(payload).get("manifests")
     except NotAManifest:
@@ -171,7 +172,7 @@ def _read_index(payload: bytes) -> JsonList:
 
 
 def _describe(manifest: Manifest) -> dict[str, Any]:
-    """The descriptor that the referrers API gives for a manifest."""
+    """The manifest's descriptor as the referrers API lists it."""
     document = parse_document(manifest.payload)
     config = document.get("config")
     kind = document.get("artifactType") or (config.get("mediaType") if isinstance(config, dict) else None)

@@ -1,5 +1,18 @@
-"""Asking upstreams: once for all who want the same, for as long as anybody should wait, and not
-again for what was just refused.
+"""Access to upstreams: request coalescing, client deadlines, negative caching.
+
+Client requests for the same content share one upstream request, which continues when they leave. A
+client request waits for it until its deadline:
+
+- With no stale response at hand: ``cold_deadline`` seconds after the upstream request began. Each
+  sign of activity of that request (a connection, headers, a piece of its body) restarts the time,
+  until ``longest`` seconds after it began.
+- With a stale response at hand: ``stale_deadline`` seconds after it began. Activity does not
+  extend this deadline.
+- With an open circuit: ``GRACE`` seconds, then the error is the circuit's.
+- In every case at least ``GRACE`` seconds, because a shared request may be about to end.
+
+Activity is reported by ``health.signs.note(repository, subject)``. A second source of the same
+bytes extends the deadline by the same call.
 """
 
 from __future__ import annotations
@@ -27,21 +40,16 @@ from regmirror.singleflight import SingleFlight
 from regmirror.upstream.client import UpstreamClient
 
 T = TypeVar("T")
-Key = tuple[Repository, Reference]
-Flight = SingleFlight[Key, CachedResult[T]]
+RequestKey = tuple[Repository, Reference]
 
-STALE_DEADLINE: Final = 1.5  # seconds a client waits for an upstream while a stale answer is at hand
-COLD_DEADLINE: Final = 2.8  # seconds it waits for one that shows no sign of life; clients fall back at 3
-LONGEST: Final = 25.0  # seconds a client waits at most for one request; containerd gives up at 30
-MOMENT: Final = 0.05  # seconds for work that others have waited for long enough, should it just end
+STALE_DEADLINE: Final = 1.5  # seconds
+COLD_DEADLINE: Final = 2.8  # seconds; clients try their next host after 3
+LONGEST: Final = 25.0  # seconds; containerd gives up after 30
+GRACE: Final = 0.05  # seconds
 
 
 class UpstreamAccess:
-    """The way from the mirror to its upstreams.
-
-    ``patience`` and ``cold_deadline`` are the seconds a client waits with and without a stale
-    answer at hand; ``longest`` bounds the wait for an upstream that shows signs of life.
-    """
+    """Requests to ``upstreams``, by name, on behalf of clients; all deadlines are in seconds."""
 
     def __init__(
         self,
@@ -49,55 +57,56 @@ class UpstreamAccess:
         upstreams: Mapping[str, UpstreamClient],
         *,
         offline: bool,
-        patience: float = STALE_DEADLINE,
+        stale_deadline: float = STALE_DEADLINE,
         cold_deadline: float = COLD_DEADLINE,
         longest: float = LONGEST,
     ) -> None:
-        self._metadata_cache, self._upstreams, self._offline = metadata_cache, upstreams, offline
-        self._patience, self._uncached_patience, self._longest = patience, cold_deadline, longest
-        self._begun: WeakKeyDictionary[asyncio.Task[Any], float] = WeakKeyDictionary()
+        self.upstreams, self.offline = upstreams, offline
+        self._metadata_cache = metadata_cache
+        self._stale_deadline, self._cold_deadline, self._longest = stale_deadline, cold_deadline, longest
+        self._started_at: WeakKeyDictionary[asyncio.Task[Any], float] = WeakKeyDictionary()
 
-    def upstream(self, repository: Repository) -> UpstreamClient:
-        """The client to ask; raises UpstreamNotFound if nobody may be asked."""
-        if self._offline:
-            raise self._offline_error(repository)
-        return self._upstreams[repository.upstream]
+    def get_client(self, repository: Repository) -> UpstreamClient:
+        """The client of the repository's upstream; raises UpstreamNotFound when offline."""
+        if self.offline:
+            raise _offline_error(repository)
+        return self.upstreams[repository.upstream]
 
     def find_unavailability(self, repository: Repository) -> UpstreamError | None:
-        """Why no more of this repository can be had now, as far as is known; costs nothing."""
-        if self._offline:
-            return self._offline_error(repository)
-        return self._upstreams[repository.upstream].health.cached_availability("blobs")
+        """Why blobs of the repository cannot be fetched now, as far as memory knows."""
+        if self.offline:
+            return _offline_error(repository)
+        return self.upstreams[repository.upstream].health.cached_availability("blobs")
 
-    def find_reserve_reason(self, repository: Repository) -> str | None:
-        """Why what is cached should not be asked for (``rate_limit_reserve``)."""
-        return self._upstreams[repository.upstream].health.find_reserve_reason()
-
-    async def once(
+    async def share(
         self,
-        flight: SingleFlight[Key, CachedResult[T]],
-        key: Key,
+        flight: SingleFlight[RequestKey, CachedResult[T]],
+        key: RequestKey,
         work: Callable[[], Awaitable[CachedResult[T]]],
         unknown: type[RegistryError] = ManifestUnknown,
         *,
         has_stale: bool = False,
     ) -> CachedResult[T]:
-        """Share one piece of work among all who ask for ``key`` at this moment; see ``patiently``."""
+        """The result of ``work``, which all concurrent requests for ``key`` share.
+
+        Raises ``unknown`` if the upstream does not have the content or denies access to it, now or
+        according to the negative cache; UpstreamTimeout with the reason ``slow`` at the deadline.
+        """
         self._metadata_cache.check_negative_cache(*key, unknown)
         joined = key in flight
         with self.mapping_to_unknown(key, unknown):
             task = flight.start(key, work)
-            answer = await self.wait_for(key[0], task, has_stale=has_stale, subject=str(key[1]))
-        if joined and answer.cache_status.result == "miss":
-            return replace(answer, cache_status=COALESCED)
-        return answer
+            result = await self.wait_for(key[0], task, has_stale=has_stale, subject=str(key[1]))
+        if joined and result.cache_status.result == "miss":
+            return replace(result, cache_status=COALESCED)
+        return result
 
     async def wait_for(
         self, repository: Repository, task: asyncio.Task[T], *, has_stale: bool, subject: str = ""
     ) -> T:
-        """What shared work comes to, if it does in time; the work goes on in any case."""
+        """The result of a shared ``task``, which continues after the deadline."""
         now = asyncio.get_running_loop().time()
-        age = now - self._begun.setdefault(task, now)
+        age = now - self._started_at.setdefault(task, now)
         return await self.with_deadline(
             repository, lambda: asyncio.shield(task), age=age, has_stale=has_stale, subject=subject
         )
@@ -105,63 +114,64 @@ class UpstreamAccess:
     async def with_deadline(
         self,
         repository: Repository,
-        ask: Callable[[], Awaitable[T]],
+        wait: Callable[[], Awaitable[T]],
         *,
         age: float = 0.0,
         has_stale: bool = False,
         subject: str = "",
     ) -> T:
-        """What ``ask`` returns, which has been in the air for ``age`` seconds.
+        """The result of ``wait``, which awaits an upstream request that began ``age`` seconds ago.
 
-        Raises UpstreamTimeout with reason ``slow`` when patience has run out. Without a stale answer
-        at hand, a sign of life of this request begins it again, up to ``longest`` seconds in all;
-        other requests say nothing of this one. ``subject`` is the tag, the digest or the list that is
-        requested. ``ask`` may be cancelled and called again: so it must share the work.
+        ``wait`` is cancelled and called again when the deadline is extended, so it must not own the
+        request. ``subject`` is the requested tag, digest or list, by which activity is reported.
+        Raises UpstreamTimeout with the reason ``slow`` at the deadline, or UpstreamCircuitOpen.
         """
-        if self._offline:
-            return await ask()
-        health = self._upstreams[repository.upstream].health
-        resting = health.find_open_circuit()
-        began = asyncio.get_running_loop().time() - age
-        signs = health.signs.watch(repository.name, subject)
-        patience = MOMENT if resting else self._patience if has_stale else self._uncached_patience
-        heard = began
+        if self.offline:
+            return await wait()
+        health, clock = self.upstreams[repository.upstream].health, asyncio.get_running_loop().time
+        open_circuit = health.find_open_circuit()
+        began = active_at = clock() - age
+        activity = health.signs.watch(repository.name, subject)
+        seconds = GRACE if open_circuit else self._stale_deadline if has_stale else self._cold_deadline
         while True:
+            deadline = min(active_at + seconds, began + self._longest)
             try:
-                async with asyncio.timeout_at(self._deadline(began, heard, patience)) as waiting:
-                    return await ask()
+                async with asyncio.timeout_at(max(deadline, clock() + GRACE)) as timeout:
+                    return await wait()
             except TimeoutError:
-                if not waiting.expired():
+                if not timeout.expired():
                     raise
-            if resting:
-                raise resting
-            waited = asyncio.get_running_loop().time() - began
-            if has_stale or signs.heard_at <= heard or waited >= self._longest:
+            if open_circuit:
+                raise open_circuit
+            waited = clock() - began
+            if has_stale or activity.heard_at <= active_at or waited >= self._longest:
                 health.note_slow(waited)
-                raise UpstreamTimeout(repository.upstream, "is slow to answer", reason="slow")
-            heard = signs.heard_at
-
-    def _deadline(self, began: float, heard: float, patience: float) -> float:
-        """When patience runs out; never at once, since the work may just be about to end."""
-        now = asyncio.get_running_loop().time()
-        return max(min(heard + patience, began + self._longest), now + MOMENT)
+                raise timeout_error(repository)
+            active_at = activity.heard_at
 
     @contextmanager
-    def mapping_to_unknown(self, key: Key, unknown: type[RegistryError]) -> Iterator[None]:
-        """What the upstream does not have, or not for us, is unknown to clients: for a while
-        without asking again. They never see the upstream's own challenge.
+    def mapping_to_unknown(self, key: RequestKey, unknown: type[RegistryError]) -> Iterator[None]:
+        """Raise ``unknown`` for an upstream's 404, 401 and 403, and add it to the negative cache.
+
+        Clients never see the upstream's challenge.
         """
         try:
             yield
         except (UpstreamNotFound, UpstreamDenied) as error:
-            said = unknown(error.message)
-            # The upstream decides what a tag means; content of a digest may be stored although it says 404.
-            said.is_definite = isinstance(key[1], Tag) and not self._offline
-            if said.is_definite or not is_in_doubt():
-                self._metadata_cache.cache_missing(*key, said, denied=isinstance(error, UpstreamDenied))
-            raise said from error
+            missing = unknown(error.message)
+            # Only the upstream defines a tag. A digest that it does not have may still be stored here.
+            missing.is_definite = isinstance(key[1], Tag) and not self.offline
+            if missing.is_definite or not is_in_doubt():
+                denied = isinstance(error, UpstreamDenied)
+                self._metadata_cache.cache_missing(*key, missing, denied=denied)
+            raise missing from error
 
-    @staticmethod
-    def _offline_error(repository: Repository) -> UpstreamNotFound:
-        message = f"{repository} has nothing more stored here, and the mirror is offline"
-        return UpstreamNotFound(repository.upstream, message, reason="offline")
+
+def timeout_error(repository: Repository) -> UpstreamTimeout:
+    """The error of a response that came too late for the client."""
+    return UpstreamTimeout(repository.upstream, "slow to respond", reason="slow")
+
+
+def _offline_error(repository: Repository) -> UpstreamNotFound:
+    message = f"{repository}: the content is not cached, and the mirror is offline"
+    return UpstreamNotFound(repository.upstream, message, reason="offline")

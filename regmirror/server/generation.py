@@ -19,10 +19,11 @@ from regmirror.downloads.registry import Downloads
 from regmirror.maintenance.scheduler import MaintenanceScheduler
 from regmirror.metadata.cache import MetadataCache
 from regmirror.metadata.store import MetadataStore
-from regmirror.mirror.freshness import FreshnessPolicy, FreshnessRules
-from regmirror.mirror.listings import KeptLists, Listings
-from regmirror.mirror.mirror import Mirror, Parts
-from regmirror.mirror.upstream_access import COLD_DEADLINE, STALE_DEADLINE
+from regmirror.mirror.completeness import Completeness
+from regmirror.mirror.listings import ListCache, Listings
+from regmirror.mirror.mirror import Mirror
+from regmirror.mirror.resolver import Resolver
+from regmirror.mirror.upstream_access import COLD_DEADLINE, STALE_DEADLINE, UpstreamAccess
 from regmirror.oci.names import Digest, Repository
 from regmirror.oci.paths import Patterns, UpstreamTable
 from regmirror.telemetry.events import Emit
@@ -62,13 +63,14 @@ class WorkerResources:
     downloads: Downloads
     sender: Sender
     upkeep: MaintenanceScheduler
-    lists: KeptLists = field(default_factory=KeptLists)
+    lists: ListCache = field(default_factory=ListCache)
 
 
 @dataclass(eq=False)
 class Generation:
     """One configuration at work."""
 
+    resolver: Resolver
     mirror: Mirror
     listings: Listings
     routes: Routes
@@ -95,7 +97,7 @@ class Generation:
 
     async def repair(self, repository: Repository, digest: Digest) -> None:
         """Fetch a blob anew and store it; raises RegistryError if it cannot be had."""
-        answer = await self.mirror.blob(repository, digest)
+        answer = await self.mirror.get_blob(repository, digest)
         try:
             read = 0
             while (
@@ -108,43 +110,47 @@ class Generation:
     async def close(self) -> None:
         """End what is still being asked of upstreams, although nobody waits for it."""
         await self.listings.close()
+        await self.resolver.close()
         await self.mirror.close()
 
 
 def open_generation(resources: WorkerResources, config: Config) -> Generation:
     """From the use cases up to the edge."""
-    freshness, times = config.freshness, resources.times
-    upstreams = dict(resources.upstreams)  # those of now, whatever comes later
+    times, metadata_cache = resources.times, resources.metadata_cache
+    upstream_access = UpstreamAccess(
+        metadata_cache,
+        dict(resources.upstreams),  # those of now, whatever comes later
+        offline=config.freshness.offline,
+        stale_deadline=times.patience,
+        cold_deadline=times.cold_deadline,
+    )
+    resolver = Resolver(
+        metadata_cache=metadata_cache,
+        upstream_access=upstream_access,
+        completeness=Completeness(metadata_cache, resources.store),
+        freshness=config.freshness,
+        now=times.now,
+    )
     mirror = Mirror(
-        Parts(
-            resources.metadata_cache,
-            resources.store,
-            resources.downloads,
-            upstreams,
-            _freshness_rules(config),
-            resources.emit,
-            freshness.offline,
-            times.now,
-            times.patience,
-            times.cold_deadline,
-            freshness.on_missing,
-            freshness.incomplete,
-        )
+        metadata_cache=metadata_cache,
+        store=resources.store,
+        downloads=resources.downloads,
+        upstream_access=upstream_access,
+        emit=resources.emit,
     )
     listings = Listings(
-        mirror,
-        resources.metadata_cache,
-        upstreams,
-        tag_max_age=freshness.tag_max_age,
-        offline=freshness.offline,
+        resolver=resolver,
+        metadata_cache=metadata_cache,
+        upstream_access=upstream_access,
+        tag_max_age=config.freshness.tag_max_age,
         clock=times.clock,
-        kept=resources.lists,
+        cache=resources.lists,
     )
     listing = Lists(listings, config.known_hosts()[config.default_upstream])
     response_cache = ResponseCache(resources.emit)
-    pull = Pull(mirror, resources.sender, response_cache)
+    pull = Pull(resolver, mirror, resources.sender, response_cache)
     routes = Routes(_upstream_table(config), pull, listing, resources.emit)
-    return Generation(mirror, listings, routes, response_cache)
+    return Generation(resolver, mirror, listings, routes, response_cache)
 
 
 def _upstream_table(config: Config) -> UpstreamTable:
@@ -156,12 +162,4 @@ def _upstream_table(config: Config) -> UpstreamTable:
             for name, upstream in config.enabled_upstreams().items()
             if upstream.allow != ["**"] or upstream.deny
         },
-    )
-
-
-def _freshness_rules(config: Config) -> FreshnessRules:
-    stale = config.freshness.stale_if_error
-    return FreshnessRules(
-        FreshnessPolicy(config.freshness.tag_max_age, stale),
-        tuple((rule.match, FreshnessPolicy(rule.tag_max_age, stale)) for rule in config.freshness.rules),
     )

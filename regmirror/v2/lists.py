@@ -36,7 +36,7 @@ class Lists:
         """``{"name": …, "tags": […]}``; ``name`` as the client wrote it."""
         request = context.request
         limit = _limit(request)
-        answer = await self._listings.tags(repository, request.query.get("last"), limit)
+        answer = await self._listings.list_tags(repository, request.query.get("last"), limit)
         context.answer(answer.cache_status)
         headers = _link(request, answer.content.last, limit)
         if answer.warning:
@@ -48,7 +48,7 @@ class Lists:
         self, context: RequestContext, repository: Repository, digest: Digest
     ) -> web.StreamResponse:
         """An index of descriptors, filtered here whatever the upstream can do."""
-        answer = await self._listings.referrers(repository, digest)
+        answer = await self._listings.list_referrers(repository, digest)
         context.answer(answer.cache_status)
         wanted = context.request.query.getall("artifactType", [])
         found, headers = answer.content, {}
@@ -65,7 +65,7 @@ class Lists:
         limit = _limit(request)
         limit = CATALOG_PAGE if limit is None else limit
         wanted = CatalogPage(limit + 1, self._default, upstream, request.query.get("last"))
-        names = await self._listings.repositories(wanted)
+        names = await self._listings.list_repositories(wanted)
         page, last = names[:limit], names[limit - 1] if 0 < limit < len(names) else None
         return json_response({"repositories": page}, _link(request, last, limit))
 

@@ -10,6 +10,7 @@ from aiohttp.web_request import BaseRequest
 from regmirror.blobs.base import Blob
 from regmirror.mirror.cache_status import HIT, CachedResult
 from regmirror.mirror.mirror import Mirror
+from regmirror.mirror.resolver import Resolver
 from regmirror.oci.names import Digest, Reference, Repository
 from regmirror.v2.conditions import matches_etag, may_use_range, parse_ranges
 from regmirror.v2.request import RequestContext
@@ -25,7 +26,8 @@ SMALL: Final = 128 * 1024  # bytes of a blob that goes out in one piece with its
 class Pull:
     """The handlers of ``/v2/<name>/manifests/<reference>`` and ``/v2/<name>/blobs/<digest>``."""
 
-    def __init__(self, mirror: Mirror, sender: Sender, prepared: ResponseCache) -> None:
+    def __init__(self, resolver: Resolver, mirror: Mirror, sender: Sender, prepared: ResponseCache) -> None:
+        self._resolver = resolver
         self._mirror, self._sender, self._prepared = mirror, sender, prepared
 
     async def manifest(
@@ -34,7 +36,7 @@ class Pull:
         """200 with the exact bytes and media type; HEAD the same without them; 304."""
         if context.request.method == "HEAD":
             return await self._head_manifest(context, repository, reference)
-        answer = await self._mirror.manifest(repository, reference)
+        answer = await self._resolver.get_manifest(repository, reference)
         manifest = answer.content
         context.answer(answer.cache_status)
         headers = content_headers(
@@ -47,7 +49,7 @@ class Pull:
         if answer.cache_status is HIT:
 
             def again() -> Body | None:
-                held = self._mirror.replay_manifest(repository, reference)
+                held = self._resolver.get_cached_manifest(repository, reference)
                 return manifest.payload if held is manifest else None
 
             response[REPLAY] = Replay(self._prepared, context, again, manifest.size)
@@ -56,7 +58,7 @@ class Pull:
     async def _head_manifest(
         self, context: RequestContext, repository: Repository, reference: Reference
     ) -> web.StreamResponse:
-        answer = await self._mirror.head_manifest(repository, reference)
+        answer = await self._resolver.head_manifest(repository, reference)
         head = answer.content
         context.answer(answer.cache_status)
         headers = content_headers(head.digest, head.media_type, answer.cache_status.header, answer.warning)
@@ -67,7 +69,7 @@ class Pull:
         if answer.cache_status is HIT:
 
             def again() -> Body | None:
-                return b"" if self._mirror.replay_head(repository, reference) == head else None
+                return b"" if self._resolver.get_cached_head(repository, reference) == head else None
 
             response[REPLAY] = Replay(self._prepared, context, again)
         return response
@@ -79,7 +81,7 @@ class Pull:
         if context.request.method == "HEAD":
             answer = await self._mirror.head_blob(repository, digest)
             return self._head_blob(context, digest, answer)
-        opened = await self._mirror.blob(repository, digest)
+        opened = await self._mirror.get_blob(repository, digest)
         try:
             response = await self._send_blob(context, digest, opened)
         finally:
@@ -88,7 +90,7 @@ class Pull:
         if opened.cache_status is HIT and size is not None and size <= SMALL:
 
             def again() -> Body | None:
-                return self._mirror.replay_blob(repository, digest, size)
+                return self._mirror.read_cached_blob(repository, digest, size)
 
             response[REPLAY] = Replay(self._prepared, context, again)
         return response

@@ -68,7 +68,7 @@ async def test_offline_an_incomplete_image_is_not_there(mirror, upstream, image)
     assert [response.status for response in responses] == [404] * 4
     error = responses[0].json()["errors"][0]
     assert error["code"] == "MANIFEST_UNKNOWN"
-    assert "1 of its 3 layers are stored, and the mirror is offline" in error["message"]
+    assert "1 of its 3 layers are cached, and the mirror is offline" in error["message"]
     await mirror.reload()
     assert [response.status for response in await ask_all(mirror, image)] == [200] * 4, "nothing is forgotten"
     assert upstream.count() == 0
@@ -79,7 +79,7 @@ async def test_offline_a_missing_config_is_said(mirror, upstream, image):
     await store(mirror, *image.layer_digests)
     await mirror.reload(freshness=OFFLINE)
     message = (await mirror.get(TAG)).json()["errors"][0]["message"]
-    assert "3 of its 3 layers are stored, and not its config" in message
+    assert "3 of its 3 layers are cached, without its config" in message
 
 
 async def test_offline_a_complete_image_is_served(mirror, upstream, image):

@@ -225,7 +225,7 @@ async def test_a_hung_upstream_opens_the_circuit_after_three_slow_answers(start_
         (await mirror.get(f"/v2/team/app/manifests/{n}")).headers["Warning"] for n in (0, 1, 2, 3, 0, 3)
     ]
 
-    assert ["slow to answer" in text for text in warnings] == [True] * 3 + [False] * 3
+    assert ["slow to respond" in text for text in warnings] == [True] * 3 + [False] * 3
     assert circuit(mirror) == [True]
     assert upstream.count() == 3
     assert (await mirror.get(NEW)).status == 503
@@ -338,7 +338,7 @@ async def upstreams(upstream):
 @pytest.mark.parametrize("has_stale", [True, False])
 async def test_who_joins_what_hangs_does_not_wait_again(upstreams, has_stale):
     """B35: patience of an hour that has passed already."""
-    asks = UpstreamAccess(None, upstreams, offline=False, patience=3600, cold_deadline=3600)
+    asks = UpstreamAccess(None, upstreams, offline=False, stale_deadline=3600, cold_deadline=3600)
     forever = asyncio.get_running_loop().create_future()
     async with asyncio.timeout(10):
         with pytest.raises(UpstreamTimeout) as caught:
@@ -371,7 +371,7 @@ async def test_a_request_that_hangs_has_a_deadline(upstreams, subject):
 
 async def test_work_in_the_air_is_not_waited_for_while_the_circuit_is_open(upstreams):
     """B33: a flight that began before it opened is of no use to who comes now."""
-    asks = UpstreamAccess(None, upstreams, offline=False, patience=3600, cold_deadline=3600)
+    asks = UpstreamAccess(None, upstreams, offline=False, stale_deadline=3600, cold_deadline=3600)
     for _ in range(3):
         upstreams[NAME].health.note_failure(0.0, "slow")
     forever = asyncio.get_running_loop().create_future()

@@ -75,7 +75,7 @@ async def test_a_large_manifest_is_examined_once_a_second_and_in_a_thread(tmp_pa
     assert large.size > LARGE
     looking = Completeness(MetadataCache(), LocalBlobStore(tmp_path), clock)
     gaps = await asyncio.gather(*(looking.find_gap(APP, large) for _ in range(10)))
-    assert set(gaps) == {"0 of its 500 layers are stored"}
+    assert set(gaps) == {"0 of its 500 layers are cached"}
     assert len(parsed) == 1
     assert threading.main_thread() not in parsed
     clock.now += VERDICT_MAX_AGE
@@ -88,7 +88,7 @@ async def test_an_ordinary_manifest_is_examined_each_time(tmp_path, parsed):
     small = image(3)
     looking = Completeness(MetadataCache(), LocalBlobStore(tmp_path), Clock())
     for _ in range(2):
-        assert await looking.find_gap(APP, small) == "0 of its 3 layers are stored"
+        assert await looking.find_gap(APP, small) == "0 of its 3 layers are cached"
     assert parsed == [threading.main_thread()] * 2
 
 

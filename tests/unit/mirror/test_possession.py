@@ -41,10 +41,10 @@ def upstream(data, *, start=None, pieces=1000, size=None):
             return memoryview(piece)
 
     @asynccontextmanager
-    async def open_part(first, last):
+    async def open_range(first, last):
         yield Body(first, last)
 
-    return open_part
+    return open_range
 
 
 async def test_a_sample_is_a_short_part_at_a_place_that_depends_on_the_secret():
