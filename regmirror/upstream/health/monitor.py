@@ -56,6 +56,7 @@ class Health:
         self._name, self._record, self._emit = name, record, emit
         self._now, self._clock, self._reserve, self._changed = now, clock, reserve, changed
         self._last = Circuit()
+        self._is_restricted = False  # whether ``_last`` may keep a request from being made
         self._looked_at = -GLANCE
         self._heard_at = -math.inf
         self.signs = ActivityMonitor()
@@ -84,7 +85,7 @@ class Health:
     def cached_availability(self, scope: Scope) -> UpstreamError | None:
         """The same without a look at the file if there was one a moment ago: for the hot path."""
         if self._clock() - self._looked_at < GLANCE:
-            return self._trouble(self._last, scope)
+            return self._trouble(self._last, scope) if self._is_restricted else None
         return self.find_unavailability(scope)
 
     def find_reserve_reason(self) -> str | None:
@@ -165,6 +166,9 @@ class Health:
 
     def _notice(self, circuit: Circuit) -> Circuit:
         was_open, self._last, self._looked_at = self._last.is_open, circuit, self._clock()
+        self._is_restricted = (
+            circuit.is_open or circuit.manifests_limited_until + circuit.blobs_limited_until > 0
+        )
         if circuit.is_open != was_open:
             self._emit(CircuitChanged(self._name, circuit.is_open, circuit.reason))
             self._changed(circuit.is_open)
