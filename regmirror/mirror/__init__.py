@@ -1,1 +1,1 @@
-"""Pulling through: what is cached, what is fresh, what is fetched."""
+"""Pull-through: which content is cached, whether it is fresh, and how it is fetched."""

@@ -1,6 +1,7 @@
-"""Lists in memory as the JSON text that they are answered with: one element a line.
+"""Lists in memory as the JSON text of their response, one element per line.
 
-The text takes a tenth of the objects, and a page of it is cut out without reading the rest.
+The text takes a tenth of the memory of the objects, and a page is cut out of it without parsing the
+other elements.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Some elements, separated by commas; ``last`` is the last of them if more follow."""
+    """``elements`` are separated by commas; ``last`` is the last of them if another page follows."""
 
     elements: bytes
     last: str | None = None
@@ -21,19 +22,20 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class JsonList:
-    """``text`` has an element in each line; those that come in pages are sorted texts."""
+    """``text`` has one element per line; a list that is paged consists of sorted strings."""
 
     text: bytes = b""
 
     @classmethod
     def of(cls, items: Iterable[Any]) -> JsonList:
+        """The list of ``items``, each of which JSON can encode."""
         return cls(b"\n".join(json.dumps(item, separators=(",", ":")).encode() for item in items))
 
     def __bool__(self) -> bool:
         return bool(self.text)
 
     def page(self, last: str | None = None, limit: int | None = None) -> Page:
-        """At most ``limit`` elements after ``last``, which need not be one of them."""
+        """At most ``limit`` elements after ``last``, which need not be an element itself."""
         start = 0 if last is None else self._find_after(last)
         stop = len(self.text) if limit is None else self._skip(start, limit)
         lines = self.text[start:stop].removesuffix(b"\n")
@@ -42,13 +44,13 @@ class JsonList:
         return Page(lines.replace(b"\n", b","), following)
 
     def select(self, key: str, wanted: Collection[str]) -> JsonList:
-        """The elements that have one of the ``wanted`` values under ``key``."""
+        """The elements whose value of ``key`` is in ``wanted``."""
         marks = [json.dumps(value).encode() for value in wanted]
         found = (line for line in self.text.splitlines() if any(mark in line for mark in marks))
         return JsonList(b"\n".join(line for line in found if json.loads(line).get(key) in wanted))
 
     def _find_after(self, last: str) -> int:
-        """Where the first element begins that comes after ``last``, by halves."""
+        """The offset of the first element greater than ``last``, by binary search."""
         low, high = 0, len(self.text)
         while low < high:
             middle = (low + high) // 2
@@ -62,7 +64,7 @@ class JsonList:
         return low
 
     def _skip(self, start: int, count: int) -> int:
-        """Where the element begins that is ``count`` after the one at ``start``."""
+        """The offset of the element that is ``count`` elements after the one at ``start``."""
         for _ in range(count):
             start = self.text.find(b"\n", start) + 1
             if not start:
