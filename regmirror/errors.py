@@ -1,14 +1,14 @@
-"""What can go wrong, in the words of the OCI distribution specification.
+"""Errors, with the codes of the OCI distribution specification.
 
     RegmirrorError
-    ├── ConfigError                   wrong configuration: key, value, reason; exit status 2
+    ├── ConfigError                   invalid configuration: key, value, reason; exit status 2
     └── RegistryError                 has an OCI code and an HTTP status
         ├── NameInvalid        400        ├── Unsupported             405
         ├── DigestInvalid      400        ├── RangeInvalid            416
         ├── PaginationInvalid  400        ├── TooManyRequests         429
         ├── NameUnknown        404        ├── Unavailable             503
-        │                                 │   └── MetadataUnavailable 503  (the database is silent)
-        ├── ManifestUnknown    404        └── UpstreamError           an upstream's doing, by name
+        │                                 │   └── MetadataUnavailable 503  (the database does not respond)
+        ├── ManifestUnknown    404        └── UpstreamError           caused by the upstream it names
         ├── BlobUnknown        404            ├── UpstreamNotFound    404
         └── Denied             403            ├── UpstreamDenied      404  (never its challenge)
                                               ├── UpstreamRateLimited 429
@@ -18,7 +18,7 @@
                                               └── UpstreamFailed      502
                                                   └── UpstreamContentInvalid    502  (wrong bytes)
 
-Exactly one place turns these into HTTP answers: ``regmirror.v2.responses``.
+Only ``regmirror.v2.responses`` translates these into HTTP responses.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from regmirror.urls import hide_userinfo
 
 
 class RegmirrorError(Exception):
-    """The base of everything raised on purpose; its text is one sentence for a person."""
+    """The base of all errors of this package; the text is one sentence for a person."""
 
 
 class ConfigError(RegmirrorError):
-    """A configuration value that cannot be used.
+    """An invalid configuration value.
 
-    ``key`` is dotted as in ``mirror.toml``. Users and passwords of URLs are removed from the key
-    and the value; every other secret has to be left out by the caller.
+    ``key`` is dotted as in ``mirror.toml``. Users and passwords of URLs are masked in key and value;
+    the caller must leave out every other secret.
     """
 
     def __init__(self, key: str, value: object, reason: str) -> None:
@@ -48,7 +48,7 @@ class ConfigError(RegmirrorError):
 
 
 class RegistryError(RegmirrorError):
-    """An error a registry client can understand: OCI ``code`` and HTTP ``status``."""
+    """An error of the registry API, with its OCI ``code`` and HTTP ``status``."""
 
     code: ClassVar[str] = "UNKNOWN"
     status: ClassVar[int] = 500
@@ -56,8 +56,8 @@ class RegistryError(RegmirrorError):
     def __init__(self, message: str, *, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.message = message
-        self.retry_after = retry_after  # seconds, only where waiting helps
-        self.is_definite = False  # true also if the database cannot be read
+        self.retry_after = retry_after  # seconds; None if a retry does not help
+        self.is_definite = False  # whether the error stands even if the database could not be read
 
 
 class NameInvalid(RegistryError):
@@ -93,7 +93,7 @@ class Unsupported(RegistryError):
 
 
 class RangeInvalid(RegistryError):
-    """``size`` is the whole blob's, for ``Content-Range: bytes */size``."""
+    """``size`` is that of the whole blob, for ``Content-Range: bytes */size``."""
 
     code, status = "RANGE_INVALID", 416
 
@@ -111,16 +111,16 @@ class Unavailable(RegistryError):
 
 
 class MetadataUnavailable(Unavailable):
-    """The database has not answered, so whether the content is stored is not known."""
+    """The database did not respond, so it is unknown whether the content is stored."""
 
     def __init__(self) -> None:
-        super().__init__("the database does not answer at the moment; try again", retry_after=1)
+        super().__init__("the database does not respond; try again", retry_after=1)
 
 
 class UpstreamError(RegistryError):
-    """Something that the upstream named ``upstream`` did or failed to do.
+    """An error of the upstream named ``upstream``.
 
-    ``reason`` is a short fixed word for logs and error details (``dns``, ``refused``, ``tls`` …).
+    ``reason`` is a fixed word for logs and error details (``dns``, ``refused``, ``tls`` …).
     """
 
     code, status = "UNAVAILABLE", 502
@@ -131,7 +131,7 @@ class UpstreamError(RegistryError):
         super().__init__(f"{upstream}: {message}", retry_after=retry_after)
         self.upstream = upstream
         self.reason = reason
-        self.is_elsewhere = False  # a host that the upstream redirected to is to blame, not itself
+        self.is_elsewhere = False  # whether it is an error of a host that the upstream redirected to
 
 
 class UpstreamNotFound(UpstreamError):
@@ -139,7 +139,7 @@ class UpstreamNotFound(UpstreamError):
 
 
 class UpstreamDenied(UpstreamError):
-    """401 or 403: to a client the content does not exist, so that it tries its next host."""
+    """401 or 403, reported to clients as 404, so that they try their next host."""
 
     code, status = "NAME_UNKNOWN", 404
 
@@ -149,7 +149,7 @@ class UpstreamRateLimited(UpstreamError):
 
 
 class UpstreamCircuitOpen(UpstreamError):
-    """It has failed repeatedly and is not asked until a probe of ours has been answered."""
+    """The upstream failed repeatedly; no request is sent until a probe succeeds."""
 
     code, status = "UNAVAILABLE", 503
 
@@ -159,12 +159,12 @@ class UpstreamTimeout(UpstreamError):
 
 
 class UpstreamUnreachable(UpstreamError):
-    """No HTTP answer at all: name resolution, connection or TLS."""
+    """No HTTP response: name resolution, connection or TLS failed."""
 
 
 class UpstreamFailed(UpstreamError):
-    """An HTTP answer that is of no use: 5xx, a broken body, a redirect without end."""
+    """An unusable HTTP response: 5xx, a broken body, too many redirects."""
 
 
 class UpstreamContentInvalid(UpstreamFailed):
-    """Content that is not what its digest or media type says."""
+    """Content that does not match its digest or media type."""

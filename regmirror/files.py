@@ -1,24 +1,26 @@
-"""Files of the store: what others on the machine may read, and who owns what a command creates.
+"""Files of the store: their modes, their owners, and locks.
 
-Other users read neither blobs nor the database: private content is in both. A stricter umask
-counts. What root creates belongs to the owner of the directory, so that a server of another user
-can use it.
+Other users can read neither blobs nor the database, because both may contain private content; a
+stricter umask applies. A file that root creates gets the owner of its directory, so that a server of
+another user can use it.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 DIRECTORY_MODE: Final = 0o750
 FILE_MODE: Final = 0o640
-_OTHERS: Final = 0o027  # writing by the group, and everything by others
+_OTHERS: Final = 0o027  # write access of the group, all access of others
 
 
 def create(path: Path, flags: int) -> int:
-    """Open a file of the store, and create it if it is not there."""
+    """Open a file of the store, created if it does not exist; returns the descriptor. Raises OSError."""
     try:
         return os.open(path, flags | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -28,10 +30,10 @@ def create(path: Path, flags: int) -> int:
 
 
 def create_lock(path: Path) -> int:
-    """Open a file to lock it.
+    """Open a file to lock it, created if it does not exist; returns the descriptor. Raises OSError.
 
-    Reading is enough for ``flock``, and all that is allowed if another user made the file; only
-    network file systems want more.
+    If another user owns the file it is opened for reading, which is enough for ``flock`` except on
+    network file systems.
     """
     try:
         return create(path, os.O_RDWR)
@@ -39,8 +41,26 @@ def create_lock(path: Path) -> int:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
+@contextmanager
+def locked(path: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Whether this process has the exclusive lock of the file ``path``, which the block then owns.
+
+    False if another process has it; with ``wait`` never. Raises OSError if it cannot be locked.
+    """
+    descriptor = create_lock(path)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            is_locked = True
+        except BlockingIOError:
+            is_locked = False
+        yield is_locked
+    finally:
+        os.close(descriptor)
+
+
 def make_directory(directory: Path) -> None:
-    """Create a directory of the store, unless it is there; what is above it exists already."""
+    """Create a directory of the store unless it exists; its parent must exist."""
     try:
         directory.mkdir(mode=DIRECTORY_MODE)
     except FileExistsError:
@@ -50,7 +70,7 @@ def make_directory(directory: Path) -> None:
 
 
 def tighten(path: Path) -> None:
-    """Remove write access of the group and all access of others; skip files that are not ours."""
+    """Remove write access of the group and all access of others; skip files of other users."""
     with suppress(OSError):
         mode = path.lstat().st_mode
         if mode & _OTHERS and not path.is_symlink():
@@ -60,7 +80,7 @@ def tighten(path: Path) -> None:
 def tighten_directory(directory: Path) -> None:
     """Tighten the files of a directory, and then itself.
 
-    Once that is done it is not looked into again, however many files it has.
+    Does nothing in a directory that is tight already: it may have a great number of files.
     """
     with suppress(OSError):
         if not directory.stat().st_mode & _OTHERS:

@@ -1,4 +1,4 @@
-"""A bounded dictionary: the entry that was used longest ago goes first."""
+"""A dictionary bounded in bytes, which drops the least recently used entries."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from typing import Final, Generic, TypeVar
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
-#: Bytes of an entry besides its texts: the node of the dictionary, the key's tuple, a small value.
+#: Bytes of an entry without its texts: the node of the dictionary, the key's tuple, a small value.
 ENTRY: Final = 500
-_TEXT: Final = 64  # bytes of a text or bytes object besides its characters
+_TEXT: Final = 64  # bytes of a str or bytes object without its characters
 
 
 def weigh_texts(*texts: str | bytes) -> int:
-    """Bytes in memory of an entry with these texts, a little more than it takes."""
+    """Estimate the bytes in memory of an entry with these texts, rounded up."""
     return ENTRY + sum(len(text) + _TEXT for text in texts)
 
 
 class Lru(Generic[K, V]):
-    """At most ``limit`` bytes in memory, of which ``weigh`` estimates those of an entry and its key.
+    """At most ``limit`` bytes; ``weigh`` estimates the bytes of an entry from its key and value.
 
-    An entry that weighs more than ``limit`` stays until the next one comes.
+    An entry of more than ``limit`` bytes stays until the next ``put``.
     """
 
     def __init__(self, limit: int, weigh: Callable[[K, V], int]) -> None:
         self._limit, self._weigh = limit, weigh
         self._entries: OrderedDict[K, V] = OrderedDict()
         self._weight = 0
-        self.hits = self.misses = 0  # of ``get``, since it was made
+        self.hits = self.misses = 0  # of ``get``
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -40,7 +40,7 @@ class Lru(Generic[K, V]):
         return self._weight
 
     def get(self, key: K) -> V | None:
-        """The value, which thereby counts as used."""
+        """The value, which is now the most recently used; None if there is none."""
         value = self._entries.get(key)
         if value is None:
             self.misses += 1
@@ -50,10 +50,11 @@ class Lru(Generic[K, V]):
         return value
 
     def items(self) -> list[tuple[K, V]]:
-        """Everything at this moment, what was used longest ago first."""
+        """A copy of all entries, the least recently used first."""
         return list(self._entries.items())
 
     def put(self, key: K, value: V) -> None:
+        """Store the value as the most recently used, and drop others beyond the limit."""
         self.drop(key)
         self._entries[key] = value
         self._weight += self._weigh(key, value)
@@ -61,18 +62,18 @@ class Lru(Generic[K, V]):
             self._subtract(*self._entries.popitem(last=False))
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Drop every entry."""
         self._entries.clear()
         self._weight = 0
 
     def drop(self, key: K) -> None:
-        """Forget the entry, if there is one."""
+        """Drop the entry, if there is one."""
         old = self._entries.pop(key, None)
         if old is not None:
             self._subtract(key, old)
 
     def drop_where(self, is_over: Callable[[V], bool]) -> None:
-        """Forget every entry whose value ``is_over``."""
+        """Drop every entry for whose value ``is_over`` is true."""
         for key in [key for key, value in self._entries.items() if is_over(value)]:
             self.drop(key)
 

@@ -1,4 +1,4 @@
-"""Large documents are read in a thread: on the event loop they would stop every other request."""
+"""Parsing of large documents in threads, because on the event loop it would delay every request."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Final, ParamSpec, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 
-LARGE: Final = 32 * 1024  # bytes of a document that is read in a thread; nearly all have less
+LARGE: Final = 32 * 1024  # bytes from which a document is parsed in a thread; most are smaller
 
 
 async def run_by_size(size: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """What ``work`` returns, which reads ``size`` bytes: at once, or in a thread."""
+    """The result of ``work``, which parses ``size`` bytes: called directly, or in a thread if LARGE."""
     if size < LARGE:
         return work(*args, **kwargs)
     return await asyncio.to_thread(work, *args, **kwargs)

@@ -1,7 +1,7 @@
-"""One call for many: those who ask for the same thing at the same time share one piece of work.
+"""Single-flight: concurrent calls with the same key share one task.
 
-The work belongs to the process, not to whoever asked first: a waiter that is cancelled
-disturbs neither the work nor the other waiters, and a failure reaches every one of them.
+The task does not belong to its first caller: cancelling a waiter affects neither the task nor the
+other waiters, and an exception is raised in every waiter.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ K = TypeVar("K", bound=Hashable)
 
 
 class SingleFlight(Generic[K, T]):
-    """Calls in flight by key."""
+    """Tasks in flight by key."""
 
     def __init__(self) -> None:
         self._tasks: dict[K, asyncio.Task[T]] = {}
@@ -30,7 +30,7 @@ class SingleFlight(Generic[K, T]):
         return iter(self._tasks)
 
     def start(self, key: K, work: Callable[[], Awaitable[T]]) -> asyncio.Task[T]:
-        """The task for ``key``: the one in flight, else a new one that runs ``work``."""
+        """The task in flight for ``key``, else a new one that runs ``work``."""
         task = self._tasks.get(key)
         if task is None:
             task = asyncio.ensure_future(_call(work))
@@ -39,11 +39,11 @@ class SingleFlight(Generic[K, T]):
         return task
 
     async def do(self, key: K, work: Callable[[], Awaitable[T]]) -> T:
-        """The result of the call in flight for ``key``, starting ``work`` if there is none."""
+        """The result of the task for ``key``, which runs ``work`` if none is in flight."""
         return await asyncio.shield(self.start(key, work))
 
     async def close(self) -> None:
-        """Cancel what is in flight and wait until it has ended."""
+        """Cancel every task and wait until it has ended."""
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
@@ -52,7 +52,7 @@ class SingleFlight(Generic[K, T]):
     def _finish(self, key: K, task: asyncio.Task[T]) -> None:
         self._tasks.pop(key, None)
         if not task.cancelled():
-            task.exception()  # a failure nobody waits for any more is not an event loop error
+            task.exception()  # retrieved, so that a failure without waiters is not logged by the event loop
 
 
 async def _call(work: Callable[[], Awaitable[T]]) -> T:
