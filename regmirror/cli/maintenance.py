@@ -30,7 +30,9 @@ from regmirror.cli.output import (
 from regmirror.config.schema import Config
 from regmirror.errors import RegmirrorError
 from regmirror.maintenance.eviction import Deficit
-from regmirror.maintenance.toolkit import InvalidationMarker, Toolkit, dry_run_toolkit, open_toolkit, try_turn
+from regmirror.maintenance.news import InvalidationMarker
+from regmirror.maintenance.toolkit import Toolkit, dry_run_toolkit, open_toolkit
+from regmirror.maintenance.turns import try_turn
 from regmirror.metadata.database import DatabaseFailed
 from regmirror.metadata.gc import Removal
 from regmirror.metadata.reports import open_reports
@@ -73,9 +75,9 @@ def evict(context: Context, to: int | None, *, is_dry: bool) -> None:
         raise RegmirrorError("the store has no limits: say how much may stay with --to")
 
     async def work(toolkit: Toolkit) -> None:
-        room = toolkit.room(config, _flush_nothing)
-        need = await room.find_excess() if to is None else Deficit(0, max(0, await room.used() - to))
-        await room.evict(need, journal)
+        capacity = toolkit.capacity(config, _flush_nothing)
+        need = await capacity.find_excess() if to is None else Deficit(0, max(0, await capacity.used() - to))
+        await capacity.evict(need, journal)
 
     _run(config, work, is_dry=is_dry)
     _print(context, journal, is_dry=is_dry)
@@ -180,7 +182,7 @@ def _run(config: Config, work: Work, *, is_dry: bool, is_alone: bool = True) -> 
         raise RegmirrorError(f"the database cannot be used: {getattr(error, 'orig', error)}") from None
     if not is_dry:
         give_back(database_path(root))
-        InvalidationMarker(root).give()
+        InvalidationMarker(root).publish()
         time.sleep(NOTICE_TIME)
 
 

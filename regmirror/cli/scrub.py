@@ -10,7 +10,7 @@ from regmirror.cli.context import Context
 from regmirror.cli.output import Table, bytes_text, print_json, print_parts, short_digest
 from regmirror.config.schema import Config
 from regmirror.errors import RegmirrorError
-from regmirror.maintenance.scrub import Finding, Scrubbed
+from regmirror.maintenance.scrub import Finding, ScrubSummary
 from regmirror.metadata.reports import open_reports
 from regmirror.server.app import open_worker
 from regmirror.telemetry import logs
@@ -23,7 +23,7 @@ def run(context: Context, rate: int | None) -> None:
         pass
     logs.configure()
 
-    async def work() -> Scrubbed:
+    async def work() -> ScrubSummary:
         async with open_worker(_without_chores(config)) as running:
             return await running.scrub(int(config.scrub.rate) if rate is None else rate, findings.append)
 
@@ -33,8 +33,10 @@ def run(context: Context, rate: int | None) -> None:
         print_json({"checked": done.checked, "bytes": done.bytes, "rotten": rotten})
     else:
         _print(done, findings)
-    if done.healed < done.rotten:
-        raise RegmirrorError(f"{done.rotten - done.healed} could not be fetched anew; a pull will try again")
+    if done.repaired < done.corrupt:
+        raise RegmirrorError(
+            f"{done.corrupt - done.repaired} could not be fetched anew; a pull will try again"
+        )
 
 
 def _without_chores(config: Config) -> Config:
@@ -48,16 +50,16 @@ def _as_json(finding: Finding) -> dict[str, Any]:
         "digest": str(finding.digest),
         "size": finding.size,
         "reason": finding.why,
-        "healed": finding.is_healed,
+        "healed": finding.is_repaired,
     }
 
 
-def _print(done: Scrubbed, findings: list[Finding]) -> None:
+def _print(done: ScrubSummary, findings: list[Finding]) -> None:
     summary = (
-        f"{done.checked} verified, {bytes_text(done.bytes)}; {done.rotten} rotten, {done.healed} healed."
+        f"{done.checked} verified, {bytes_text(done.bytes)}; {done.corrupt} rotten, {done.repaired} healed."
     )
     rows = [
-        (short_digest(item.digest), bytes_text(item.size), item.why, "yes" if item.is_healed else "no")
+        (short_digest(item.digest), bytes_text(item.size), item.why, "yes" if item.is_repaired else "no")
         for item in findings
     ]
     parts = [Table(("digest", "size", "why", "healed"), rows, right={"size"})] if rows else []

@@ -1,1 +1,1 @@
-"""Never full, never rotten: collection, eviction, purge and scrub, and when they are done."""
+"""Maintenance of a store: capacity, eviction, garbage collection, purge, scrub, and their schedule."""

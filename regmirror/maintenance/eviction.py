@@ -1,7 +1,7 @@
-"""What has to go so that there is room: a plain function of what is stored.
+"""Which content to evict: a pure function of what is stored and how much space is missing.
 
-Least recently pulled first; what is pinned stays. Eviction goes on below the limit, down to
-``LOW``, so that the next blob does not evict again at once.
+The least recently pulled goes first; pinned content stays. An eviction continues below the limit,
+down to ``LOW``, so that the next blob does not cause another one.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Final
 from regmirror.metadata.records import Candidate
 from regmirror.oci.names import Digest
 
-LOW: Final = 0.95  # of the limit: how far an eviction goes down
+LOW: Final = 0.95  # of the limit, to which an eviction goes down
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What goes, in this order; whether that is enough for ``required`` bytes."""
+    """What to evict, in this order, and whether that frees the required bytes."""
 
     evicted: tuple[Candidate, ...]
     is_enough: bool
@@ -30,9 +30,9 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Deficit:
-    """Bytes that must be freed for what is wanted now, and that it is sensible to free.
+    """Bytes that must be freed (``required``), and bytes to free once an eviction begins (``wanted``).
 
-    ``is_possible`` is false if even an empty store would have no room.
+    ``is_possible`` is False if even an empty store would not have the space.
     """
 
     required: int
@@ -43,8 +43,8 @@ class Deficit:
 NOTHING: Final = Deficit(0, 0)
 
 
-def need_for_quota(used: int, more: int, limit: int) -> Deficit:
-    """What ``more`` bytes need in a store that uses ``used`` of ``limit`` (0: unlimited)."""
+def quota_deficit(used: int, more: int, limit: int) -> Deficit:
+    """The deficit for ``more`` bytes in a store that uses ``used`` of ``limit`` bytes (0: unlimited)."""
     if limit <= 0:
         return NOTHING
     required = used + more - limit
@@ -52,8 +52,8 @@ def need_for_quota(used: int, more: int, limit: int) -> Deficit:
     return Deficit(max(0, required), max(0, wanted), more <= limit)
 
 
-def need_for_free_space(free: int, more: int, min_free: int) -> Deficit:
-    """What ``more`` bytes need on a file system with ``free`` bytes, of which some are to stay."""
+def free_space_deficit(free: int, more: int, min_free: int) -> Deficit:
+    """The deficit for ``more`` bytes on a file system with ``free`` bytes, of which ``min_free`` stay."""
     if min_free <= 0:
         return NOTHING
     required = min_free + more - free
@@ -61,7 +61,7 @@ def need_for_free_space(free: int, more: int, min_free: int) -> Deficit:
 
 
 def larger(one: Deficit, other: Deficit) -> Deficit:
-    """Both needs at once: the same bytes serve either."""
+    """The deficit that covers both: a freed byte counts for either."""
     return Deficit(
         max(one.required, other.required),
         max(one.wanted, other.wanted),
@@ -69,22 +69,22 @@ def larger(one: Deficit, other: Deficit) -> Deficit:
     )
 
 
-def plan_eviction(candidates: Iterable[Candidate], pinned: frozenset[Digest], need: Deficit) -> Plan:
-    """Choose from ``candidates``, which come least recently pulled first, until enough is freed.
+def plan_eviction(candidates: Iterable[Candidate], pinned: frozenset[Digest], deficit: Deficit) -> Plan:
+    """Choose from ``candidates``, the least recently pulled first, until enough is freed.
 
-    Looks at no more of them than it must. If all of them together are not enough for what is
-    required, nothing goes: it would not help.
+    Reads no more of them than necessary. The plan is empty if all of them together free less than
+    the required bytes.
     """
     chosen: list[Candidate] = []
     freed = 0
-    if not need.is_possible:
+    if not deficit.is_possible:
         return Plan((), is_enough=False)
-    for candidate in candidates if need.wanted > 0 else ():
+    for candidate in candidates if deficit.wanted > 0 else ():
         if candidate.digest in pinned:
             continue
         chosen.append(candidate)
         freed += candidate.size
-        if freed >= need.wanted:
+        if freed >= deficit.wanted:
             break
-    is_enough = freed >= need.required
+    is_enough = freed >= deficit.required
     return Plan(tuple(chosen) if is_enough else (), is_enough)

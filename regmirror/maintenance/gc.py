@@ -1,8 +1,8 @@
-"""Collecting what nothing references, while pulls go on.
+"""Garbage collection of unreferenced content, while pulls continue.
 
-A collection settles the reviews that are due: first manifests that no tag, index or subject
-holds, and what they held in their turn; then blobs that no manifest names. Its work is
-proportional to what has changed; ``reconcile.py`` is the backstop.
+A collection processes the due entries of the GC queue: first manifests that no tag, index or subject
+references, and in turn what they referenced; then blobs that no manifest names. Its work is
+proportional to what has changed; ``reconcile.py`` finds what the queue has missed.
 """
 
 from __future__ import annotations
@@ -16,33 +16,38 @@ from regmirror.maintenance.remover import Remover
 from regmirror.metadata.gc import PURGE, GcQueries, Key, Reason, Removal, Terms
 from regmirror.metadata.pins import Pins
 
-BATCH: Final = 500  # reviews settled in one transaction: pulls wait for it to write
+BATCH: Final = 500  # queue entries in one transaction, for which pulls wait
 Report = Callable[[Removal], None]
+
+
+def ignore(removal: Removal) -> None:
+    """Report nothing."""
 
 
 @dataclass
 class GcSummary:
-    """What a run has done so far: reviews settled, blobs and manifests removed, and their bytes."""
+    """Queue entries or candidates checked, blobs and manifests removed, and their bytes."""
 
     checked: int = 0
     removed: int = 0
     bytes: int = 0
 
-    def add(self, removal: Removal) -> None:
+    def add(self, removal: Removal, report: Report) -> None:
+        """Count a removal and report it."""
         self.removed += 1
         self.bytes += removal.size
+        report(removal)
 
 
 class Collector:
-    """Collects what has been without a holder for ``grace`` seconds.
+    """Removes content that has been unreferenced for ``grace`` seconds; ``now`` is the wall clock.
 
-    A manifest that was pulled by its digest after it lost its tag, or without ever having had
-    one, stays ``keep_untagged`` seconds longer than that pull.
+    An untagged manifest stays until ``keep_untagged`` seconds after its last pull by digest.
     """
 
     def __init__(
         self,
-        curation: GcQueries,
+        gc_queries: GcQueries,
         pins: Pins,
         remover: Remover,
         *,
@@ -50,37 +55,34 @@ class Collector:
         keep_untagged: float,
         now: Callable[[], float] = time.time,
     ) -> None:
-        self._curation, self._pins, self._remover = curation, pins, remover
+        self._gc_queries, self._pins, self._remover = gc_queries, pins, remover
         self._grace, self._keep_untagged, self._now = grace, keep_untagged, now
 
-    async def collect(self, tell: Report) -> GcSummary:
-        """Settle every review that is due; ``tell`` hears of each removal."""
+    async def collect(self, report: Report) -> GcSummary:
+        """Process every due entry of the GC queue, and report each removal."""
         due = self._now() - self._grace
         terms = Terms(due=due, young=due, pulled=self._now() - max(self._grace, self._keep_untagged))
         await self._remover.finish_earlier()
         pinned = await self._pins.find_pinned()
-        return await self._settle(terms, pinned.manifests, "unreferenced", tell)
+        return await self._collect(terms, pinned.manifests, "unreferenced", report)
 
-    async def purge(self, tell: Report) -> GcSummary:
-        """Collect at once what a purge has let go of, however young it is."""
-        return await self._settle(PURGE, (), "purged", tell)
+    async def purge(self, report: Report) -> GcSummary:
+        """Remove what a purge has left unreferenced, without a grace time."""
+        return await self._collect(PURGE, (), "purged", report)
 
-    async def _settle(self, terms: Terms, pinned: Collection[Key], reason: Reason, tell: Report) -> GcSummary:
+    async def _collect(
+        self, terms: Terms, pinned: Collection[Key], reason: Reason, report: Report
+    ) -> GcSummary:
         summary = GcSummary()
-
-        def note(removal: Removal) -> None:
-            summary.add(removal)
-            tell(removal)
-
-        while (reviewed := await self._curation.review_manifests(terms, pinned, BATCH)).count:
+        while (reviewed := await self._gc_queries.review_manifests(terms, pinned, BATCH)).count:
             summary.checked += reviewed.count
             for removal in reviewed.removed:
-                note(removal)
-        while (due := await self._curation.review_blobs(terms, BATCH)).count:
+                summary.add(removal, report)
+        while (due := await self._gc_queries.review_blobs(terms, BATCH)).count:
             summary.checked += due.count
             removed = await self._remover.remove(due.unheld, reason, unless_named=True)
             if removed.busy:
-                await self._curation.put_off_blobs(removed.busy)
+                await self._gc_queries.put_off_blobs(removed.busy)
             for digest, size in removed.gone:
-                note(Removal(digest, size, "no manifest names it"))
+                summary.add(Removal(digest, size, "no manifest names it"), report)
         return summary

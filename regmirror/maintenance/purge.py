@@ -1,4 +1,4 @@
-"""Forgetting on command: an image, a repository or a digest, with all that only it needed."""
+"""Purge on command: an image, a repository or a digest, and what nothing else references."""
 
 from __future__ import annotations
 
@@ -10,41 +10,41 @@ from regmirror.oci.names import Digest, Reference, Repository
 
 
 class Purger:
-    """Forgets now: neither grace time nor pins nor last pulls count, only what others need."""
+    """Purges regardless of grace time, pins and last pulls; what other content references stays."""
 
     def __init__(
-        self, metadata: MetadataStore, curation: GcQueries, remover: Remover, collector: Collector
+        self, metadata: MetadataStore, gc_queries: GcQueries, remover: Remover, collector: Collector
     ) -> None:
-        self._metadata, self._curation = metadata, curation
+        self._metadata, self._gc_queries = metadata, gc_queries
         self._remover, self._collector = remover, collector
 
-    async def purge_image(self, repository: Repository, reference: Reference, tell: Report) -> GcSummary:
-        """Forget a tag, or a manifest by its digest, in one repository."""
+    async def purge_image(self, repository: Repository, reference: Reference, report: Report) -> GcSummary:
+        """Purge a tag, or a manifest by its digest, from one repository."""
         if isinstance(reference, Digest):
-            for removal in await self._curation.purge_manifests(repository, [reference]):
-                tell(removal)
+            for removal in await self._gc_queries.purge_manifests(repository, [reference]):
+                report(removal)
         else:
-            await self._curation.purge_tags(repository, [reference])
-        return await self._collector.purge(tell)
+            await self._gc_queries.purge_tags(repository, [reference])
+        return await self._collector.purge(report)
 
-    async def purge_repository(self, repository: Repository, tell: Report) -> GcSummary:
-        """Forget everything of a repository."""
-        await self._curation.purge_tags(repository, None)
-        for removal in await self._curation.purge_manifests(repository, None):
-            tell(removal)
-        await self._curation.purge_rights(repository)
-        return await self._collector.purge(tell)
+    async def purge_repository(self, repository: Repository, report: Report) -> GcSummary:
+        """Purge every tag, manifest and link of a repository."""
+        await self._gc_queries.purge_tags(repository, None)
+        for removal in await self._gc_queries.purge_manifests(repository, None):
+            report(removal)
+        await self._gc_queries.purge_rights(repository)
+        return await self._collector.purge(report)
 
-    async def purge_digest(self, digest: Digest, tell: Report) -> bool:
-        """Forget content by its digest in every repository: a manifest, a blob, or both.
+    async def purge_digest(self, digest: Digest, report: Report) -> bool:
+        """Purge the manifest and the blob of a digest from every repository.
 
-        False if a blob stays because it is being read.
+        False if the blob stays because it is being read.
         """
         for repository in await self._metadata.find_holders(digest):
-            for removal in await self._curation.purge_manifests(repository, [digest]):
-                tell(removal)
+            for removal in await self._gc_queries.purge_manifests(repository, [digest]):
+                report(removal)
         removed = await self._remover.remove([digest], "purged")
         for _, size in removed.gone:
-            tell(Removal(digest, size, "purged"))
-        await self._collector.purge(tell)
+            report(Removal(digest, size, "purged"))
+        await self._collector.purge(report)
         return not removed.busy

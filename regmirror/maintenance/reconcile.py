@@ -1,8 +1,8 @@
-"""The backstop of collection: what is stored is compared with what the database says.
+"""Reconciliation of files and rows: it finds what garbage collection by queue cannot.
 
-Files and rows may part when a process is killed between the two, when a disk loses something, or
-when somebody helps by hand. A row without its file goes; a file without its row gets one, and with
-it a review; whatever nothing holds and no review awaits is put up for one.
+Files and rows diverge when a process is killed between the two, when a disk loses a file, or when
+files are changed manually. A row without a file is deleted. A file without a row gets a row and an
+entry in the GC queue, and so does every unreferenced row without an entry.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from regmirror.blobs.staging import Staging
 from regmirror.metadata.inventory import Inventory
 from regmirror.oci.names import Digest
 
-PAGE: Final = 1_000  # rows or files looked at in one go
-STAGING_MAX_AGE: Final = 7 * 86_400.0  # seconds until a download that nobody resumes is removed
-QUARANTINE_MAX_AGE: Final = 7 * 86_400.0  # seconds an operator has to look at what was wrong
+PAGE: Final = 1_000  # rows or files in memory at once
+STAGING_MAX_AGE: Final = 7 * 86_400.0  # seconds until an interrupted download is removed
+QUARANTINE_MAX_AGE: Final = 7 * 86_400.0  # seconds in which an operator can examine a corrupt blob
 
 
 @dataclass
 class ReconcileSummary:
-    """How many blobs were looked at; rows without files, files without rows."""
+    """Blobs checked, rows deleted because their file is missing, rows added for files without one."""
 
     checked: int = 0
     rows_dropped: int = 0
@@ -33,42 +33,42 @@ class ReconcileSummary:
 async def reconcile(
     inventory: Inventory, store: LocalBlobStore, staging: Staging | None, now: float
 ) -> ReconcileSummary:
-    """Compare everything; ``now`` is the wall clock. Memory does not grow with the store.
+    """Compare all files and rows, in pages of bounded memory; ``now`` is the wall clock.
 
-    Old left-overs in staging and quarantine are removed, unless ``staging`` is None.
+    Expired files in staging and quarantine are removed, unless ``staging`` is None.
     """
-    swept = ReconcileSummary()
+    summary = ReconcileSummary()
     if staging is not None:
         await asyncio.to_thread(staging.sweep, now - STAGING_MAX_AGE)
         await asyncio.to_thread(store.sweep_quarantine, now - QUARANTINE_MAX_AGE)
-    await _compare_rows(inventory, store, swept)
-    await _compare_files(inventory, store, swept)
+    await _compare_rows(inventory, store, summary)
+    await _compare_files(inventory, store, summary)
     await inventory.put_up_unheld_manifests()
     await inventory.drop_unknown_repositories()
-    return swept
+    return summary
 
 
-async def _compare_rows(inventory: Inventory, store: LocalBlobStore, swept: ReconcileSummary) -> None:
+async def _compare_rows(inventory: Inventory, store: LocalBlobStore, summary: ReconcileSummary) -> None:
     last = ""
     while page := await inventory.blobs_after(last, PAGE):
         last = page[-1].digest
-        swept.checked += len(page)
+        summary.checked += len(page)
         digests = [row.digest for row in page]
-        lost = await asyncio.to_thread(_absent, store, digests)
-        if lost:
-            await inventory.drop_rows(lost)
-            swept.rows_dropped += len(lost)
+        missing = await asyncio.to_thread(_find_missing, store, digests)
+        if missing:
+            await inventory.drop_rows(missing)
+            summary.rows_dropped += len(missing)
         await inventory.enqueue([(row.digest, row.stored_at) for row in page if not row.is_named])
 
 
-def _absent(store: LocalBlobStore, digests: list[Digest]) -> list[Digest]:
+def _find_missing(store: LocalBlobStore, digests: list[Digest]) -> list[Digest]:
     return [digest for digest in digests if not store.exists(digest)]
 
 
-async def _compare_files(inventory: Inventory, store: LocalBlobStore, swept: ReconcileSummary) -> None:
+async def _compare_files(inventory: Inventory, store: LocalBlobStore, summary: ReconcileSummary) -> None:
     async for page in store.pages(PAGE):
-        known = await inventory.known([blob.digest for blob in page])
-        fresh = [(blob.digest, blob.size, blob.stored_at) for blob in page if blob.digest not in known]
-        if fresh:
-            await inventory.adopt_rows(fresh)
-            swept.rows_added += len(fresh)
+        recorded = await inventory.known([blob.digest for blob in page])
+        new = [(blob.digest, blob.size, blob.stored_at) for blob in page if blob.digest not in recorded]
+        if new:
+            await inventory.adopt_rows(new)
+            summary.rows_added += len(new)

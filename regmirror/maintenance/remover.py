@@ -1,8 +1,8 @@
-"""Taking blobs out of the store: the row first, the file after it, and never what is being read.
+"""Removal of blobs: first the row, then the file, and never a blob that is being read.
 
-A blob is locked before its row goes, so that a reader who opened it in time keeps it. Between row
-and file it stands in the database's ``removals``: should the process be killed there, the next
-collection removes the file.
+A blob is locked before its row is deleted, so a reader that has opened it keeps it. Until its file is
+deleted it has a row in ``removals``: if the process is killed in between, the next collection deletes
+the file.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from regmirror.telemetry.events import BlobRemoved, Emit
 BATCH: Final = 200  # blobs that are locked at the same time
 
 
-class Removable(Protocol):
-    """A blob that nobody reads and nobody can begin to read until ``close``."""
+class LockedBlob(Protocol):
+    """A blob without readers, which nobody can open until ``close``."""
 
     size: int
 
@@ -30,18 +30,20 @@ class Removable(Protocol):
     def close(self) -> None: ...
 
 
-#: Take away the rows of those that may go: digest and size of each.
-TakeRows = Callable[[list[Digest]], Awaitable[list[tuple[Digest, int]]]]
+#: Deletes the rows of blobs that may be removed; returns the digest and size of each.
+DeleteRows = Callable[[list[Digest]], Awaitable[list[tuple[Digest, int]]]]
 
 
-class Store(Protocol):
-    def lock_for_removal(self, digest: Digest) -> Removable | None: ...
+class LockableStore(Protocol):
+    """A store whose blobs can be locked for removal; None if the blob is missing or being read."""
+
+    def lock_for_removal(self, digest: Digest) -> LockedBlob | None: ...
     def exists(self, digest: Digest) -> bool: ...
 
 
 @dataclass
 class Removed:
-    """Digest and size of what has gone; what was being read, and stays."""
+    """Digest and size of every removed blob; ``busy`` blobs were being read, and stay."""
 
     gone: list[tuple[Digest, int]] = field(default_factory=list)
     busy: list[Digest] = field(default_factory=list)
@@ -52,10 +54,10 @@ class Removed:
 
 
 class Remover:
-    """Removes blobs of ``store`` and their rows."""
+    """Removes blobs of ``store`` and their rows, and emits an event for each."""
 
-    def __init__(self, curation: GcQueries, store: Store, emit: Emit) -> None:
-        self._curation, self._store, self._emit = curation, store, emit
+    def __init__(self, gc_queries: GcQueries, store: LockableStore, emit: Emit) -> None:
+        self._gc_queries, self._store, self._emit = gc_queries, store, emit
 
     async def remove(
         self,
@@ -65,38 +67,38 @@ class Remover:
         unless_named: bool = False,
         pulled_until: float | None = None,
     ) -> Removed:
-        """Remove those of ``digests`` that may go; see ``GcQueries.remove_blobs``."""
+        """Remove those of ``digests`` that ``GcQueries.remove_blobs`` allows under the same conditions."""
         removed = Removed()
-        wanted = list(digests)
-        take_rows = partial(
-            self._curation.remove_blobs, reason=reason, unless_named=unless_named, pulled_until=pulled_until
+        digests = list(digests)
+        delete_rows = partial(
+            self._gc_queries.remove_blobs, reason=reason, unless_named=unless_named, pulled_until=pulled_until
         )
-        for start in range(0, len(wanted), BATCH):
-            gone = await self._remove_batch(wanted[start : start + BATCH], take_rows, removed)
+        for start in range(0, len(digests), BATCH):
+            gone = await self._remove_batch(digests[start : start + BATCH], delete_rows, removed)
             for digest, size in gone:
                 self._emit(BlobRemoved(digest, size, reason))
             removed.gone += gone
         return removed
 
     async def finish_earlier(self) -> None:
-        """Remove the files that a killed process left without a row."""
-        while left := await self._curation.unfinished():
-            await asyncio.to_thread(self._unlink, left)
-            await self._curation.finish(left)
+        """Delete the files of removals that were interrupted after their row was deleted."""
+        while unfinished := await self._gc_queries.unfinished():
+            await asyncio.to_thread(self._unlink, unfinished)
+            await self._gc_queries.finish(unfinished)
 
     async def _remove_batch(
-        self, batch: list[Digest], take_rows: TakeRows, removed: Removed
+        self, batch: list[Digest], delete_rows: DeleteRows, removed: Removed
     ) -> list[tuple[Digest, int]]:
         with ExitStack() as locks:
             locked, busy = await asyncio.to_thread(self._lock, batch, locks)
             removed.busy += busy
             free = [digest for digest in batch if digest not in {*busy}]
-            gone = await take_rows(free)
+            gone = await delete_rows(free)
             await asyncio.to_thread(_unlink, [locked[digest] for digest, _ in gone if digest in locked])
-        await self._curation.finish([digest for digest, _ in gone])
+        await self._gc_queries.finish([digest for digest, _ in gone])
         return gone
 
-    def _lock(self, batch: list[Digest], locks: ExitStack) -> tuple[dict[Digest, Removable], list[Digest]]:
+    def _lock(self, batch: list[Digest], locks: ExitStack) -> tuple[dict[Digest, LockedBlob], list[Digest]]:
         locked, busy = {}, []
         for digest in batch:
             removable = self._store.lock_for_removal(digest)
@@ -113,6 +115,6 @@ class Remover:
             _unlink([*locked.values()])
 
 
-def _unlink(blobs: list[Removable]) -> None:
+def _unlink(blobs: list[LockedBlob]) -> None:
     for blob in blobs:
         blob.unlink()

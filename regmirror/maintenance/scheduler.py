@@ -1,7 +1,7 @@
-"""What a worker does beside answering: collection, eviction and scrub when they are due.
+"""Scheduled maintenance of a worker: eviction, garbage collection and scrub, when they are due.
 
-Several workers and commands share a store: whoever holds the lock does it, the others look again
-later. When a collection was done last stands in the database.
+Workers and commands share a store: the process that gets the turn does a task, the others try again
+later. The database records when each task last ended.
 """
 
 from __future__ import annotations
@@ -17,148 +17,143 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from regmirror.config.schema import Config
 from regmirror.maintenance.capacity import Capacity
-from regmirror.maintenance.scrub import CHORE as SCRUB
+from regmirror.maintenance.scrub import TASK as SCRUB
 from regmirror.maintenance.scrub import RepairBlob
-from regmirror.maintenance.toolkit import InvalidationMarker, LockUnusable, Toolkit, limits_of, try_turn
+from regmirror.maintenance.toolkit import Toolkit, limits_of
+from regmirror.maintenance.turns import TurnUnavailable
 from regmirror.metadata.cache import MetadataCache
+from regmirror.metadata.gc import Removal
 from regmirror.metadata.inventory import Chore
 from regmirror.metadata.vacuum import give_back
 from regmirror.telemetry.events import Emit, UpkeepEnded
 
 COLLECTION: Final = "collection"
-SWEEP_INTERVAL: Final = 86_400.0  # seconds between comparisons of all files and rows
-LOOK: Final = 0.1  # seconds between looks whether a command has taken something away
-TICK: Final = 10.0  # seconds between looks whether something is due
+EVICTION: Final = "eviction"
+RECONCILE_INTERVAL: Final = 86_400.0  # seconds
+TICK: Final = 10.0  # seconds between checks whether a task is due
 
 
 class MaintenanceScheduler:
-    """The chores of one worker; ``config`` is replaced at a reload."""
+    """The maintenance of one worker; a reload replaces ``config``."""
 
     def __init__(
-        self, config: Config, toolkit: Toolkit, room: Capacity, metadata_cache: MetadataCache, emit: Emit
+        self, config: Config, toolkit: Toolkit, capacity: Capacity, metadata_cache: MetadataCache, emit: Emit
     ) -> None:
         self.config = config
-        self._toolkit, self._room, self._metadata_cache, self._emit = toolkit, room, metadata_cache, emit
-        self._notice = InvalidationMarker(toolkit.root)
-        self._swept_at = float("-inf")  # by this process
+        self._toolkit, self._capacity, self._metadata_cache = toolkit, capacity, metadata_cache
+        self._emit = emit
+        self._reconciled_at = float("-inf")  # by this process
         self._lock_failures: set[str] = set()
 
     def follow_config(self, config: Config) -> None:
-        """Work by another configuration from now on."""
+        """Use another configuration from now on."""
         self.config = config
-        self._room.limits = limits_of(config)
+        self._capacity.limits = limits_of(config)
 
     @asynccontextmanager
-    async def at_work(self, repair: RepairBlob) -> AsyncIterator[None]:
-        """While this lasts, do what is due; ``heal`` fetches anew what a scrub finds rotten."""
-        tasks = [
-            asyncio.create_task(_every(LOOK, self.look)),
-            asyncio.create_task(_every(TICK, self.tick)),
-            asyncio.create_task(_every(TICK, lambda: self.scrub_if_due(repair))),
-        ]
-        try:
-            yield
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def look(self) -> None:
-        """Forget what is remembered if a command has taken something away."""
-        if self._notice.is_new():
-            self._metadata_cache.invalidate_all()
+    async def running(self, repair: RepairBlob) -> AsyncIterator[None]:
+        """Do what is due until the block ends; ``repair`` downloads a corrupt blob again."""
+        async with self._toolkit.news.follow(self._metadata_cache.invalidate_all):
+            tasks = [
+                asyncio.create_task(_every(TICK, self.tick)),
+                asyncio.create_task(_every(TICK, lambda: self.scrub_if_due(repair))),
+            ]
+            try:
+                yield
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
 
     async def tick(self) -> None:
-        """Write the times of last pulls; evict what is too much; collect if that is due."""
+        """Write the times of last pulls, evict what exceeds the limits, collect if that is due."""
         await self._metadata_cache.flush_pulls()
         await self._metadata_cache.check_database()
         with (
             self._lock_failures_logged(),
-            suppress(SQLAlchemyError, OSError),
-        ):  # told where it happened, and tried again
+            suppress(SQLAlchemyError, OSError),  # reported where it happened; the next tick tries again
+        ):
             await self._evict()
             await self.collect_if_due()
             await asyncio.to_thread(give_back, self._toolkit.metadata.database.path)
 
     async def _evict(self) -> None:
         began = time.monotonic()
-        with try_turn(self._toolkit.root, "eviction") as is_alone:
-            if not is_alone:  # else each worker evicts what one of them had to
+        async with self._toolkit.turns.try_turn(EVICTION) as is_alone:
+            if not is_alone:  # two workers at once would evict twice as much
                 return
-            summary = await self._room.keep()
-        if summary.removed:
-            ended = UpkeepEnded(
-                "eviction", summary.checked, summary.removed, summary.bytes, time.monotonic() - began
-            )
-            self._emit(ended)
+            done = await self._capacity.enforce()
+        if done.removed:
+            seconds = time.monotonic() - began
+            self._emit(UpkeepEnded("eviction", done.checked, done.removed, done.bytes, seconds))
 
     async def collect_if_due(self) -> None:
-        """One collection an interval, by whichever process comes first."""
+        """Collect once per interval, in the process that gets the turn."""
         interval = self.config.gc.interval
         if not interval or not await self._is_due(COLLECTION, interval):
             return
-        with try_turn(self._toolkit.root) as is_alone:
+        async with self._toolkit.turns.try_turn(COLLECTION) as is_alone:
             if is_alone and await self._is_due(COLLECTION, interval):
                 await self._collect()
 
     async def _collect(self) -> None:
         toolkit, began = self._toolkit, time.monotonic()
         started_at = toolkit.now()
-        if started_at - self._swept_at >= SWEEP_INTERVAL:
+        if started_at - self._reconciled_at >= RECONCILE_INTERVAL:
             await toolkit.reconcile()
-            self._swept_at = started_at
-        manifests = 0
+            self._reconciled_at = started_at
+        removed_manifests = 0
 
-        def tell(removal: object) -> None:
-            nonlocal manifests
-            manifests += getattr(removal, "repository", None) is not None
+        def count(removal: Removal) -> None:
+            nonlocal removed_manifests
+            removed_manifests += removal.repository is not None
 
-        summary = await toolkit.collector(self.config).collect(tell)
+        done = await toolkit.collector(self.config).collect(count)
         await toolkit.inventory.save_chore(COLLECTION, Chore(started_at, toolkit.now()))
-        if manifests:
-            self._notice.give()
+        if removed_manifests:
+            toolkit.news.publish()
         seconds = time.monotonic() - began
-        self._emit(UpkeepEnded("collection", summary.checked, summary.removed, summary.bytes, seconds))
+        self._emit(UpkeepEnded("collection", done.checked, done.removed, done.bytes, seconds))
 
     async def scrub_if_due(self, repair: RepairBlob) -> None:
-        """Verify everything once an interval, from where the last run was broken off."""
+        """Verify everything once per interval, from where the last run was interrupted."""
         config, toolkit = self.config.scrub, self._toolkit
         with self._lock_failures_logged(), suppress(SQLAlchemyError, OSError):
             if not config.interval or not await self._is_due(SCRUB, config.interval):
                 return
-            with try_turn(toolkit.root, "scrub") as is_alone:
+            async with toolkit.turns.try_turn(SCRUB) as is_alone:
                 if not is_alone:
                     return
                 began = time.monotonic()
                 scrubber = toolkit.scrubber(self._emit, repair, config.rate)
                 done = await scrubber.scrub(lambda finding: None)
                 seconds = time.monotonic() - began
-                self._emit(UpkeepEnded("scrub", done.checked, done.rotten, 0, seconds))
+                self._emit(UpkeepEnded("scrub", done.checked, done.corrupt, 0, seconds))
 
     @contextmanager
     def _lock_failures_logged(self) -> Iterator[None]:
-        """A lock that cannot be used is logged once; the work is tried again."""
+        """Log each unusable lock once; the next tick tries it again."""
         try:
             yield
-        except LockUnusable as error:
+        except TurnUnavailable as error:
             if str(error) not in self._lock_failures:
                 self._lock_failures.add(str(error))
                 logging.getLogger(__name__).warning("%s", error)
 
-    async def _is_due(self, name: str, interval: float) -> bool:
-        chore, now = await self._toolkit.inventory.find_chore(name), self._toolkit.now()
-        if not chore.ended_at and name == SCRUB and not chore.started_at:
-            # A new store has nothing to verify: its first scrub is an interval away.
-            await self._toolkit.inventory.save_chore(name, Chore(now, now))
+    async def _is_due(self, task: str, interval: float) -> bool:
+        last, now = await self._toolkit.inventory.find_chore(task), self._toolkit.now()
+        if task == SCRUB and not last.started_at and not last.ended_at:
+            # A new store has nothing to verify: its first scrub is due after one interval.
+            await self._toolkit.inventory.save_chore(task, Chore(now, now))
             return False
-        return now - chore.ended_at >= interval or chore.ended_at > now
+        return now - last.ended_at >= interval or last.ended_at > now
 
 
 async def _every(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
-    """Again and again, also after a failure that nobody foresaw: that one is logged."""
+    """Call ``work`` at this interval; an unexpected exception is logged."""
     while True:
         await asyncio.sleep(seconds)
         try:
             await work()
-        except Exception:  # a defect of ours must not end the chore until the next restart
-            logging.getLogger(__name__).exception("upkeep failed")
+        except Exception:  # a bug must not stop maintenance until the next restart
+            logging.getLogger(__name__).exception("maintenance failed")

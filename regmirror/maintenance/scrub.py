@@ -1,8 +1,8 @@
-"""Verifying every stored byte at a bounded rate, and mending what is rotten.
+"""Verification of every stored byte at a bounded rate, and repair of corrupt blobs.
 
-A scrub goes through blobs in the order of their digests and writes down how far it has come, so
-that it goes on there after a restart. A blob that is not what its name says is put aside, its
-row goes, and it is fetched anew from an upstream that has it.
+A scrub reads blobs in the order of their digests and records its position, from which it continues
+after a restart. A blob that does not match its digest is quarantined, its row is deleted, and it is
+downloaded again from an upstream that has it.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from regmirror.metadata.inventory import BlobRow, Chore, Inventory
 from regmirror.oci.names import Digest, Hasher, Repository
 from regmirror.telemetry.events import BlobRemoved, BlobRepaired, Emit, VerificationFailed
 
-CHORE: Final = "scrub"
-PAGE: Final = 50  # blobs between two notes of how far it has come
-PIECE: Final = 1024 * 1024  # bytes read at once
+TASK: Final = "scrub"
+PAGE: Final = 50  # blobs between two records of the position
+PIECE: Final = 1024 * 1024  # bytes of one read
 
 RepairBlob = Callable[[Repository, Digest], Awaitable[None]]
 Sleep = Callable[[float], Awaitable[None]]
@@ -30,33 +30,33 @@ Sleep = Callable[[float], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Content that was not what its name says, and whether it could be fetched anew."""
+    """Content that does not match its digest, and whether a new download has replaced it."""
 
     digest: Digest
     size: int
     why: str
-    is_healed: bool
+    is_repaired: bool
 
 
 @dataclass
-class Scrubbed:
-    """What a scrub has looked at and found."""
+class ScrubSummary:
+    """Blobs and manifests checked, their bytes, and how many were corrupt and repaired."""
 
     checked: int = 0
     bytes: int = 0
-    rotten: int = 0
-    healed: int = 0
+    corrupt: int = 0
+    repaired: int = 0
 
 
 class Pacer:
-    """Keeps reading at ``rate`` bytes a second; 0 is no limit."""
+    """Limits reading to ``rate`` bytes a second; 0 is no limit."""
 
     def __init__(self, rate: float, clock: Callable[[], float], sleep: Sleep) -> None:
         self._rate, self._clock, self._sleep = rate, clock, sleep
         self._next = clock()
 
     async def spend(self, count: int) -> None:
-        """Wait until ``count`` bytes more may have been read."""
+        """Wait until the rate allows ``count`` more bytes."""
         if self._rate <= 0:
             return
         now = self._clock()
@@ -65,13 +65,13 @@ class Pacer:
             await self._sleep(self._next - now)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Scrubber:
-    """``heal`` fetches a blob for a repository and stores it; raises if it cannot be had.
+    """Verifies ``store`` at ``rate`` bytes a second.
 
-    ``is_noted``: a run goes on where the last one was broken off, and writes down how far it has
-    come. Else it verifies everything, and leaves alone what another run has written down.
-    ``on_drop`` is called when rows have gone, which workers may remember.
+    ``repair`` downloads and stores a blob for a repository, or raises. A scheduled run (``is_resumable``)
+    continues from the recorded position and records its own; a run on command verifies everything and
+    leaves the record alone. ``on_drop`` is called after rows are deleted, to invalidate caches.
     """
 
     inventory: Inventory
@@ -82,52 +82,52 @@ class Scrubber:
     now: Callable[[], float] = time.time
     clock: Callable[[], float] = time.monotonic
     sleep: Sleep = asyncio.sleep
-    is_noted: bool = True
+    is_resumable: bool = True
     on_drop: Callable[[], None] = lambda: None
 
-    async def scrub(self, tell: Callable[[Finding], None]) -> Scrubbed:
-        """Verify everything, or what is left of a run that was broken off."""
-        scrubbed, pacer = Scrubbed(), Pacer(self.rate, self.clock, self.sleep)
-        last = await self.inventory.find_chore(CHORE) if self.is_noted else Chore()
+    async def scrub(self, report: Callable[[Finding], None]) -> ScrubSummary:
+        """Verify everything, or what an interrupted run has left, and report every corrupt blob."""
+        summary, pacer = ScrubSummary(), Pacer(self.rate, self.clock, self.sleep)
+        last = await self.inventory.find_chore(TASK) if self.is_resumable else Chore()
         cursor = last.cursor
         started_at = last.started_at if cursor else self.now()
         while page := await self.inventory.blobs_after(cursor, PAGE):
             for row in page:
-                await self._verify(row, pacer, scrubbed, tell)
+                await self._verify(row, pacer, summary, report)
             cursor = page[-1].digest
-            await self._note(Chore(started_at, last.ended_at, cursor))
-        await self._verify_manifests(scrubbed, tell)
-        await self._note(Chore(started_at, self.now()))
-        return scrubbed
+            await self._record(Chore(started_at, last.ended_at, cursor))
+        await self._verify_manifests(summary, report)
+        await self._record(Chore(started_at, self.now()))
+        return summary
 
-    async def _note(self, chore: Chore) -> None:
-        if self.is_noted:
-            await self.inventory.save_chore(CHORE, chore)
+    async def _record(self, chore: Chore) -> None:
+        if self.is_resumable:
+            await self.inventory.save_chore(TASK, chore)
 
     async def _verify(
-        self, row: BlobRow, pacer: Pacer, scrubbed: Scrubbed, tell: Callable[[Finding], None]
+        self, row: BlobRow, pacer: Pacer, summary: ScrubSummary, report: Callable[[Finding], None]
     ) -> None:
-        why = await self._put_aside(row, pacer)
-        scrubbed.checked += 1
-        scrubbed.bytes += row.size
+        why = await self._quarantine_corrupt(row, pacer)
+        summary.checked += 1
+        summary.bytes += row.size
         if why is None:
             return
         await self.inventory.drop_rows([row.digest])
         self.on_drop()
         self.emit(VerificationFailed("", "blob", row.digest, "store"))
         self.emit(BlobRemoved(row.digest, row.size, "corrupt"))
-        is_healed = await self._heal(row.digest)
-        scrubbed.rotten += 1
-        scrubbed.healed += is_healed
-        tell(Finding(row.digest, row.size, why, is_healed))
+        is_repaired = await self._repair(row.digest)
+        summary.corrupt += 1
+        summary.repaired += is_repaired
+        report(Finding(row.digest, row.size, why, is_repaired))
 
-    async def _put_aside(self, row: BlobRow, pacer: Pacer) -> str | None:
-        """What was wrong with the blob; None if nothing is, or if it was replaced meanwhile."""
+    async def _quarantine_corrupt(self, row: BlobRow, pacer: Pacer) -> str | None:
+        """Why the blob was quarantined; None if it is intact, or was replaced meanwhile."""
         try:
             descriptor = os.open(self.store.path(row.digest), os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
-            known = await self.inventory.known([row.digest])
-            return "its file is missing" if known and not self.store.exists(row.digest) else None
+            is_recorded = bool(await self.inventory.known([row.digest]))
+            return "its file is missing" if is_recorded and not self.store.exists(row.digest) else None
         except OSError as error:
             await self.store.quarantine(row.digest)
             return f"it cannot be opened: {error.strerror}"
@@ -140,7 +140,7 @@ class Scrubber:
             os.close(descriptor)
 
     async def _find_fault(self, row: BlobRow, descriptor: int, pacer: Pacer) -> str | None:
-        """What is wrong with the open file; None if nothing is."""
+        """Why the open file is corrupt; None if it matches its digest."""
         try:
             size = os.fstat(descriptor).st_size
             if size != row.size:
@@ -152,36 +152,36 @@ class Scrubber:
             return f"it cannot be read: {error.strerror}"
         return None if hasher.hexdigest() == row.digest.encoded else "its bytes have changed"
 
-    async def _heal(self, digest: Digest) -> bool:
+    async def _repair(self, digest: Digest) -> bool:
         for repository in await self.inventory.find_sources(digest):
             try:
                 await self.repair(repository, digest)
-            except (RegmirrorError, OSError, KeyError):  # the next source may have it
+            except (RegmirrorError, OSError, KeyError):  # the next repository's upstream may have it
                 continue
-            if not self.store.exists(digest):  # it came, and could not be kept
+            if not self.store.exists(digest):  # downloaded, but not stored
                 continue
             self.emit(BlobRepaired(repository.upstream, digest))
             return True
         return False
 
-    async def _verify_manifests(self, scrubbed: Scrubbed, tell: Callable[[Finding], None]) -> None:
+    async def _verify_manifests(self, summary: ScrubSummary, report: Callable[[Finding], None]) -> None:
         last = ""
         while page := await self.inventory.manifests_after(last, PAGE):
             for text, payload in page:
                 digest = Digest(text)
-                scrubbed.checked += 1
-                scrubbed.bytes += len(payload)
+                summary.checked += 1
+                summary.bytes += len(payload)
                 if Digest.of(payload, digest.algorithm) != digest:
                     await self.inventory.drop_manifest(text)
                     self.on_drop()
                     self.emit(VerificationFailed("", "manifest", digest, "store"))
-                    scrubbed.rotten += 1
-                    tell(Finding(digest, len(payload), "its bytes have changed", is_healed=False))
+                    summary.corrupt += 1
+                    report(Finding(digest, len(payload), "its bytes have changed", is_repaired=False))
             last = page[-1][0]
 
 
 def _hash_piece(descriptor: int, hasher: Hasher, start: int) -> int:
-    """Read and hash one piece, and leave the page cache to those who pull."""
+    """Read and hash one piece, and drop it from the page cache, which pulls need."""
     piece = os.pread(descriptor, PIECE, start)
     hasher.update(piece)
     os.posix_fadvise(descriptor, start, len(piece), os.POSIX_FADV_DONTNEED)

@@ -1,26 +1,24 @@
-"""What upkeep is made of, for a server's worker and for the commands alike."""
+"""The parts of maintenance, for a worker and for the commands alike."""
 
 from __future__ import annotations
 
-import fcntl
-import os
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from regmirror.blobs.local import LocalBlobStore
 from regmirror.blobs.staging import Staging
 from regmirror.config.schema import Config
-from regmirror.errors import RegmirrorError
-from regmirror.files import create, create_lock
-from regmirror.maintenance.capacity import Capacity, Keepers, Limits
+from regmirror.maintenance.capacity import Capacity, Limits
+from regmirror.maintenance.disk import Disk, LocalDisk
 from regmirror.maintenance.gc import Collector
+from regmirror.maintenance.news import InvalidationMarker, News
 from regmirror.maintenance.purge import Purger
 from regmirror.maintenance.reconcile import ReconcileSummary, reconcile
-from regmirror.maintenance.remover import Removable, Remover
+from regmirror.maintenance.remover import LockedBlob, Remover
 from regmirror.maintenance.scrub import RepairBlob, Scrubber
+from regmirror.maintenance.turns import LocalTurns, Turns
 from regmirror.metadata.gc import GcQueries
 from regmirror.metadata.inventory import Inventory
 from regmirror.metadata.pins import Pins
@@ -28,27 +26,28 @@ from regmirror.metadata.store import MetadataStore
 from regmirror.oci.names import Digest
 from regmirror.telemetry.events import Emit
 
-Flush = Callable[[], Awaitable[None]]
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Toolkit:
-    """Everything upkeep works with; ``is_dry`` where it only pretends."""
+    """What maintenance tasks need; ``is_dry`` for a dry run. ``now`` is the wall clock."""
 
-    root: Path
     metadata: MetadataStore
-    store: LocalBlobStore
-    staging: Staging
-    curation: GcQueries
+    gc_queries: GcQueries
     inventory: Inventory
     pins: Pins
+    store: LocalBlobStore
+    staging: Staging
     remover: Remover
+    turns: Turns
+    news: News
+    disk: Disk
     now: Callable[[], float]
     is_dry: bool = False
 
     def collector(self, config: Config) -> Collector:
+        """Garbage collection by the grace times of ``config``."""
         return Collector(
-            self.curation,
+            self.gc_queries,
             self.pins,
             self.remover,
             grace=config.gc.grace,
@@ -57,28 +56,39 @@ class Toolkit:
         )
 
     def purger(self, config: Config) -> Purger:
-        return Purger(self.metadata, self.curation, self.remover, self.collector(config))
+        """Purge on command."""
+        return Purger(self.metadata, self.gc_queries, self.remover, self.collector(config))
 
-    def room(self, config: Config, flush: Flush) -> Capacity:
-        notify = InvalidationMarker(self.root).give
-        keepers = Keepers(self.metadata, self.curation, self.pins, self.remover, flush, notify)
-        return Capacity(self.root, limits_of(config), keepers, is_dry=self.is_dry)
+    def capacity(self, config: Config, flush_pulls: Callable[[], Awaitable[None]]) -> Capacity:
+        """The limits of ``config``; ``flush_pulls`` writes the last pulls before an eviction."""
+        return Capacity(
+            limits=limits_of(config),
+            disk=self.disk,
+            staging=self.staging,
+            metadata=self.metadata,
+            gc_queries=self.gc_queries,
+            pins=self.pins,
+            remover=self.remover,
+            news=self.news,
+            flush_pulls=flush_pulls,
+            is_dry=self.is_dry,
+        )
 
-    def scrubber(self, emit: Emit, repair: RepairBlob, rate: float, *, is_noted: bool = True) -> Scrubber:
-        """What it drops is forgotten by every worker."""
+    def scrubber(self, emit: Emit, repair: RepairBlob, rate: float, *, is_resumable: bool = True) -> Scrubber:
+        """A scrub at ``rate`` bytes a second; servers drop their caches after each deleted row."""
         return Scrubber(
-            self.inventory,
-            self.store,
-            emit,
-            repair,
-            rate,
-            self.now,
-            is_noted=is_noted,
-            on_drop=InvalidationMarker(self.root).give,
+            inventory=self.inventory,
+            store=self.store,
+            emit=emit,
+            repair=repair,
+            rate=rate,
+            now=self.now,
+            is_resumable=is_resumable,
+            on_drop=self.news.publish,
         )
 
     async def reconcile(self) -> ReconcileSummary:
-        """See ``reconcile.py``. What an earlier removal left is finished first, not stored again."""
+        """Finish interrupted removals, so that their files get no new row, and compare files and rows."""
         await self.remover.finish_earlier()
         return await reconcile(self.inventory, self.store, None if self.is_dry else self.staging, self.now())
 
@@ -86,93 +96,37 @@ class Toolkit:
 def open_toolkit(
     root: Path, metadata: MetadataStore, emit: Emit, now: Callable[[], float] = time.time
 ) -> Toolkit:
-    """Upkeep of the store below ``root`` with the database of ``metadata``."""
-    store, curation = LocalBlobStore(root), GcQueries(metadata.database, now)
+    """Maintenance of the local store below ``root`` with the database of ``metadata``."""
+    store, gc_queries = LocalBlobStore(root), GcQueries(metadata.database, now)
+    staging = Staging(root / "staging")
     return Toolkit(
-        root,
-        metadata,
-        store,
-        Staging(root / "staging"),
-        curation,
-        Inventory(metadata.database, now),
-        Pins(metadata.database, now),
-        Remover(curation, store, emit),
-        now,
+        metadata=metadata,
+        gc_queries=gc_queries,
+        inventory=Inventory(metadata.database, now),
+        pins=Pins(metadata.database, now),
+        store=store,
+        staging=staging,
+        remover=Remover(gc_queries, store, emit),
+        turns=LocalTurns(root),
+        news=InvalidationMarker(root),
+        disk=LocalDisk(root, staging),
+        now=now,
     )
 
 
 def dry_run_toolkit(toolkit: Toolkit) -> Toolkit:
-    """The same, but for files, which stay; to be used with a copy of the database."""
-    remover = Remover(toolkit.curation, _Pretended(toolkit.store), lambda event: None)
+    """A toolkit that deletes no file. Its rows must be those of a copy of the database."""
+    remover = Remover(toolkit.gc_queries, _DryRunStore(toolkit.store), lambda event: None)
     return replace(toolkit, remover=remover, is_dry=True)
 
 
 def limits_of(config: Config) -> Limits:
+    """The limits of ``config`` in bytes."""
     return Limits(int(config.storage.max_size), int(config.storage.min_free))
 
 
-class LockUnusable(RegmirrorError):
-    """A lock file cannot be opened or locked."""
-
-
-@contextmanager
-def try_turn(root: Path, what: str = "collection") -> Iterator[bool]:
-    """Whether no other process is at ``what`` here; until the end, none will be.
-
-    Raises LockUnusable.
-    """
-    path = root / f"{what}.lock"
-    with ExitStack() as opened:
-        try:
-            descriptor = create_lock(path)
-            opened.callback(os.close, descriptor)
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            is_alone = False
-        except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise LockUnusable(f"the lock {path} cannot be used: {reason}; see who owns it") from error
-        else:
-            is_alone = True
-        yield is_alone
-
-
-class InvalidationMarker:
-    """Tells the servers on a store that something was taken away behind their backs.
-
-    It is a file that is touched; they look at it several times a second and forget what they
-    remember.
-    """
-
-    def __init__(self, root: Path) -> None:
-        self._path = root / "notice"
-        self._seen = self._stamp()
-
-    def give(self) -> None:
-        os.close(create(self._path, os.O_RDONLY))
-        try:
-            os.utime(self._path)
-        except PermissionError:  # another user's, from an older version: take its place
-            new = self._path.with_name(f".notice-{os.getpid()}")
-            new.unlink(missing_ok=True)
-            os.close(create(new, os.O_RDONLY))
-            new.replace(self._path)
-
-    def is_new(self) -> bool:
-        """Whether it was given since the last look."""
-        before, self._seen = self._seen, self._stamp()
-        return before != self._seen
-
-    def _stamp(self) -> tuple[int, int]:
-        try:
-            status = self._path.stat()
-        except OSError:
-            return 0, 0
-        return status.st_ino, status.st_mtime_ns
-
-
-class _Pretended:
-    """A store from which nothing is removed; what is being read is told all the same."""
+class _DryRunStore:
+    """A store whose files are not deleted; a blob that is being read counts as busy all the same."""
 
     def __init__(self, store: LocalBlobStore) -> None:
         self._store = store
@@ -180,20 +134,20 @@ class _Pretended:
     def exists(self, digest: Digest) -> bool:
         return self._store.exists(digest)
 
-    def lock_for_removal(self, digest: Digest) -> Removable | None:
-        found = self._store.lock_for_removal(digest)
-        if found is None:
+    def lock_for_removal(self, digest: Digest) -> LockedBlob | None:
+        locked = self._store.lock_for_removal(digest)
+        if locked is None:
             return None
-        found.close()
-        return _Kept(found.size)
+        locked.close()
+        return _DryRunBlob(locked.size)
 
 
 @dataclass
-class _Kept:
+class _DryRunBlob:
     size: int
 
     def unlink(self) -> None:
-        """It stays."""
+        """Keep the file."""
 
     def close(self) -> None:
-        """It is not locked."""
+        """Nothing is locked."""

@@ -32,7 +32,7 @@ from regmirror.downloads.transfer_context import TransferContext
 from regmirror.errors import ConfigError
 from regmirror.maintenance.capacity import Capacity
 from regmirror.maintenance.scheduler import MaintenanceScheduler
-from regmirror.maintenance.scrub import Finding, Scrubbed
+from regmirror.maintenance.scrub import Finding, ScrubSummary
 from regmirror.maintenance.toolkit import Toolkit, open_toolkit
 from regmirror.metadata.cache import MetadataCache
 from regmirror.metadata.recovery import DatabaseMonitor, DatabaseRecovery
@@ -165,14 +165,14 @@ class Worker:
             self._ending[old] = asyncio.create_task(self._end(old, replaced, [*self._ending.values()]))
         return changes
 
-    async def scrub(self, rate: float, tell: Callable[[Finding], None]) -> Scrubbed:
+    async def scrub(self, rate: float, tell: Callable[[Finding], None]) -> ScrubSummary:
         """Verify every stored byte at ``rate`` bytes a second, and heal what is rotten.
 
         By hand: wherever the scheduled scrub may be, in this process or in another one.
         """
         resources = self._resources
         toolkit = open_toolkit(resources.root, resources.metadata, resources.emit, resources.times.now)
-        return await toolkit.scrubber(resources.emit, self.repair, rate, is_noted=False).scrub(tell)
+        return await toolkit.scrubber(resources.emit, self.repair, rate, is_resumable=False).scrub(tell)
 
     async def repair(self, repository: Repository, digest: Digest) -> None:
         """See ``Service.heal``; returns when the blob is stored, if it can be."""
@@ -240,11 +240,11 @@ async def _assemble(config: Config, extra: Emit | None, times: Times, stack: Asy
     metrics.follow_memories(metadata_cache.lookups)
     stack.callback(asyncio.create_task(_refresh(metrics)).cancel)
     toolkit = open_toolkit(root, metadata, emit, times.now)
-    room = toolkit.room(config, metadata_cache.flush_pulls)
-    downloads = _open_downloads(toolkit, room, metadata_cache, emit, stack)
+    capacity = toolkit.capacity(config, metadata_cache.flush_pulls)
+    downloads = _open_downloads(toolkit, capacity, metadata_cache, emit, stack)
     sender = Sender()
     stack.callback(sender.close)
-    upkeep = MaintenanceScheduler(config, toolkit, room, metadata_cache, emit)
+    upkeep = MaintenanceScheduler(config, toolkit, capacity, metadata_cache, emit)
 
     # what a reload replaces
     resources = WorkerResources(
@@ -262,7 +262,7 @@ async def _assemble(config: Config, extra: Emit | None, times: Times, stack: Asy
     )
     running = Worker(snapshot, resources)
     stack.push_async_callback(running.close)
-    await stack.enter_async_context(upkeep.at_work(running.repair))
+    await stack.enter_async_context(upkeep.running(running.repair))
     return running
 
 
@@ -286,12 +286,12 @@ async def _refresh(metrics: Metrics) -> None:
 
 
 def _open_downloads(
-    toolkit: Toolkit, room: Capacity, metadata_cache: MetadataCache, emit: Emit, stack: AsyncExitStack
+    toolkit: Toolkit, capacity: Capacity, metadata_cache: MetadataCache, emit: Emit, stack: AsyncExitStack
 ) -> Downloads:
     bulk = ThreadPoolExecutor(BULK_THREADS, "bulk", initializer=_be_nice)
     stack.callback(bulk.shutdown)
     context = TransferContext(
-        toolkit.staging, toolkit.store, metadata_cache.save_blob, emit, bulk, reserve=room.reserve
+        toolkit.staging, toolkit.store, metadata_cache.save_blob, emit, bulk, reserve=capacity.reserve
     )
     downloads = Downloads(context)
     stack.push_async_callback(downloads.close)

@@ -1,9 +1,9 @@
-"""A sweep and a collection by a process of its own, as ``regmirror gc`` does beside a server.
+"""A reconciliation and a collection by a process of its own, as ``regmirror gc`` does beside a server.
 
 python -m tests.integration.collecting STORAGE GRACE REPEAT [DIE_BEFORE]
 
 Collects REPEAT times. With DIE_BEFORE the process kills itself before that step; steps are
-transactions and removals of files. Prints how many steps it took.
+transactions and removals of files. Prints the number of steps.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from typing import Any
 from regmirror.blobs import local
 from regmirror.config.schema import Config
 from regmirror.maintenance.gc import GcSummary
-from regmirror.maintenance.toolkit import InvalidationMarker, open_toolkit, try_turn
+from regmirror.maintenance.toolkit import open_toolkit
+from regmirror.maintenance.turns import try_turn
 from regmirror.metadata.store import MetadataStore
 from regmirror.metadata.upgrade import database_path
 
@@ -41,17 +42,16 @@ class Steps:
 
 
 async def collect(storage: Path, grace: float, steps: Steps | None = None, ahead: float = 0.0) -> GcSummary:
-    """Sweep and collect once, by a clock that is so many seconds ahead."""
+    """Reconcile and collect once, with a clock that is ``ahead`` by so many seconds."""
     metadata = MetadataStore(database_path(storage))
     if steps is not None:
         _count_transactions(metadata, steps)
     config = Config.model_validate({"gc": {"grace": f"{grace}s", "keep_untagged": f"{grace}s"}})
     try:
         toolkit = open_toolkit(storage, metadata, lambda event: None, lambda: time.time() + ahead)
-        notice = InvalidationMarker(storage)
         await toolkit.reconcile()
         summary = await toolkit.collector(config).collect(lambda removal: None)
-        notice.give()
+        toolkit.news.publish()
         return summary
     finally:
         await metadata.close()
@@ -88,7 +88,7 @@ async def _main(storage: Path, grace: float, repeat: int, die_before: int) -> No
                 await collect(storage, grace, steps)
         if repeat > 1:
             await asyncio.sleep(PAUSE)
-    print(steps.taken)  # noqa: T201  # its answer
+    print(steps.taken)  # noqa: T201  # its result
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ class World:
             pass
 
         config = Config.model_validate({"storage": {"max_size": str(max_size), "min_free": "0"}})
-        room = self.toolkit.room(config, flush)
+        room = self.toolkit.capacity(config, flush)
         room._is_dry = is_dry
         return room
 
@@ -85,7 +85,7 @@ async def test_manifests_and_their_references_count(world):
     assert await world.room(0).used() == whole
     await world.save(items[0], OTHER)
     assert await world.room(0).used() == whole + REFERENCE_BYTES
-    await world.toolkit.curation.purge_manifests(APP, [items[2].digest])
+    await world.toolkit.gc_queries.purge_manifests(APP, [items[2].digest])
     assert await world.room(0).used() == whole - items[2].size - REFERENCE_BYTES
 
 
@@ -96,7 +96,7 @@ async def test_the_least_recently_pulled_manifests_are_evicted(world):
     for number, item in enumerate(items):
         await world.save(item, tag=Tag(f"v{number}"))
     await world.toolkit.pins.add("docker.io/team/app:v0")
-    summary = await world.room(18_000).keep()
+    summary = await world.room(18_000).enforce()
     assert summary.removed == 1
     assert {items[number].digest for number in (0, 2, 3)} == {
         digest for (digest,) in world.rows("SELECT digest FROM manifests")
@@ -111,7 +111,7 @@ async def test_a_manifest_that_is_pulled_elsewhere_frees_nothing_here(world):
     await world.save(shared)
     await world.save(shared, OTHER)
     await world.save(last)
-    summary = await world.room(last.size + REFERENCE_BYTES + 1_000).keep()
+    summary = await world.room(last.size + REFERENCE_BYTES + 1_000).enforce()
     assert (summary.removed, summary.bytes) == (2, shared.size + REFERENCE_BYTES)
     assert [(last.digest,)] == world.rows("SELECT digest FROM manifests")
 
@@ -121,7 +121,7 @@ async def test_the_database_uses_the_pages_of_evicted_manifests_again(world):
     room, sizes = world.room(3_000_000), []
     for number in range(24):
         await world.save(manifest(number, 200_000), count=1_000)
-        await room.keep()
+        await room.enforce()
         sizes.append(world.rows("PRAGMA page_count")[0][0] * 4096)
     assert sizes[-1] < 2 * 3_000_000
     assert sizes[-1] <= sizes[11] * 1.1
@@ -169,7 +169,7 @@ async def test_names_that_do_not_exist_leave_no_rows(world):
         await world.metadata.delete_tag(Repository("docker.io", f"invented/{number}"), Tag("latest"))
     assert world.rows("SELECT count(*) FROM repositories") == [(0,)]
     await world.save(manifest(1))
-    await world.toolkit.curation.purge_manifests(APP, None)
+    await world.toolkit.gc_queries.purge_manifests(APP, None)
     assert (await world.metadata.totals()).repositories == 0
     await world.toolkit.reconcile()
     assert world.rows("SELECT count(*) FROM repositories") == [(0,)]
@@ -183,7 +183,7 @@ async def test_other_writers_take_turns_with_a_large_eviction(world, monkeypatch
     writes = []
     write = world.metadata.database.write
     monkeypatch.setattr(world.metadata.database, "write", lambda: writes.append(1) or write())
-    gone = await world.toolkit.curation.evict_manifests(
+    gone = await world.toolkit.gc_queries.evict_manifests(
         [Candidate(item.digest, item.size, 0.0, 1) for item in items], float("inf")
     )
     assert (len(gone), len(writes)) == (1_200, 3)

@@ -13,8 +13,9 @@ from regmirror.blobs.local import LocalBlobStore
 from regmirror.cli import scrub as scrubbing
 from regmirror.cli.context import Context
 from regmirror.errors import BlobUnknown
-from regmirror.maintenance.scrub import CHORE, PIECE, Pacer, Scrubbed, Scrubber
-from regmirror.maintenance.toolkit import InvalidationMarker, open_toolkit
+from regmirror.maintenance.news import InvalidationMarker
+from regmirror.maintenance.scrub import PIECE, TASK, Pacer, Scrubber, ScrubSummary
+from regmirror.maintenance.toolkit import open_toolkit
 from regmirror.metadata.inventory import Chore
 from regmirror.metadata.store import MetadataStore
 from regmirror.metadata.upgrade import database_path, upgrade
@@ -45,7 +46,8 @@ class Timer:
 class Store:
     """Stored blobs that ``APP`` has a right to, and a way to heal them."""
 
-    def __init__(self, toolkit):
+    def __init__(self, toolkit, root):
+        self.root = root
         self.toolkit, self.events, self.asked, self.timer = toolkit, [], [], Timer()
 
     async def add(self, data):
@@ -66,9 +68,16 @@ class Store:
     async def scrub(self, repair=None, rate=0, **options):
         findings = []
         scrubber = Scrubber(
-            self.toolkit.inventory, self.toolkit.store, self.events.append, repair or self.repair, rate,
-            lambda: 5_000.0, self.timer, self.timer.sleep, **options,
-        )  # fmt: skip
+            inventory=self.toolkit.inventory,
+            store=self.toolkit.store,
+            emit=self.events.append,
+            repair=repair or self.repair,
+            rate=rate,
+            now=lambda: 5_000.0,
+            clock=self.timer,
+            sleep=self.timer.sleep,
+            **options,
+        )
         return await scrubber.scrub(findings.append), findings
 
 
@@ -79,7 +88,7 @@ async def open_store(root):
     try:
         toolkit = open_toolkit(root, metadata, lambda event: None)
         toolkit.store.prepare()
-        yield Store(toolkit)
+        yield Store(toolkit, root)
     finally:
         await metadata.close()
 
@@ -97,8 +106,8 @@ async def test_a_flipped_byte_is_put_aside_and_fetched_anew(store):
     rotten = Digest.of(BLOBS[2])
     store.spoil(rotten)
     done, findings = await store.scrub()
-    assert (done.checked, done.bytes, done.rotten, done.healed) == (4, 4_000, 1, 1)
-    assert [(item.digest, item.is_healed) for item in findings] == [(rotten, True)]
+    assert (done.checked, done.bytes, done.corrupt, done.repaired) == (4, 4_000, 1, 1)
+    assert [(item.digest, item.is_repaired) for item in findings] == [(rotten, True)]
     assert store.asked == [(APP, rotten)]
     assert store.toolkit.store.path(rotten).read_bytes() == BLOBS[2]
     assert [type(event) for event in store.events] == [VerificationFailed, BlobRemoved, BlobRepaired]
@@ -111,7 +120,7 @@ async def test_a_blob_that_is_short_or_missing(store, spoil):
     path = store.toolkit.store.path(Digest.of(BLOBS[0]))
     path.unlink() if spoil == "missing" else path.write_bytes(BLOBS[0][:-1])
     done, _ = await store.scrub()
-    assert (done.rotten, done.healed) == (1, 1)
+    assert (done.corrupt, done.repaired) == (1, 1)
     assert path.read_bytes() == BLOBS[0]
 
 
@@ -124,7 +133,7 @@ async def test_what_cannot_be_had_stays_away(store):
         raise BlobUnknown("it has gone")
 
     done, (finding,) = await store.scrub(refuse)
-    assert (done.rotten, done.healed, finding.is_healed) == (1, 0, False)
+    assert (done.corrupt, done.repaired, finding.is_repaired) == (1, 0, False)
     assert not store.toolkit.store.exists(rotten)
 
 
@@ -136,16 +145,16 @@ async def test_what_came_but_was_not_kept_is_not_healed(store):
         """All bytes come, none stay."""
 
     done, (finding,) = await store.scrub(run_pass_through)
-    assert (done.healed, finding.is_healed) == (0, False)
+    assert (done.repaired, finding.is_repaired) == (0, False)
     assert not [event for event in store.events if isinstance(event, BlobRepaired)]
 
 
 async def test_a_run_goes_on_where_the_last_one_was_broken_off(store):
     """B47: at its cursor, and ends with the time when everything was verified."""
-    await store.toolkit.inventory.save_chore(CHORE, Chore(1_000.0, 500.0, Digest.of(BLOBS[1])))
+    await store.toolkit.inventory.save_chore(TASK, Chore(1_000.0, 500.0, Digest.of(BLOBS[1])))
     done, _ = await store.scrub()
     assert done.checked == 2
-    assert await store.toolkit.inventory.find_chore(CHORE) == Chore(1_000.0, 5_000.0, "")
+    assert await store.toolkit.inventory.find_chore(TASK) == Chore(1_000.0, 5_000.0, "")
 
 
 async def test_a_run_by_hand_verifies_everything_and_leaves_the_cursor_alone(store):
@@ -153,11 +162,11 @@ async def test_a_run_by_hand_verifies_everything_and_leaves_the_cursor_alone(sto
     rotten = Digest.of(BLOBS[0])
     store.spoil(rotten)
     broken_off = Chore(1_000.0, 500.0, Digest.of(BLOBS[1]))
-    await store.toolkit.inventory.save_chore(CHORE, broken_off)
-    done, findings = await store.scrub(is_noted=False)
+    await store.toolkit.inventory.save_chore(TASK, broken_off)
+    done, findings = await store.scrub(is_resumable=False)
     assert done.checked == 4
     assert [item.digest for item in findings] == [rotten]
-    assert await store.toolkit.inventory.find_chore(CHORE) == broken_off
+    assert await store.toolkit.inventory.find_chore(TASK) == broken_off
 
 
 async def test_reading_is_held_to_the_rate(store):
@@ -218,7 +227,7 @@ def test_a_scrub_by_hand_does_nothing_else(monkeypatch, tmp_path):
     @asynccontextmanager
     async def remember(config):
         opened.append(config)
-        yield SimpleNamespace(scrub=lambda rate, tell: asyncio.sleep(0, Scrubbed()))
+        yield SimpleNamespace(scrub=lambda rate, tell: asyncio.sleep(0, ScrubSummary()))
 
     upgrade(database_path(tmp_path))
     monkeypatch.setenv("REGMIRROR_STORAGE__PATH", str(tmp_path))
@@ -232,21 +241,21 @@ async def test_a_scrub_tells_every_worker_to_forget_what_it_has_dropped(store):
     toolkit, payload = store.toolkit, b'{"schemaVersion": 2}'
     manifest = Manifest(Digest.of(payload), "application/vnd.oci.image.manifest.v1+json", payload)
     await toolkit.metadata.save_manifest(APP, manifest, [])
-    connection = sqlite3.connect(database_path(toolkit.root))
+    connection = sqlite3.connect(toolkit.metadata.database.path)
     connection.execute("UPDATE manifests SET payload = x'00'")
     connection.commit()
     connection.close()
-    notice = InvalidationMarker(toolkit.root)
+    news = InvalidationMarker(store.root)
     done = await toolkit.scrubber(store.events.append, store.repair, 0).scrub(lambda finding: None)
-    assert (done.rotten, notice.is_new()) == (1, True)
+    assert (done.corrupt, news.has_changed()) == (1, True)
     assert await toolkit.metadata.find_manifest(APP, manifest.digest) is None
 
 
 async def test_a_scrub_that_finds_nothing_leaves_memories_alone(store):
     """B47."""
-    notice = InvalidationMarker(store.toolkit.root)
+    news = InvalidationMarker(store.root)
     await store.toolkit.scrubber(store.events.append, store.repair, 0).scrub(lambda finding: None)
-    assert not notice.is_new()
+    assert not news.has_changed()
 
 
 async def test_a_good_blob_that_took_the_place_of_a_corrupt_one_stays(store, monkeypatch):
@@ -265,4 +274,4 @@ async def test_a_good_blob_that_took_the_place_of_a_corrupt_one_stays(store, mon
     monkeypatch.setattr(Scrubber, "_find_fault", replace_then)
     assert (await store.scrub())[1] == []
     assert path.read_bytes() == BLOBS[0]
-    assert list((store.toolkit.root / "quarantine").iterdir()) == []
+    assert list((store.root / "quarantine").iterdir()) == []

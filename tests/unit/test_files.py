@@ -10,7 +10,8 @@ import pytest
 from regmirror.blobs.staging import Staging
 from regmirror.config.schema import Config
 from regmirror.files import create, create_lock, make_directory
-from regmirror.maintenance.toolkit import InvalidationMarker, LockUnusable, try_turn
+from regmirror.maintenance.news import InvalidationMarker
+from regmirror.maintenance.turns import TurnUnavailable, try_turn
 from regmirror.metadata.store import MetadataStore
 from regmirror.metadata.upgrade import database_path
 from regmirror.oci.names import Digest, Repository
@@ -50,7 +51,7 @@ async def use(root):
     staged.close()
     metadata = MetadataStore(database_path(root))
     await metadata.link(Repository("docker.io", "team/app"), Digest.of(b"data"))
-    InvalidationMarker(root).give()
+    InvalidationMarker(root).publish()
     with try_turn(root):
         found = modes(root)
     await metadata.close()
@@ -95,7 +96,7 @@ def test_what_root_creates_belongs_to_the_owner_of_the_directory(tmp_path):
     os.chown(tmp_path, NOBODY, NOBODY)
     os.close(create(tmp_path / "file", os.O_RDWR))
     make_directory(tmp_path / "directory")
-    InvalidationMarker(tmp_path).give()
+    InvalidationMarker(tmp_path).publish()
     with try_turn(tmp_path):
         pass
     assert {NOBODY} == {path.stat().st_uid for path in tmp_path.iterdir()}
@@ -114,9 +115,9 @@ def test_a_lock_that_root_made_earlier_can_be_taken_by_another_user(tmp_path):
         os.close(create_lock(tmp_path / "collection.lock"))
         with try_turn(tmp_path) as is_alone:
             assert is_alone
-        notice = InvalidationMarker(tmp_path)
-        notice.give()
-        assert notice.is_new()
+        news = InvalidationMarker(tmp_path)
+        news.publish()
+        assert news.has_changed()
     finally:
         os.seteuid(0)
 
@@ -124,5 +125,5 @@ def test_a_lock_that_root_made_earlier_can_be_taken_by_another_user(tmp_path):
 def test_a_lock_that_cannot_be_used_is_an_error_that_names_it(tmp_path):
     """B47."""
     (tmp_path / "collection.lock").mkdir()
-    with pytest.raises(LockUnusable, match=r"collection.lock cannot be used"), try_turn(tmp_path):
+    with pytest.raises(TurnUnavailable, match=r"collection.lock cannot be used"), try_turn(tmp_path):
         pass

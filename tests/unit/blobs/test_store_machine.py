@@ -86,7 +86,7 @@ class StoreMachine(RuleBasedStateMachine):
         toolkit = open_toolkit(self.root, self.metadata, lambda event: None, lambda: self.model.now)
         crashing = CrashingStore(toolkit.store, self.steps)
         self.toolkit: Toolkit = replace(
-            toolkit, remover=Remover(toolkit.curation, crashing, toolkit.remover._emit)
+            toolkit, remover=Remover(toolkit.gc_queries, crashing, toolkit.remover._emit)
         )
 
     def restart(self) -> None:
@@ -259,7 +259,7 @@ class StoreMachine(RuleBasedStateMachine):
         kept = protected.blobs | {Digest(digest) for _, digest in protected.manifests}
         possible = sum(sizes[digest] for digest in sizes.keys() - kept)
         wanted = 1 + int(share * possible)
-        room = self.toolkit.room(self.config, self._flush_nothing)
+        room = self.toolkit.capacity(self.config, self._flush_nothing)
         done = self.run(room.evict(Deficit(wanted, wanted)), crash_before)
         after = self.blob_rows()
         gone = before.keys() - after.keys()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from regmirror.maintenance.eviction import Deficit, larger, need_for_free_space, need_for_quota, plan_eviction
+from regmirror.maintenance.eviction import Deficit, free_space_deficit, larger, plan_eviction, quota_deficit
 from regmirror.metadata.records import Candidate
 from regmirror.oci.names import Digest
 
@@ -35,28 +35,28 @@ def test_nothing_goes_if_all_of_it_would_not_be_enough():
 
 def test_nothing_goes_for_what_can_never_fit():
     """A blob larger than the whole quota."""
-    need = need_for_quota(used=50, more=101, limit=100)
+    need = quota_deficit(used=50, more=101, limit=100)
     assert not need.is_possible
     assert plan(need).evicted == ()
 
 
 def test_within_the_limit_nothing_is_needed():
-    assert need_for_quota(used=50, more=50, limit=100) == Deficit(0, 0)
+    assert quota_deficit(used=50, more=50, limit=100) == Deficit(0, 0)
     assert plan(Deficit(0, 0)) == plan_eviction([], frozenset(), Deficit(0, 0))
 
 
 def test_an_eviction_goes_on_below_the_limit():
     """Hysteresis: the next blob does not evict again at once."""
-    assert need_for_quota(used=1_000, more=10, limit=1_000) == Deficit(10, 60)
+    assert quota_deficit(used=1_000, more=10, limit=1_000) == Deficit(10, 60)
 
 
 @pytest.mark.parametrize(("free", "required"), [(200, 0), (150, 0), (149, 1), (0, 150)])
 def test_free_space_is_left(free, required):
-    assert need_for_free_space(free, more=50, min_free=100).required == required
+    assert free_space_deficit(free, more=50, min_free=100).required == required
 
 
 def test_no_limit_needs_nothing():
-    assert need_for_quota(10**12, 10**12, 0) == need_for_free_space(0, 10**12, 0) == Deficit(0, 0)
+    assert quota_deficit(10**12, 10**12, 0) == free_space_deficit(0, 10**12, 0) == Deficit(0, 0)
 
 
 def test_two_needs_are_met_at_once():
