@@ -2,12 +2,12 @@
 
 <root>/blobs/sha256/<hex>        complete and verified, never changed
 <root>/blobs/sha512/<hex>
-<root>/staging/…                 arriving; see staging.py
-<root>/quarantine/<hex>.<time>   found to be wrong, kept for the operator
+<root>/staging/…                 downloads, see ``staging``
+<root>/quarantine/<hex>.<time>   content that does not match its digest, kept for the operator
 
-Whoever reads a blob holds a shared ``flock`` on its file, whoever removes one needs the exclusive
-one: what is being read stays. The lock belongs to the open file, duplicates of its descriptor
-included, and ends with the last of them.
+A reader owns a shared ``flock`` on the file, and a removal needs the exclusive one, so that a blob
+is not removed while it is read. The lock belongs to the open file: it ends when the last duplicate
+of the descriptor is closed.
 """
 
 from __future__ import annotations
@@ -24,18 +24,17 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from regmirror.blobs.base import PIECE, StoredBlob
+from regmirror.blobs.base import PIECE, BlobEntry
 from regmirror.errors import DigestInvalid
 from regmirror.files import DIRECTORY_MODE, make_directory, tighten, tighten_directory
 from regmirror.oci.names import Digest
 
 ALGORITHMS = ("sha256", "sha512")
-BATCH: Final = 1000  # blobs listed at once
-SYNCS: Final = 4  # threads that make files durable or remove them; nobody else waits for these
+SYNCS: Final = 4  # threads that make files durable; no other work waits for them
 
 
 class LocalBlob:
-    """An open file; readable however long, even if it is deleted meanwhile."""
+    """An open file, which stays readable if it is deleted meanwhile."""
 
     __slots__ = ("_descriptor", "size")
 
@@ -61,17 +60,13 @@ class LocalBlob:
 
 
 class Removable:
-    """A stored blob that nobody reads, locked so that it can be removed; ``close`` it after use.
-
-    Its calls wait for the disk: use them in a thread.
-    """
+    """A file that nobody reads, locked exclusively."""
 
     def __init__(self, path: Path, descriptor: int, quarantine: Path) -> None:
         self._path, self._descriptor, self._quarantine = path, descriptor, quarantine
         self.size = os.fstat(descriptor).st_size
 
     def unlink(self) -> None:
-        """Remove the file, unless it has been replaced by another one meanwhile."""
         taken = self._quarantine / f".{self._path.name}.{time.time_ns()}"
         make_directory(self._quarantine)
         if _take(self._path, taken, self._descriptor):
@@ -83,18 +78,42 @@ class Removable:
             self._descriptor = -1
 
 
+class VerifiableFile:
+    """A file opened for verification."""
+
+    def __init__(self, path: Path, descriptor: int, quarantined: Path) -> None:
+        self._path, self._descriptor, self._quarantined = path, descriptor, quarantined
+
+    @property
+    def size(self) -> int:
+        return os.fstat(self._descriptor).st_size
+
+    def read(self, start: int, count: int) -> bytes:
+        data = os.pread(self._descriptor, count, start)
+        os.posix_fadvise(self._descriptor, start, len(data), os.POSIX_FADV_DONTNEED)
+        return data
+
+    def quarantine(self) -> bool:
+        return _take(self._path, self._quarantined, self._descriptor)
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
 def read_cached(descriptor: int, buffer: bytearray, offset: int) -> int:
-    """Fill ``buffer`` with what the kernel holds in memory; how many bytes that are. Never waits."""
+    """Fill ``buffer`` from the page cache, and return the number of bytes. Never waits for the disk."""
     try:
         return os.preadv(descriptor, [buffer], offset, os.RWF_NOWAIT)
-    except OSError:  # nothing of it, or a file system that cannot tell
+    except OSError:  # nothing is cached, or the file system does not support the flag
         return 0
 
 
 def count_cached(descriptor: int, offset: int, count: int, step: int) -> int:
-    """How many of ``count`` bytes from ``offset`` on the kernel seems to hold in memory.
+    """Estimate how many of ``count`` bytes from ``offset`` on are in the page cache.
 
-    The last byte of each ``step`` is tried. All of them, if the file system cannot tell.
+    Reads the last byte of each ``step``. Returns ``count`` if the file system does not support it.
     """
     buffer, found = [bytearray(1)], 0
     try:
@@ -103,14 +122,14 @@ def count_cached(descriptor: int, offset: int, count: int, step: int) -> int:
             found = end
     except BlockingIOError:
         return found
-    except OSError:  # reading says what is wrong
+    except OSError:  # the caller's own read will raise the error
         return count
     return found
 
 
 async def read_pieces(descriptor: int, start: int, stop: int) -> AsyncIterator[bytes]:
-    """The bytes in pieces; a thread reads what the kernel does not hold in memory: a cold disk must
-    not stop the event loop.
+    """Yield the bytes in pieces. A thread reads those that are not in the page cache, so that a slow
+    disk does not block the event loop.
     """
     buffer = bytearray(min(PIECE, stop - start))
     while start < stop:
@@ -126,7 +145,7 @@ async def read_pieces(descriptor: int, start: int, stop: int) -> AsyncIterator[b
 
 
 class LocalBlobStore:
-    """Content-addressed files below ``root`` (created on demand)."""
+    """Content-addressed files below ``root``."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -136,9 +155,9 @@ class LocalBlobStore:
         self._syncs = ThreadPoolExecutor(SYNCS, "sync")
 
     def prepare(self) -> None:
-        """Create the directories, and close those of an older version to other users.
+        """Create the directories, and deny other users access to those of an older version.
 
-        Raises OSError where that is not allowed.
+        Raises OSError.
         """
         self.root.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
         ensure_directory(self.root)
@@ -153,7 +172,7 @@ class LocalBlobStore:
         return self._directories[digest.algorithm] / digest.encoded
 
     def open(self, digest: Digest) -> LocalBlob | None:
-        """One ``open``, ``flock`` and ``fstat``, on the calling thread: the hot path.
+        """Return the open file; one ``open``, ``flock`` and ``fstat``, because this is the hot path.
 
         Raises OSError if there is a file that cannot be opened.
         """
@@ -164,12 +183,12 @@ class LocalBlobStore:
             return None
         try:  # noqa: SIM105  # ``suppress`` costs as much as the call
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:  # somebody removes it: it can be read to its end all the same
+        except OSError:  # it is being removed, and stays readable for this reader
             pass
         return LocalBlob(descriptor)
 
     def read_cached(self, digest: Digest, size: int) -> bytearray | None:
-        """A whole blob of just that size, if all of it is in the kernel's memory; never waits.
+        """Return the blob if it has just that size and is in the page cache. Never waits.
 
         Raises OSError if there is a file that cannot be opened.
         """
@@ -184,41 +203,32 @@ class LocalBlobStore:
         return data if is_whole else None
 
     def exists(self, digest: Digest) -> bool:
-        """Whether there is a file of that name."""
+        """Whether there is a file for the digest."""
         return self.path(digest).exists()
 
-    async def find(self, digest: Digest) -> LocalBlob | None:
-        return self.open(digest)
+    def is_stored_as(self, digest: Digest, descriptor: int) -> bool:
+        """Whether the open file is the stored blob."""
+        try:
+            return os.path.samestat(self.path(digest).stat(), os.fstat(descriptor))
+        except FileNotFoundError:
+            return False
 
     async def commit(self, staged: Path, digest: Digest) -> None:
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._syncs, self._adopt, staged, self.path(digest))
+        await loop.run_in_executor(self._syncs, self._commit, staged, self.path(digest))
 
-    def _adopt(self, staged: Path, final: Path) -> None:
+    def _commit(self, staged: Path, final: Path) -> None:
         _sync(staged)
         staged.replace(final)
         try:
             _sync(final.parent)
         except OSError:
-            with suppress(OSError):  # all or nothing: it might not be there after a crash
+            with suppress(OSError):  # all or nothing: after a crash the rename may be undone
                 final.unlink()
             raise
 
-    async def delete(self, digest: Digest) -> int | None:
-        return await asyncio.get_running_loop().run_in_executor(self._syncs, self._delete, digest)
-
-    def _delete(self, digest: Digest) -> int | None:
-        removable = self.lock_for_removal(digest)
-        if removable is None:
-            return None
-        try:
-            removable.unlink()
-        finally:
-            removable.close()
-        return removable.size
-
     def lock_for_removal(self, digest: Digest) -> Removable | None:
-        """The blob, locked; None if it is being read or not there. Waits for the disk."""
+        """Return the file with its exclusive lock; None if it is being read, or not there."""
         path = self.path(digest)
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -234,51 +244,58 @@ class LocalBlobStore:
             os.close(descriptor)
             raise
 
-    async def quarantine(self, digest: Digest, descriptor: int | None = None) -> bool:
-        """With ``descriptor`` only if that is still the stored file. Returns whether it has gone."""
-        return _take(self.path(digest), self._quarantine / f"{digest.encoded}.{time.time_ns()}", descriptor)
+    async def quarantine(self, digest: Digest) -> bool:
+        """Move the file to the quarantine directory; False if there is none."""
+        return _take(self.path(digest), self._quarantine_path(digest), None)
+
+    def _quarantine_path(self, digest: Digest) -> Path:
+        return self._quarantine / f"{digest.encoded}.{time.time_ns()}"
+
+    def open_for_verification(self, digest: Digest) -> VerifiableFile | None:
+        """Open the file without a lock. Raises OSError if it cannot be opened."""
+        path = self.path(digest)
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        return VerifiableFile(path, descriptor, self._quarantine_path(digest))
 
     def sweep_quarantine(self, older_than: float) -> None:
-        """Remove what was put aside before that time (wall-clock seconds)."""
+        """Remove the files that were quarantined before that time (wall-clock seconds)."""
         for path in self._quarantine.iterdir():
             with suppress(FileNotFoundError, IsADirectoryError):
                 if path.stat().st_ctime < older_than:
                     path.unlink()
 
-    async def iterate(self) -> AsyncIterator[StoredBlob]:
-        async for page in self.pages(BATCH):
-            for blob in page:
-                yield blob
-
-    async def pages(self, count: int) -> AsyncIterator[list[StoredBlob]]:
-        """What ``iterate`` tells, ``count`` at a time."""
+    async def pages(self, count: int) -> AsyncIterator[list[BlobEntry]]:
+        """Yield lists of ``count`` entries of ``scan``, read in a thread."""
         found = self.scan()
         while page := await asyncio.to_thread(lambda: list(islice(found, count))):
             yield page
 
-    def scan(self) -> Iterator[StoredBlob]:
-        """What ``iterate`` tells, on the calling thread; in constant memory."""
+    def scan(self) -> Iterator[BlobEntry]:
+        """Yield an entry for each file whose name is a digest, in constant memory."""
         for algorithm, directory in self._directories.items():
             with suppress(FileNotFoundError), os.scandir(directory) as entries:
                 for entry in entries:
                     with suppress(FileNotFoundError, DigestInvalid):
                         digest = Digest(f"{algorithm}:{entry.name}")
                         status = entry.stat()
-                        yield StoredBlob(digest, status.st_size, status.st_mtime)
+                        yield BlobEntry(digest, status.st_size, status.st_mtime)
 
 
 def ensure_directory(directory: Path) -> None:
-    """Create it if need be; raises OSError if that fails or if it cannot be written."""
+    """Create the directory if it is missing; raises OSError if it cannot be written."""
     make_directory(directory)
     if not os.access(directory, os.W_OK | os.X_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(directory))
 
 
 def _take(path: Path, target: Path, descriptor: int | None) -> bool:
-    """Move a file away if it is the open one; whether it was.
+    """Move a file to ``target`` if it is the open one, or any file if ``descriptor`` is None.
 
-    It is moved first and compared then: between a comparison and a move another process may put
-    a good file in its place.
+    Returns whether it was moved. It is moved first and compared then, because between a comparison
+    and a move another process may put a good file in its place.
     """
     try:
         path.rename(target)
@@ -286,7 +303,7 @@ def _take(path: Path, target: Path, descriptor: int | None) -> bool:
         return False
     if descriptor is None or os.path.samestat(target.stat(), os.fstat(descriptor)):
         return True
-    with suppress(FileExistsError):  # a third one, as good as this
+    with suppress(FileExistsError):  # a third process has stored the blob again
         os.link(target, path)
     target.unlink()
     return False

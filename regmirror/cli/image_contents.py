@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from regmirror.blobs.local import LocalBlobStore
+from regmirror.blobs.base import BlobStore
 from regmirror.metadata.reports import Reports
 from regmirror.oci.manifests import (
     Descriptor,
@@ -93,7 +93,7 @@ class Anatomy:
         return list({layer.digest: layer for part in self.parts for layer in part.layers}.values())
 
 
-def dissect(reports: Reports, store: LocalBlobStore, digest: Digest) -> Anatomy | None:
+def dissect(reports: Reports, store: BlobStore, digest: Digest) -> Anatomy | None:
     """Take the image apart; None if its manifest is not stored."""
     root = reports.find_manifest(digest)
     if root is None:
@@ -117,7 +117,7 @@ def dissect(reports: Reports, store: LocalBlobStore, digest: Digest) -> Anatomy 
 
 
 def _walk(
-    reports: Reports, store: LocalBlobStore, root: Manifest, manifests: dict[Digest, Manifest], depth: int = 0
+    reports: Reports, store: BlobStore, root: Manifest, manifests: dict[Digest, Manifest], depth: int = 0
 ) -> Iterator[Part]:
     """The parts below ``root``; manifests that are stored are gathered on the way."""
     document = _read(root.payload)
@@ -140,7 +140,7 @@ def _walk(
             yield replace(part, platform=named or part.platform)
 
 
-def _part(store: LocalBlobStore, manifest: Manifest, document: dict[str, Any]) -> Part:
+def _part(store: BlobStore, manifest: Manifest, document: dict[str, Any]) -> Part:
     named = [item for item in references(document) if item.role in ("config", "layer")]
     blobs = [_layer(store, item) for item in named]
     config = next((item.digest for item in named if item.role == "config"), None)
@@ -171,21 +171,24 @@ def _absent(child: Descriptor, entry: dict[str, Any]) -> Part:
     )
 
 
-def _layer(store: LocalBlobStore, item: Descriptor) -> Layer:
+def _layer(store: BlobStore, item: Descriptor) -> Layer:
     """A file of another size than the manifest says is as good as none: it is fetched again."""
-    try:
-        found = store.path(item.digest).stat().st_size
-    except FileNotFoundError:
+    stored = store.open_for_verification(item.digest)
+    if stored is None:
         return Layer(item.digest, item.size, item.media_type, is_stored=False)
+    found = stored.size
+    stored.close()
     return Layer(item.digest, found, item.media_type, is_stored=item.size in (-1, found))
 
 
-def _read_config(store: LocalBlobStore, digest: Digest) -> dict[str, Any]:
-    path = store.path(digest)
-    try:
-        return _read(path.read_bytes()) if path.stat().st_size <= CONFIG_MAX else {}
-    except FileNotFoundError:
+def _read_config(store: BlobStore, digest: Digest) -> dict[str, Any]:
+    stored = store.open_for_verification(digest)
+    if stored is None:
         return {}
+    try:
+        return _read(stored.read(0, stored.size)) if stored.size <= CONFIG_MAX else {}
+    finally:
+        stored.close()
 
 
 def _shared(

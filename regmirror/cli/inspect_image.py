@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
-from regmirror.blobs.local import LocalBlobStore
+from regmirror.blobs import open_store
 from regmirror.cli.context import Context
 from regmirror.cli.image_contents import Anatomy, Part, dissect
 from regmirror.cli.naming import Naming
@@ -35,7 +35,7 @@ def run(context: Context, config: Config, repository: Repository, reference: Ref
     shown = naming.show_image(repository, reference)
     with open_reports(root) as reports:
         named = _find(reports, naming, repository, reference)
-        anatomy = dissect(reports, LocalBlobStore(root), named.digest)
+        anatomy = dissect(reports, open_store(root), named.digest)
         if anatomy is None:
             raise RegmirrorError(f"of {shown} only the digest is known: {named.digest}; pull it to store it")
         also = [naming.show_image(*pair) for pair in reports.names_of(named.digest)]

@@ -11,7 +11,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import Final
 
-from regmirror.blobs.local import LocalBlobStore
+from regmirror.blobs.base import BlobStore
 from regmirror.blobs.staging import Staging
 from regmirror.metadata.inventory import Inventory
 from regmirror.oci.names import Digest
@@ -31,7 +31,7 @@ class ReconcileSummary:
 
 
 async def reconcile(
-    inventory: Inventory, store: LocalBlobStore, staging: Staging | None, now: float
+    inventory: Inventory, store: BlobStore, staging: Staging | None, now: float
 ) -> ReconcileSummary:
     """Compare all files and rows, in pages of bounded memory; ``now`` is the wall clock.
 
@@ -48,7 +48,7 @@ async def reconcile(
     return summary
 
 
-async def _compare_rows(inventory: Inventory, store: LocalBlobStore, summary: ReconcileSummary) -> None:
+async def _compare_rows(inventory: Inventory, store: BlobStore, summary: ReconcileSummary) -> None:
     last = ""
     while page := await inventory.blobs_after(last, PAGE):
         last = page[-1].digest
@@ -61,11 +61,11 @@ async def _compare_rows(inventory: Inventory, store: LocalBlobStore, summary: Re
         await inventory.enqueue([(row.digest, row.stored_at) for row in page if not row.is_named])
 
 
-def _find_missing(store: LocalBlobStore, digests: list[Digest]) -> list[Digest]:
+def _find_missing(store: BlobStore, digests: list[Digest]) -> list[Digest]:
     return [digest for digest in digests if not store.exists(digest)]
 
 
-async def _compare_files(inventory: Inventory, store: LocalBlobStore, summary: ReconcileSummary) -> None:
+async def _compare_files(inventory: Inventory, store: BlobStore, summary: ReconcileSummary) -> None:
     async for page in store.pages(PAGE):
         recorded = await inventory.known([blob.digest for blob in page])
         new = [(blob.digest, blob.size, blob.stored_at) for blob in page if blob.digest not in recorded]

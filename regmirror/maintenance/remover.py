@@ -14,20 +14,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, Protocol
 
+from regmirror.blobs.base import Removable
 from regmirror.metadata.gc import GcQueries, Reason
 from regmirror.oci.names import Digest
 from regmirror.telemetry.events import BlobRemoved, Emit
 
 BATCH: Final = 200  # blobs that are locked at the same time
-
-
-class LockedBlob(Protocol):
-    """A blob without readers, which nobody can open until ``close``."""
-
-    size: int
-
-    def unlink(self) -> None: ...
-    def close(self) -> None: ...
 
 
 #: Deletes the rows of blobs that may be removed; returns the digest and size of each.
@@ -37,7 +29,7 @@ DeleteRows = Callable[[list[Digest]], Awaitable[list[tuple[Digest, int]]]]
 class LockableStore(Protocol):
     """A store whose blobs can be locked for removal; None if the blob is missing or being read."""
 
-    def lock_for_removal(self, digest: Digest) -> LockedBlob | None: ...
+    def lock_for_removal(self, digest: Digest) -> Removable | None: ...
     def exists(self, digest: Digest) -> bool: ...
 
 
@@ -98,7 +90,7 @@ class Remover:
         await self._gc_queries.finish([digest for digest, _ in gone])
         return gone
 
-    def _lock(self, batch: list[Digest], locks: ExitStack) -> tuple[dict[Digest, LockedBlob], list[Digest]]:
+    def _lock(self, batch: list[Digest], locks: ExitStack) -> tuple[dict[Digest, Removable], list[Digest]]:
         locked, busy = {}, []
         for digest in batch:
             removable = self._store.lock_for_removal(digest)
@@ -115,6 +107,6 @@ class Remover:
             _unlink([*locked.values()])
 
 
-def _unlink(blobs: list[LockedBlob]) -> None:
+def _unlink(blobs: list[Removable]) -> None:
     for blob in blobs:
         blob.unlink()

@@ -8,13 +8,12 @@ downloaded again from an upstream that has it.
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
-from regmirror.blobs.local import LocalBlobStore
+from regmirror.blobs.base import BlobStore, Verifiable
 from regmirror.errors import RegmirrorError
 from regmirror.metadata.inventory import BlobRow, Chore, Inventory
 from regmirror.oci.names import Digest, Hasher, Repository
@@ -75,7 +74,7 @@ class Scrubber:
     """
 
     inventory: Inventory
-    store: LocalBlobStore
+    store: BlobStore
     emit: Emit
     repair: RepairBlob
     rate: float
@@ -124,30 +123,28 @@ class Scrubber:
     async def _quarantine_corrupt(self, row: BlobRow, pacer: Pacer) -> str | None:
         """Why the blob was quarantined; None if it is intact, or was replaced meanwhile."""
         try:
-            descriptor = os.open(self.store.path(row.digest), os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            is_recorded = bool(await self.inventory.known([row.digest]))
-            return "its file is missing" if is_recorded and not self.store.exists(row.digest) else None
+            stored = self.store.open_for_verification(row.digest)
         except OSError as error:
             await self.store.quarantine(row.digest)
             return f"it cannot be opened: {error.strerror}"
+        if stored is None:
+            is_recorded = bool(await self.inventory.known([row.digest]))
+            return "its file is missing" if is_recorded and not self.store.exists(row.digest) else None
         try:
-            why = await self._find_fault(row, descriptor, pacer)
-            if why is None or not await self.store.quarantine(row.digest, descriptor):
-                return None
-            return why
+            why = await self._find_fault(row, stored, pacer)
+            return why if why is not None and stored.quarantine() else None
         finally:
-            os.close(descriptor)
+            stored.close()
 
-    async def _find_fault(self, row: BlobRow, descriptor: int, pacer: Pacer) -> str | None:
+    async def _find_fault(self, row: BlobRow, stored: Verifiable, pacer: Pacer) -> str | None:
         """Why the open file is corrupt; None if it matches its digest."""
         try:
-            size = os.fstat(descriptor).st_size
+            size = stored.size
             if size != row.size:
                 return f"it has {size} bytes instead of {row.size}"
             hasher = row.digest.hasher()
             for start in range(0, size, PIECE):
-                await pacer.spend(await asyncio.to_thread(_hash_piece, descriptor, hasher, start))
+                await pacer.spend(await asyncio.to_thread(_hash_piece, stored, hasher, start))
         except OSError as error:
             return f"it cannot be read: {error.strerror}"
         return None if hasher.hexdigest() == row.digest.encoded else "its bytes have changed"
@@ -180,9 +177,8 @@ class Scrubber:
             last = page[-1][0]
 
 
-def _hash_piece(descriptor: int, hasher: Hasher, start: int) -> int:
-    """Read and hash one piece, and drop it from the page cache, which pulls need."""
-    piece = os.pread(descriptor, PIECE, start)
+def _hash_piece(stored: Verifiable, hasher: Hasher, start: int) -> int:
+    """Read and hash one piece."""
+    piece = stored.read(start, PIECE)
     hasher.update(piece)
-    os.posix_fadvise(descriptor, start, len(piece), os.POSIX_FADV_DONTNEED)
     return len(piece)

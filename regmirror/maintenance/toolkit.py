@@ -7,7 +7,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from regmirror.blobs.local import LocalBlobStore
+from regmirror.blobs import open_store
+from regmirror.blobs.base import BlobStore, Removable
 from regmirror.blobs.staging import Staging
 from regmirror.config.schema import Config
 from regmirror.maintenance.capacity import Capacity, Limits
@@ -16,7 +17,7 @@ from regmirror.maintenance.gc import Collector
 from regmirror.maintenance.news import InvalidationMarker, News
 from regmirror.maintenance.purge import Purger
 from regmirror.maintenance.reconcile import ReconcileSummary, reconcile
-from regmirror.maintenance.remover import LockedBlob, Remover
+from regmirror.maintenance.remover import Remover
 from regmirror.maintenance.scrub import RepairBlob, Scrubber
 from regmirror.maintenance.turns import LocalTurns, Turns
 from regmirror.metadata.gc import GcQueries
@@ -35,7 +36,7 @@ class Toolkit:
     gc_queries: GcQueries
     inventory: Inventory
     pins: Pins
-    store: LocalBlobStore
+    store: BlobStore
     staging: Staging
     remover: Remover
     turns: Turns
@@ -97,7 +98,7 @@ def open_toolkit(
     root: Path, metadata: MetadataStore, emit: Emit, now: Callable[[], float] = time.time
 ) -> Toolkit:
     """Maintenance of the local store below ``root`` with the database of ``metadata``."""
-    store, gc_queries = LocalBlobStore(root), GcQueries(metadata.database, now)
+    store, gc_queries = open_store(root), GcQueries(metadata.database, now)
     staging = Staging(root / "staging")
     return Toolkit(
         metadata=metadata,
@@ -128,13 +129,13 @@ def limits_of(config: Config) -> Limits:
 class _DryRunStore:
     """A store whose files are not deleted; a blob that is being read counts as busy all the same."""
 
-    def __init__(self, store: LocalBlobStore) -> None:
+    def __init__(self, store: BlobStore) -> None:
         self._store = store
 
     def exists(self, digest: Digest) -> bool:
         return self._store.exists(digest)
 
-    def lock_for_removal(self, digest: Digest) -> LockedBlob | None:
+    def lock_for_removal(self, digest: Digest) -> Removable | None:
         locked = self._store.lock_for_removal(digest)
         if locked is None:
             return None

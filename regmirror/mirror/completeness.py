@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from regmirror.blobs.local import LocalBlobStore
+from regmirror.blobs.base import BlobStore
 from regmirror.lru import Lru, weigh_texts
 from regmirror.metadata.bounded_reads import is_in_doubt
 from regmirror.metadata.cache import MetadataCache
@@ -55,7 +55,7 @@ class Completeness:
     def __init__(
         self,
         metadata_cache: MetadataCache,
-        store: LocalBlobStore,
+        store: BlobStore,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._metadata_cache, self._store, self._clock = metadata_cache, store, clock
@@ -121,7 +121,7 @@ class Completeness:
         return _Content(self._describe_gap(roles), list(roles), children)
 
     def _describe_gap(self, roles: dict[Digest, str]) -> str | None:
-        missing = {digest for digest in roles if not self._store.path(digest).exists()}
+        missing = {digest for digest in roles if not self._store.exists(digest)}
         if not missing:
             return None
         layers = [digest for digest, role in roles.items() if role == "layer"]

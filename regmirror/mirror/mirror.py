@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 
-from regmirror.blobs.base import Blob
-from regmirror.blobs.local import LocalBlob, LocalBlobStore
+from regmirror.blobs.base import Blob, BlobStore, StoredBlob
 from regmirror.downloads.fetcher import Source
 from regmirror.downloads.follower import Follower
 from regmirror.downloads.registry import Downloads
@@ -31,7 +30,7 @@ class Mirror:
         self,
         *,
         metadata_cache: MetadataCache,
-        store: LocalBlobStore,
+        store: BlobStore,
         downloads: Downloads,
         upstream_access: UpstreamAccess,
         emit: Emit,
@@ -94,7 +93,7 @@ class Mirror:
 
     # --- stored files ----------------------------------------------------------------------
 
-    async def _open_stored(self, digest: Digest) -> LocalBlob | None:
+    async def _open_stored(self, digest: Digest) -> StoredBlob | None:
         """The stored file if it has its recorded size; one of another size is quarantined."""
         try:
             blob = self._store.open(digest)

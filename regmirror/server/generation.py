@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from regmirror.blobs.local import LocalBlobStore
+from regmirror.blobs.base import BlobStore
 from regmirror.config.schema import Config
 from regmirror.downloads.registry import Downloads
 from regmirror.maintenance.scheduler import MaintenanceScheduler
@@ -59,7 +59,7 @@ class WorkerResources:
     metadata: MetadataStore
     upstreams: Upstreams
     metadata_cache: MetadataCache
-    store: LocalBlobStore
+    store: BlobStore
     downloads: Downloads
     sender: Sender
     upkeep: MaintenanceScheduler
