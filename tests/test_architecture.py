@@ -122,6 +122,17 @@ def test_a_library_stays_where_it_belongs(library, allowed):
     assert users - allowed == set()
 
 
+def test_no_concrete_store_is_named_outside_blobs_and_server():
+    """Every other package takes the port ``blobs.base.BlobStore``."""
+    users = {
+        unit(path)
+        for path in FILES
+        for node in ast.walk(tree(path))
+        if "LocalBlobStore" in (getattr(node, "id", ""), getattr(node, "name", ""), getattr(node, "attr", ""))
+    }
+    assert users == {"blobs", "server"}
+
+
 def test_modules_do_not_import_each_other_in_circles():
     """Not even inside a package, where the table says nothing."""
     edges = {_dotted(path): {_module(name) for name in imports(path)} - {_dotted(path)} for path in FILES}

@@ -96,12 +96,14 @@ class Reservation:
 class StagedFile:
     """One blob in flight: its note, and once that has been opened, its bytes."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, create: bool = True) -> None:
         self.path = path
         self._note_path = path.with_name(path.name + _NOTE)
         self.is_writer = False
         self.descriptor = -1  # of the bytes
-        self._note_descriptor = files.create(self._note_path, os.O_RDWR)
+        flags = os.O_RDWR | os.O_CLOEXEC
+        opened = files.create(self._note_path, flags) if create else os.open(self._note_path, flags)
+        self._note_descriptor = opened
 
     def open_bytes(self, *, create: bool = False) -> bool:
         """Have ``descriptor`` open; false if there are no bytes of this very note."""
@@ -140,18 +142,18 @@ class StagedFile:
             return False
         return self.descriptor < 0 or _same(self.path, self.descriptor)
 
-    def is_committed_as(self, final: Path) -> bool:
-        """Whether these very bytes are the stored blob by now."""
-        return self.descriptor >= 0 and _same(final, self.descriptor)
+    def has_writer(self) -> bool:
+        """Whether another process is the writer."""
+        return _is_locked(self._note_descriptor)
 
-    def is_verified(self, note: DownloadState, final: Path) -> bool:
-        """Whether ``note`` says of these very bytes that they are all here and right.
+    def is_verified(self, state: DownloadState) -> bool:
+        """Whether ``state`` says of these very bytes that they are complete and verified.
 
-        A writer that was killed may have left a note about an earlier file.
+        A writer that was killed may have left a state file about an earlier file.
         """
-        if not note.verified or self.descriptor < 0 or note.size != self.size:
+        if not state.verified or self.descriptor < 0 or state.size != self.size:
             return False
-        return _same(self.path, self.descriptor) or self.is_committed_as(final)
+        return _same(self.path, self.descriptor)
 
     def read_state(self) -> DownloadState:
         """The writer's note; an empty one while there is none."""
@@ -212,6 +214,17 @@ class Staging:
     def open(self, digest: Digest) -> StagedFile:
         """The note of ``digest``, created if there is none."""
         return StagedFile(self.directory / f"{digest.algorithm}-{digest.encoded}")
+
+    def find(self, digest: Digest) -> StagedFile | None:
+        """Return the staged file that a process is writing; None if no process is. Creates nothing."""
+        try:
+            staged = StagedFile(self.directory / f"{digest.algorithm}-{digest.encoded}", create=False)
+        except FileNotFoundError:
+            return None
+        if staged.has_writer():
+            return staged
+        staged.close()
+        return None
 
     def find_write_error(self) -> str:
         """Why nothing can be written here at the moment, by trying it; empty if it can."""

@@ -1,70 +1,72 @@
-"""One blob in flight as its readers see it: a growing file and what is known of it."""
+"""The state of one download: what its readers may read, its sources, and how it ended.
+
+Only this module changes the state. It is used on the event loop alone; the file itself is written
+by ``file_sink``.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
-from regmirror.downloads.fetcher import Source
+from regmirror.blobs.staging import DownloadState, StagedFile
 from regmirror.downloads.passthrough import DetachPoint, PassThrough
 from regmirror.downloads.provenance import Provenance
+from regmirror.downloads.source import Source
+from regmirror.downloads.source_queue import NOBODY, SourceQueue
 from regmirror.errors import RegistryError, Unavailable
 from regmirror.oci.names import Digest, Repository
 
-EVERYBODY: Final = ""  # to blame for what is no repository's fault
-NOBODY: Final = "?"  # to blame where it is not known which repository's upstream is the reason
-OWN_MIN: Final = 64 * 1024  # right bytes from a repository's own upstream that stand for the rest
+EVERYBODY: Final = ""  # blamed for a failure that concerns the readers of every repository
+PREFIX_MIN: Final = 64 * 1024  # correct bytes of an upstream that prove that it has the whole blob
 
 
 class Download:
-    """One blob in flight, as its readers see it.
+    """One blob on its way from upstream, as its readers see it.
 
-    Several repositories may want it, each from its own upstream under its own name. What one of
-    them is refused is no response for the others.
+    Several repositories may request it, each from its own upstream. When one upstream rejects the
+    request, only the readers of that repository fail.
     """
 
     def __init__(self, digest: Digest, source: Source) -> None:
         self.digest = digest
-        self.source = source  # the one that is fetched from, or will be first
+        self.sources = SourceQueue(source, self.notify)
         self.began = asyncio.get_running_loop().time()
         self.size: int | None = None
-        self.started = False  # an upstream has answered with content
-        self.written = 0  # bytes in the file, by whichever process
+        self.started = False  # content has arrived
+        self.written = 0  # bytes in the file, whichever process writes them
         self.verified = False
-        self.origin = Provenance()
+        self.provenance = Provenance()
         self.error: RegistryError | None = None
-        self.is_over = False
-        self.task: asyncio.Task[None] | None = None
-        self.size_told_by = ""  # the repository whose upstream told the size first
-        self.suspect = ""  # the repository to blame for what goes wrong; that of ``source`` if empty
-        self.descriptor = -1
+        self.failure = ""  # the same for the log
         self.readers = 0
-        self.waiting = 0  # of the readers: those that have no response yet
-        self.resumed = 0
-        self._users: Counter[Repository] = Counter()  # readers of each repository
-        self._sources = {source.repository: source}  # every one that was offered by a reader
-        self._others: list[Source] = []  # of those, what may still be requested from
-        self._put_back: set[Repository] = set()
-        self._refusals: dict[str, RegistryError] = {}  # by repository
+        self.descriptor = -1  # of the file, for readers
+        self.not_cached_reason = ""
+        self.detach_point: DetachPoint | None = None
+        self._spare: PassThrough | None = None  # the rest of the detached download, for one reader
         self._blamed = EVERYBODY
-        self.samples: dict[Repository, tuple[int, bytes]] = {}  # what their upstreams sent of it
-        self.not_cached_reason = ""  # why the blob is not stored although it could be had
-        self.detach_point: DetachPoint | None = None  # the file ends here; the rest passes through memory
-        self.spare: PassThrough | None = None  # what the parted download still brings: for one reader
-        self.past = 0  # readers that need the file no more
+        self._waiting = 0  # readers that wait for the first response
+        self._past_file = 0  # readers that have read the file to the detach point
+        self._samples: dict[Repository, tuple[int, bytes]] = {}  # offset and bytes sent by its upstream
+        self._task: asyncio.Task[None] | None = None
+        self._has_ended = False
+        self._on_started: Callable[[], None] = lambda: None
         self._changed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     @property
-    def upstream(self) -> str:
-        """The name of the upstream that is fetched from."""
-        return self.source.repository.upstream
+    def repository(self) -> Repository:
+        """The repository whose upstream is fetched from."""
+        return self.sources.current.repository
 
     @property
     def is_open(self) -> bool:
         """Whether a further reader may join."""
-        return self.error is None and self.detach_point is None and not self.is_over
+        return self.error is None and self.detach_point is None and not self._has_ended
+
+    # --- progress ------------------------------------------------------------------------
 
     @property
     def visible(self) -> int:
@@ -74,183 +76,289 @@ class Download:
         if self.verified:
             return self.written
         limit = self.written if self.size is None else min(self.written, self.size)
-        whole = self.size is None or limit == self.size
-        return max(0, limit - 1) if whole else limit
+        may_be_all = self.size is None or limit == self.size
+        return max(0, limit - 1) if may_be_all else limit
 
     def visible_to(self, repository: Repository) -> int:
-        """Bytes for a reader whose only right is that its own upstream brings them.
+        """Bytes for a reader that is entitled only to the bytes of its repository's upstream.
 
-        When another upstream goes on, the reader gets the rest only after the digest has shown that
-        its own upstream brought the right bytes, and enough of them.
+        Bytes that another upstream sent follow after the verification, if this upstream sent the
+        first PREFIX_MIN bytes at least.
         """
-        if not self.origin.is_of(repository):
+        if not self.provenance.is_of(repository):
             return 0
-        until = self.origin.until
-        if until is None or (self.verified and until >= OWN_MIN):
+        until = self.provenance.until
+        if until is None or (self.verified and until >= PREFIX_MIN):
             return self.visible
         return min(until, self.visible)
 
     def begin(self, size: int | None) -> None:
-        """The upstream has answered; ``size`` if it told."""
-        self.started = True
+        """Content arrives, of ``size`` if that is known: readers may start."""
+        self._mark_started()
         self.size = size if size is not None else self.size
-        self.change()
+        self.notify()
+
+    def note_response(self, source: Source, size: int | None) -> None:
+        """``source`` has responded. Readers start at ``begin``, when its bytes can be taken."""
+        states_size = size is not None and size != self.size
+        self.sources.note_response(source, states_size=states_size)
+        if states_size:
+            self.size = size
+
+    def continue_provenance(self, source: Source, offset: int) -> bool:
+        """``source`` sends the bytes from ``offset`` on; returns whether the sender changes there."""
+        before = self.provenance
+        sender = str(source.repository) if source.is_upstream else ""
+        self.provenance = before.continued_by(sender, offset)
+        return self.provenance.until != before.until
+
+    def forget_provenance(self) -> None:
+        """No upstream has sent these bytes now: they prove nothing."""
+        self.provenance = Provenance()
 
     def advance(self, written: int) -> None:
+        """The file has ``written`` bytes."""
         if written != self.written:
             self.written = written
-            self.change()
+            self.notify()
 
     def verify(self) -> None:
-        """The bytes are what the digest says: the last one may go."""
-        self.started = self.verified = True
+        """The bytes match the digest: release the last one."""
+        self._mark_started()
+        self.verified = True
         self.size = self.written
-        self.change()
+        self.notify()
+
+    def open_file(self, staged: StagedFile, *, create: bool = False) -> bool:
+        """Open the bytes of ``staged``, for readers too; False if there are none."""
+        was_open = staged.descriptor >= 0
+        if staged.open_bytes(create=create) and not was_open:
+            self.use_descriptor(os.dup(staged.descriptor))
+        return staged.descriptor >= 0
 
     def use_descriptor(self, descriptor: int) -> None:
-        """Have readers read from ``descriptor``, which is closed with the download."""
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
+        """Let readers read from ``descriptor``; the download closes it."""
+        self._close_descriptor()
         self.descriptor = descriptor
 
-    # --- the repositories that want it ---
+    def when_started(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` when content has arrived."""
+        self._on_started = callback
 
-    def offer(self, source: Source) -> None:
-        """Somebody wants the blob from ``source``, which may be of another repository."""
-        if source.repository not in self._sources:
-            self._sources[source.repository] = source
-            self._others.append(source)
-            self.change()
+    def _mark_started(self) -> None:
+        if not self.started:
+            self.started = True
+            self._on_started()
+            self._close_sources()
 
-    def enter(self, source: Source) -> None:
-        """A reader wants the blob, if need be from ``source``."""
-        self._users[source.repository] += 1
-        self.offer(source)
+    def _close_sources(self) -> None:
+        if self.started and self.detach_point is not None:
+            self.sources.close()
 
-    def withdraw(self, source: Source) -> None:
-        """A reader has left; nothing is kept of a repository that has no more of them."""
-        repository = source.repository
-        self._users[repository] -= 1
-        if self._users[repository] > 0:
-            return
-        del self._users[repository]
-        if repository != self.source.repository:
-            self._sources.pop(repository, None)
-            self._others = [other for other in self._others if other.repository != repository]
-            self._put_back.discard(repository)
-            self._refusals.pop(str(repository), None)
+    # --- the state that processes share --------------------------------------------------
 
-    @property
-    def sources(self) -> list[Source]:
-        """What nothing has been requested from yet, first the one whose turn it is."""
-        return [self.source, *self._others]
+    def to_state(self, *, is_flowing: bool, size: int | None) -> DownloadState:
+        """The state file's content while this process writes."""
+        return DownloadState(
+            flowing=is_flowing,
+            verified=self.verified,
+            size=size,
+            upstream=self.repository.upstream,
+            repository=str(self.repository),
+            origin=self.provenance.repository,
+            origin_until=self.provenance.until,
+        )
 
-    def take_other(self) -> Source | None:
-        """The next source to request from; each repository's once."""
-        return self._others.pop(0) if self._others else None
+    def follow_state(self, state: DownloadState, written: int) -> None:
+        """Another process has written ``written`` bytes, and then ``state`` or an older one."""
+        self.restore_provenance(state)
+        if not self.started:
+            self.sources.note_size_of(state.repository)
+            self.begin(state.size)
+        self.advance(written)
 
-    def put_back(self, source: Source) -> None:
-        """``source`` was given up while it was slow: it may be requested from once more."""
-        if source.repository not in self._put_back:
-            self._put_back.add(source.repository)
-            self._others.append(source)
+    def restore_provenance(self, state: DownloadState) -> None:
+        """Take over the provenance of the bytes that another writer left."""
+        self.provenance = Provenance(state.origin, state.origin_until)
 
-    def turn_to(self, source: Source) -> None:
-        """Begin with ``source``, which was among ``sources``."""
-        if source is not self.source:
-            self._others.remove(source)
-            self._others.insert(0, self.source)
-            self.source = source
-
-    def refuse(self, repository: str, error: RegistryError) -> None:
-        """The upstream of ``repository`` does not give it: only its own readers hear of that."""
-        self._refusals[repository] = error
-        self.change()
-
-    def is_refused(self, source: Source) -> bool:
-        return str(source.repository) in self._refusals
+    # --- proofs --------------------------------------------------------------------------
 
     @property
     def proven_for(self) -> Repository | None:
-        """The repository whose own upstream has brought every byte, if one has."""
-        repository = self.source.repository
-        is_proven = self.origin.until is None and self.origin.is_of(repository)
+        """The repository whose own upstream has sent every byte so far, if there is one."""
+        repository = self.repository
+        is_proven = self.provenance.until is None and self.provenance.is_of(repository)
         return repository if is_proven else None
 
     def is_foreign_to(self, repository: Repository) -> bool:
-        """Whether unverified bytes of another upstream are in the file."""
-        return not self.verified and not self.origin.is_from(repository.upstream)
+        """Whether the file has unverified bytes of another upstream."""
+        return not self.verified and not self.provenance.is_from(repository.upstream)
+
+    def add_sample(self, repository: Repository, start: int, data: bytes) -> Repository | None:
+        """Record that the upstream of ``repository`` has sent ``data``, which is in the file at ``start``.
+
+        Returns the repository whose bytes the sample was compared with; None if that is not known.
+        """
+        if not self.provenance.is_of(self.repository):
+            return None
+        self._samples[repository] = (start, data)
+        return self.repository
+
+    def is_proven(self, repository: Repository) -> bool:
+        """Whether the upstream of ``repository`` has sent a matching sample, or all of the verified bytes."""
+        return repository in self._samples or (self.verified and self.proven_for == repository)
 
     def find_possessors(self) -> set[Repository]:
-        """That one, and those whose upstreams sent a part that is as in the file now: to be called when
-        the file is verified.
-        """
-        found = {
+        """Return the repositories whose upstreams have the blob. The file must be verified."""
+        possessors = {
             repository
-            for repository, (start, data) in self.samples.items()
+            for repository, (start, data) in self._samples.items()
             if os.pread(self.descriptor, len(data), start) == data
         }
-        return found if self.proven_for is None else {*found, self.proven_for}
+        return possessors if self.proven_for is None else {*possessors, self.proven_for}
 
-    def suspect_origin(self) -> None:
-        """Where several upstreams brought wrong bytes, the first of them is to blame; nobody, if it
-        is not known: then each repository's own upstream is requested from again.
+    # --- failures ------------------------------------------------------------------------
+
+    def suspect_provenance(self) -> None:
+        """Blame wrong bytes of several upstreams on the first of them, or on nobody if it is not known.
+
+        If nobody is to blame, the readers of each repository request their own upstream again.
         """
         if self.proven_for is None:
-            self.suspect = self.origin.repository or NOBODY
+            self.sources.blame(self.provenance.repository or NOBODY)
 
-    def fail(self, error: RegistryError, blamed: str = EVERYBODY) -> None:
-        """``blamed`` is the repository whose upstream is the reason, if it is one's."""
-        self.error, self._blamed = error, blamed
-        self.change()
+    def fail(self, error: RegistryError, blamed: str = EVERYBODY, *, failure: str = "") -> None:
+        """The download has failed; ``blamed`` is the repository whose upstream is at fault, if one is.
+
+        ``failure`` is the text for the log; by default that of ``error``.
+        """
+        self.error, self._blamed, self.failure = error, blamed, failure or str(error)
+        self.notify()
 
     def blames(self, repository: Repository) -> bool:
-        """Whether what went wrong is an answer for readers of ``repository``."""
-        return self._blamed in (EVERYBODY, str(repository)) or str(repository) in self._refusals
+        """Whether the failure is a response for readers of ``repository``."""
+        return (
+            self._blamed in (EVERYBODY, str(repository))
+            or self.sources.find_rejection(repository) is not None
+        )
 
-    # --- what is not kept ---
+    # --- the task ------------------------------------------------------------------------
 
-    def part(self, detach_point: DetachPoint, spare: PassThrough) -> None:
-        """The file grows no more; ``spare`` brings the rest for the first who needs it."""
-        self.detach_point, self.spare = detach_point, spare
-        self.change()
+    @property
+    def is_unwanted(self) -> bool:
+        """Whether no content has arrived and no reader waits for it."""
+        return not self.started and not self._waiting
+
+    def run_by(self, task: asyncio.Task[None]) -> None:
+        """``task`` does the work of the download."""
+        self._task = task
+
+    def cancel_if_unwanted(self) -> None:
+        """Cancel a download that is unwanted, unless a reader has come meanwhile."""
+        if self.is_unwanted and self._task is not None:
+            self._has_ended = True
+            self._task.cancel()
+
+    def end(self) -> None:
+        """The work has ended: nobody joins any more, and the last reader closes the file."""
+        self._has_ended = True
+        self._release()
+
+    def not_cached(self, reason: str) -> None:
+        """The blob is not stored, because of ``reason``."""
+        self.not_cached_reason = reason
+
+    # --- pass-through --------------------------------------------------------------------
+
+    def detach(self, detach_point: DetachPoint, spare: PassThrough) -> None:
+        """The file grows no more; ``spare`` brings the rest to the first reader that takes it."""
+        self.detach_point, self._spare = detach_point, spare
+        self._close_sources()
+        self.notify()
 
     def take_spare(self, offset: int) -> PassThrough | None:
-        """What the download still brings, if it comes from ``offset``; else it is given up.
+        """Return the rest of the download if it continues at ``offset``; once.
 
-        Kept waiting it would hold a connection that other readers may be waiting for.
+        Otherwise close it: while it waits it occupies a connection that other readers may need.
         """
-        spare, self.spare = self.spare, None
+        spare, self._spare = self._spare, None
         if spare is not None and not spare.reaches(offset):
             spare.close()
             return None
         return spare
 
-    # --- waiting ---
+    # --- readers -------------------------------------------------------------------------
 
-    def change(self) -> None:
-        """Wake whoever waits."""
+    @contextmanager
+    def reader(self, source: Source | None) -> Iterator[None]:
+        """Count one reader while the block runs."""
+        self.enter(source)
+        try:
+            yield
+        finally:
+            self.leave(source)
+
+    def enter(self, source: Source | None) -> None:
+        """Count a reader; ``source`` may be requested for it, if it has one."""
+        self.readers += 1
+        if source is not None:
+            self.sources.enter(source)
+
+    def leave(self, source: Source | None, *, is_past_file: bool = False) -> None:
+        """A reader has left; ``is_past_file`` if it called ``pass_file``."""
+        self.readers -= 1
+        self._past_file -= is_past_file
+        if source is not None:
+            self.sources.leave(source)
+        self._release()
+
+    def pass_file(self) -> None:
+        """A reader of a detached download no longer needs the file."""
+        self._past_file += 1
+        self._release()
+
+    def _release(self) -> None:
+        """Close what no reader needs any more."""
+        if self.readers == 0 and self._spare is not None:
+            self._spare.close()
+            self._spare = None
+        is_over = self.detach_point is not None or self._has_ended
+        if is_over and self.readers == self._past_file:
+            self._close_descriptor()
+
+    def _close_descriptor(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+    def notify(self) -> None:
+        """Wake all tasks in ``wait_changed``."""
         changed, self._changed = self._changed, asyncio.get_running_loop().create_future()
         changed.set_result(None)
 
     async def wait_changed(self) -> None:
         await asyncio.shield(self._changed)
 
-    async def wait_started(self, repository: Repository) -> None:
-        """Until the upstream's headers are here; raises what went wrong instead.
+    async def wait_started(self, repository: Repository | None) -> None:
+        """Wait until content arrives; raises the RegistryError for readers of ``repository``.
 
-        An empty body has no last byte to hold back, so that there the verdict is waited for.
+        An empty body has no last byte to withhold: this waits for its verification.
         """
-        while not self.started or (self.size == 0 and not self.verified):
-            refusal = self._refusals.get(str(repository), self.error)
-            if refusal is not None:
-                raise refusal
-            await self.wait_changed()
+        self._waiting += 1
+        try:
+            while not self.started or (self.size == 0 and not self.verified):
+                error = self.sources.find_rejection(repository) or self.error
+                if error is not None:
+                    raise error
+                await self.wait_changed()
+        finally:
+            self._waiting -= 1
 
     async def wait_until_readable(self, offset: int, relying: Repository | None = None) -> int:
-        """See ``blobs.base.Blob``; returns as well when the file grows no more.
+        """Wait until bytes after ``offset`` are visible, or until the file grows no more; return the limit.
 
-        ``relying`` is the reader's repository, if it may have only what its own upstream brings.
+        ``relying`` is the reader's repository, if the reader may only have bytes of its upstream.
+        Raises RegistryError if the bytes will not come.
         """
         while True:
             visible = self.visible if relying is None else self.visible_to(relying)
@@ -258,7 +366,7 @@ class Download:
                 return visible
             if self.verified:
                 if visible < self.visible:
-                    raise Unavailable(f"the rest does not come from {relying}", retry_after=1)
+                    raise Unavailable(f"the upstream of {relying} did not send the whole blob", retry_after=1)
                 return visible
             if self.error is not None:
                 raise self.error

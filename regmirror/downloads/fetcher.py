@@ -1,137 +1,104 @@
-"""From an upstream into whatever takes a blob's bytes: resumed by ``Range``, its length checked.
+"""Fetch a blob from upstream into a sink: resume by ``Range``, check the length, change the source.
 
-Content is the same wherever it comes from: where an upstream rejects the request, fails or hangs,
-and somebody wants the blob for another repository, that one's upstream brings the rest.
+A digest names the same content everywhere. When one upstream rejects the request, fails or stalls,
+the download continues from the upstream of another repository that is waiting for the same blob.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from regmirror.downloads.source import Body, Sleep, Source
 from regmirror.errors import UpstreamCircuitOpen, UpstreamContentInvalid, UpstreamError, UpstreamTimeout
-from regmirror.oci.names import Repository
 
 PAUSES: Final = (0.1, 0.5, 2.0)  # seconds before each retry that follows one without progress
-STALL: Final = 0.5  # seconds without a byte after which another upstream is asked, if there is one
-ASKED_MAX: Final = 16  # sources that are requested from at once, when those before did not deliver
-READ_TIMEOUT: Final = 30.0  # seconds; see ``Source``
-TRICKLE: Final = 64 * 1024  # bytes that a try which timed out must bring to count as progress
-RESTS_MAX: Final = 2  # waits in all for an upstream that is not asked because it keeps failing
-
-Sleep = Callable[[float], Awaitable[None]]
-
-
-@dataclass(frozen=True, slots=True)
-class Moved:
-    """What was taken out of a socket: ``count`` bytes, none if the connection has ended.
-
-    The last of them are ``unwritten`` if the file they were for failed with ``error``.
-    """
-
-    count: int
-    unwritten: bytes = b""
-    error: OSError | None = None
-
-
-#: Moves at most so many bytes that have arrived at a socket into a file; None if none have.
-Move = Callable[[int, int], Awaitable[Moved | None]]
-
-
-class Body(Protocol):
-    """What an upstream sends of a blob: from ``start``, of a whole of ``size`` if it told."""
-
-    start: int
-    size: int | None
-
-    async def read(self) -> bytes | memoryview:
-        """What has arrived, to be used until the next call; empty at the end."""
-        ...
-
-    async def splice(self, move: Move) -> Moved | None:
-        """Have ``move`` take what has arrived; None if only ``read`` can, and at the end."""
-        ...
-
-
-Open = Callable[[int], AbstractAsyncContextManager[Body]]
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Where a blob is fetched from: ``open`` requests its bytes from an offset on.
-
-    Nothing that lets no byte through for ``read_timeout`` seconds is waited for.
-    """
-
-    repository: Repository
-    open: Open
-    read_timeout: float = READ_TIMEOUT
+STALL: Final = 0.5  # seconds without a byte after which another source is requested, if there is one
+REQUESTS_MAX: Final = 16  # concurrent requests for one blob, after earlier ones failed or stalled
+TRICKLE: Final = 64 * 1024  # bytes that make a request which timed out count as progress
+CIRCUIT_WAITS_MAX: Final = 2  # waits, in all, for the probe of an open circuit
 
 
 class Sink(Protocol):
-    """What takes the bytes, in order: a growing file, or one reader."""
+    """Takes the bytes in order: a file, or a pass-through to one reader."""
 
     @property
     def offset(self) -> int:
-        """Where the next byte belongs."""
+        """The position of the next byte."""
         ...
 
     @property
     def size(self) -> int | None:
-        """The whole blob's size, as far as it has been told."""
+        """The size of the whole blob, if a response has stated it."""
         ...
 
     async def begin(self, size: int | None, source: Source) -> None:
-        """The upstream of ``source`` has answered with content, of ``size`` if that is known."""
+        """Prepare for bytes: ``source`` has responded with content, of ``size`` if it is stated."""
         ...
 
     async def append(self, piece: bytes | memoryview) -> None: ...
 
     async def splice_from(self, body: Body) -> int:
-        """Take what has arrived of ``body`` without its passing through here: how many bytes; none
-        if there is nothing to take like that.
-        """
+        """Splice the bytes of ``body`` that have arrived into the file; 0 if that is not possible."""
         ...
 
     async def matches_digest(self) -> bool:
-        """Whether all bytes so far are the whole blob."""
+        """Whether the bytes so far are the whole blob."""
         ...
 
-    def note_resumed(self) -> None:
-        """The upstream is about to be asked for the rest."""
-        ...
+
+class SourcePool(Protocol):
+    """The other sources of a blob, and the record of what happened with each."""
 
     def take_other(self) -> Source | None:
-        """Another source that somebody wants the blob from, to be requested from now."""
+        """Return another source to request now; each once."""
         ...
 
     def put_back(self, source: Source) -> None:
-        """``source`` was given up for another one, and may be returned by ``take_other`` once more."""
+        """Offer ``source``, which was given up for another one, once more."""
         ...
 
-    def refuse(self, source: Source, error: UpstreamError) -> None:
-        """Nothing comes from ``source``."""
+    def reject(self, source: Source, error: UpstreamError) -> None:
+        """Record that ``source`` does not send the blob."""
         ...
 
     def suspect(self, source: Source) -> None:
-        """What ``source`` sends does not fit what is known of the blob."""
+        """Record that ``source`` contradicts an earlier response about the blob."""
         ...
+
+    def note_resumed(self) -> None:
+        """Count a request for the remaining bytes."""
+        ...
+
+
+class NoOtherSources:
+    """The pool of a pass-through, whose reader accepts bytes of its own upstream only."""
+
+    def take_other(self) -> Source | None:
+        return None
+
+    def put_back(self, source: Source) -> None: ...
+
+    def reject(self, source: Source, error: UpstreamError) -> None: ...
+
+    def suspect(self, source: Source) -> None: ...
+
+    def note_resumed(self) -> None: ...
 
 
 @dataclass
 class _Retries:
-    """How often one upstream is asked again."""
+    """Counts the requests to one upstream that brought nothing."""
 
     failures: int = 0
-    rests: int = 0
+    circuit_waits: int = 0
 
     def pause_after(self, error: UpstreamError, *, has_progressed: bool) -> float:
-        """Seconds until the next try; raises the error if there is to be none."""
-        if isinstance(error, UpstreamCircuitOpen) and self.rests < RESTS_MAX:
-            self.rests += 1  # it was not asked: until then it may be well again
+        """Return the seconds until the next request; raises ``error`` when there is none."""
+        if isinstance(error, UpstreamCircuitOpen) and self.circuit_waits < CIRCUIT_WAITS_MAX:
+            self.circuit_waits += 1  # no request was made, and by then the upstream may have recovered
             return error.retry_after or 0.0
         self.failures = 0 if has_progressed else self.failures + 1
         if self.failures >= len(PAUSES):
@@ -139,40 +106,43 @@ class _Retries:
         return PAUSES[self.failures]
 
 
-async def fetch(source: Source, sink: Sink, sleep: Sleep) -> None:
-    """Request until everything is here; a try that brought bytes forgives those before it."""
-    retries, whole = _Retries(), False
+async def fetch(source: Source, sink: Sink, pool: SourcePool, sleep: Sleep) -> None:
+    """Request the blob until ``sink`` has all of it. A request that brings bytes resets the retries.
+
+    Raises the UpstreamError of the last source.
+    """
+    retries, from_start = _Retries(), False
     while True:
         before = sink.offset
-        race = _Race(source, sink, whole=whole)
+        race = _Race(source, sink, pool, from_start=from_start)
         try:
             await race.run()
             return
         except UpstreamError as error:
             if race.last is not source:
-                source, retries, whole = race.last, _Retries(), False
+                source, retries, from_start = race.last, _Retries(), False
             if is_wrong_content(error):
-                sink.suspect(race.last)
+                pool.suspect(race.last)
                 raise
             is_final = isinstance(error, UpstreamContentInvalid) or error.status < 500 or sink.offset == 0
             if not is_final and error.reason == "range":
-                if await sink.matches_digest():  # nothing comes from there on: all is here, or request all
+                if await sink.matches_digest():  # the blob of unknown size is complete
                     return
-                whole = True
+                from_start = True
             try:
                 brought = sink.offset - before
                 pause = _pause(retries, error, is_final=is_final, has_progressed=_is_progress(error, brought))
             except UpstreamError:
-                sink.refuse(source, error)
+                pool.reject(source, error)
                 raise
             await sleep(pause)
-        sink.note_resumed()
+        pool.note_resumed()
 
 
 def _is_progress(error: UpstreamError, brought: int) -> bool:
-    """Whether a try brought enough to forgive those before it.
+    """Whether a failed request brought enough bytes to reset the retries.
 
-    An upstream that sends a few bytes and then stalls, time after time, would never be given up.
+    Without the minimum, an upstream that sends a few bytes and stalls would be retried for ever.
     """
     return brought >= (TRICKLE if isinstance(error, UpstreamTimeout) else 1)
 
@@ -183,61 +153,61 @@ def _pause(retries: _Retries, error: UpstreamError, *, is_final: bool, has_progr
     return retries.pause_after(error, has_progressed=has_progressed)
 
 
-class _Try:
-    """One request for a blob, whose body flows into the sink once that is wanted."""
+class _Request:
+    """One request for the blob. Its body flows into the sink after ``accept``."""
 
     def __init__(self, source: Source, sink: Sink, offset: int, notify: Callable[[], None]) -> None:
         self.source, self._notify = source, notify
-        self.has_answered = False
-        self._is_wanted = asyncio.Event()
+        self.has_response = False
+        self._is_accepted = asyncio.Event()
         self.task = asyncio.create_task(self._run(sink, offset))
         self.task.add_done_callback(lambda _: notify())
 
     async def _run(self, sink: Sink, offset: int) -> None:
         async with self.source.open(offset) as body:
-            # At once: what has arrived is lost otherwise, should the connection break before it is read.
+            # Read at once: bytes that have arrived are lost if the connection breaks before they are read.
             first = asyncio.ensure_future(body.read())
             try:
-                self.has_answered = True
+                self.has_response = True
                 self._notify()
-                await self._is_wanted.wait()
+                await self._is_accepted.wait()
                 await _begin(self.source, sink, body)
                 await _pump(self.source, sink, body, first)
             finally:
                 first.cancel()
                 await asyncio.gather(first, return_exceptions=True)
 
-    def want(self) -> None:
-        self._is_wanted.set()
+    def accept(self) -> None:
+        self._is_accepted.set()
 
 
 class _Race:
-    """A blob from the first source, or from others if it fails or nothing comes of it.
+    """Fetches from the first source, and from others when it fails or stalls.
 
-    Clients that invent names must not delay a source that has the blob: each time a request fails or
-    stalls, twice as many sources are requested from at once.
+    Clients may name repositories that do not exist. So that these do not delay a source that has
+    the blob, the number of concurrent requests doubles with each failure or stall.
     """
 
-    def __init__(self, source: Source, sink: Sink, *, whole: bool) -> None:
-        self._sink, self._whole = sink, whole
+    def __init__(self, source: Source, sink: Sink, pool: SourcePool, *, from_start: bool) -> None:
+        self._sink, self._pool, self._from_start = sink, pool, from_start
         self._event = asyncio.Event()
         self._width = 1
-        self._is_stuck = False  # nothing has come for a while
-        self._has_waited = False  # for STALL just now, in vain
-        self._chosen: _Try | None = None  # whose bytes are taken
-        self._asked = [self._try(source)]  # those that have sent nothing yet
-        self.last = source  # the one whose bytes were taken, or that failed last
+        self._is_stalled = False
+        self._has_timed_out = False  # the last wait ended without an event or a byte
+        self._chosen: _Request | None = None  # its bytes flow into the sink
+        self._pending = [self._request(source)]  # requests of which no byte is in the sink
+        self.last = source  # the source whose bytes were taken, or that failed last
 
-    def _try(self, source: Source) -> _Try:
-        offset = 0 if self._whole else self._sink.offset
-        return _Try(source, self._sink, offset, self._event.set)
+    def _request(self, source: Source) -> _Request:
+        offset = 0 if self._from_start else self._sink.offset
+        return _Request(source, self._sink, offset, self._event.set)
 
     @property
-    def _running(self) -> list[_Try]:
-        return [*self._asked, *([self._chosen] if self._chosen else [])]
+    def _running(self) -> list[_Request]:
+        return [*self._pending, *([self._chosen] if self._chosen else [])]
 
     async def run(self) -> None:
-        """Until everything is here; raises what the last source has failed with."""
+        """Return when the sink has everything; raises the error of the last source."""
         try:
             while True:
                 await self._wait()
@@ -247,115 +217,115 @@ class _Race:
                 await self._choose()
                 if failures:
                     self._widen()
-                if self._chosen is None or self._is_stuck:
-                    await self._ask_others()
-                self._tell(failures)
+                if self._chosen is None or self._is_stalled:
+                    await self._request_others()
+                self._report(failures)
         finally:
-            await self._end(self._running)
+            await self._give_up(self._running)
 
     async def _wait(self) -> None:
-        """Until a request has a response or ends, or bytes have been looked for long enough."""
-        before, self._has_waited = self._sink.offset, False
+        """Wait until a request has a response or ends, or STALL seconds."""
+        before, self._has_timed_out = self._sink.offset, False
         try:
             async with asyncio.timeout(STALL):
                 await self._event.wait()
         except TimeoutError:
             if self._sink.offset == before:
-                self._is_stuck = self._has_waited = True
+                self._is_stalled = self._has_timed_out = True
                 self._widen()
         self._event.clear()
         if self._sink.offset != before:
-            self._is_stuck = False
+            self._is_stalled = False
 
     def _take_failures(self) -> list[tuple[Source, UpstreamError]]:
-        """The requests that have failed since the last time, which are over."""
+        """Remove the requests that have failed, and return their errors."""
         failures = []
-        for one in self._running:
-            if not one.task.done() or (error := one.task.exception()) is None:
+        for request in self._running:
+            if not request.task.done() or (error := request.task.exception()) is None:
                 continue
-            if one is self._chosen:
+            if request is self._chosen:
                 self._chosen = None
             else:
-                self._asked.remove(one)
-            self.last = one.source
+                self._pending.remove(request)
+            self.last = request.source
             if not isinstance(error, UpstreamError) or is_wrong_content(error):
                 raise error
-            failures.append((one.source, error))
+            failures.append((request.source, error))
         return failures
 
     async def _choose(self) -> None:
-        """Take the bytes of a request that has a response, if no others flow."""
-        if self._chosen is not None and not self._is_stuck:
-            await self._end(self._asked)
+        """Accept the body of a request that has a response, unless another body flows."""
+        if self._chosen is not None and not self._is_stalled:
+            await self._give_up(self._pending)
             return
-        answered = next((one for one in self._asked if one.has_answered), None)
-        if answered is None:
+        ready = next((request for request in self._pending if request.has_response), None)
+        if ready is None:
             return
-        self._asked.remove(answered)
-        await self._end(self._running)
-        self._chosen, self._is_stuck, self._width = answered, False, 1
-        self.last = answered.source
-        answered.want()
+        self._pending.remove(ready)
+        await self._give_up(self._running)
+        self._chosen, self._is_stalled, self._width = ready, False, 1
+        self.last = ready.source
+        ready.accept()
 
-    async def _end(self, tries: list[_Try]) -> None:
-        """Give up requests; their sources may be tried again."""
-        ending = [*tries]
-        for one in ending:
-            if one is self._chosen:
+    async def _give_up(self, requests: list[_Request]) -> None:
+        """Cancel requests; their sources may be requested again."""
+        ending = [*requests]
+        for request in ending:
+            if request is self._chosen:
                 self._chosen = None
             else:
-                self._asked.remove(one)
-            if not one.task.done():
-                self._sink.put_back(one.source)
-            one.task.cancel()
-        await asyncio.gather(*(one.task for one in ending), return_exceptions=True)
+                self._pending.remove(request)
+            if not request.task.done():
+                self._pool.put_back(request.source)
+            request.task.cancel()
+        await asyncio.gather(*(request.task for request in ending), return_exceptions=True)
 
     def _widen(self) -> None:
-        self._width = min(2 * self._width, ASKED_MAX)
+        self._width = min(2 * self._width, REQUESTS_MAX)
 
-    async def _ask_others(self) -> None:
-        """Request from those that wait; if too many hang already, in place of the oldest."""
-        room = self._width - len(self._asked)
-        if self._has_waited and room <= 0 and self._width == ASKED_MAX:
-            room = ASKED_MAX // 2
+    async def _request_others(self) -> None:
+        """Request further sources; at the maximum, in place of the oldest requests."""
+        room = self._width - len(self._pending)
+        if self._has_timed_out and room <= 0 and self._width == REQUESTS_MAX:
+            room = REQUESTS_MAX // 2
         others: list[Source] = []
-        while len(others) < room and (other := self._sink.take_other()) is not None:
+        while len(others) < room and (other := self._pool.take_other()) is not None:
             others.append(other)
-        await self._end(self._asked[: max(0, len(self._asked) + len(others) - ASKED_MAX)])
-        self._asked += [self._try(other) for other in others]
+        await self._give_up(self._pending[: max(0, len(self._pending) + len(others) - REQUESTS_MAX)])
+        self._pending += [self._request(other) for other in others]
 
-    def _tell(self, failures: list[tuple[Source, UpstreamError]]) -> None:
-        """Let each failure be known; raises the last one if nothing else is left."""
-        is_over = self._chosen is None and not self._asked
+    def _report(self, failures: list[tuple[Source, UpstreamError]]) -> None:
+        """Report failures to the pool; raises the last one when no request is left."""
+        is_over = self._chosen is None and not self._pending
         for source, error in failures[:-1] if is_over else failures:
             if error.status >= 500 and self._sink.offset:
-                self._sink.put_back(source)
+                self._pool.put_back(source)
             else:
-                self._sink.refuse(source, error)
+                self._pool.reject(source, error)
         if is_over:
             raise failures[-1][1]
 
 
 def is_wrong_content(error: Exception) -> bool:
-    """Whether bytes or sizes were wrong, so that what has arrived is worth nothing."""
+    """Whether the digest or a length was wrong, so that the bytes so far are worthless."""
     return isinstance(error, UpstreamContentInvalid) and error.reason in ("digest", "length")
 
 
 async def _begin(source: Source, sink: Sink, body: Body) -> None:
-    """Make the sink ready; UpstreamContentInvalid if the size is another than was told before."""
-    told = sink.size
-    if told is not None and body.size not in (None, told):
-        # Clients were promised ``told`` bytes, the last of which is the one to hold back.
-        message = f"changed a size from {told} to {body.size}"
+    """Prepare the sink; raises UpstreamContentInvalid if the size differs from an earlier response."""
+    size = sink.size
+    if size is not None and body.size not in (None, size):
+        # Clients were promised ``size`` bytes, of which the last one is withheld.
+        message = f"changed a size from {size} to {body.size}"
         raise UpstreamContentInvalid(source.repository.upstream, message, reason="length")
-    await sink.begin(told if body.size is None else body.size, source)
+    await sink.begin(size if body.size is None else body.size, source)
 
 
 async def _pump(source: Source, sink: Sink, body: Body, first: Awaitable[bytes | memoryview]) -> None:
-    """From the upstream to the sink, piece after piece.
+    """Copy the body into the sink, piece by piece.
 
-    What arrives while the sink is busy waits in the connection's bounded buffer: the first bytes
-    are taken at once, later pieces grow with the load, and nothing else is held.
+    While the sink is busy, bytes wait in the connection's bounded buffer. So the first bytes are
+    taken at once, later pieces grow with the load, and no other memory is used.
     """
     skip, position = sink.offset - body.start, body.start
     piece = await first

@@ -1,9 +1,9 @@
-"""Blobs that cannot be kept still reach their clients: each reader gets the bytes as they come.
+"""Pass-through: bytes from upstream to one reader, without storing them.
 
-When the disk fails or has no room, a download parts from its file: what is in the file may still
-be read, the rest passes from the upstream through memory to one reader each. Bytes flow at once,
-and the last one is held back until the digest is right, unless a reader asked for a part that
-does not begin where the hash is known.
+When the disk fails or has no space, a download is detached from its file. The bytes before the
+detach point are read from the file; the following ones pass through memory to one reader each. The
+last byte is withheld until the digest matches, unless the reader starts at an offset for which no
+hash exists.
 """
 
 from __future__ import annotations
@@ -13,34 +13,36 @@ from collections import deque
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from typing import Any
 
 from regmirror.blobs.base import PIECE
-from regmirror.downloads.fetcher import Body, Sleep, Source, fetch
-from regmirror.errors import RegistryError, Unavailable, UpstreamContentInvalid, UpstreamError
+from regmirror.downloads.fetcher import NoOtherSources, fetch
+from regmirror.downloads.source import Body, Sleep, Source
+from regmirror.errors import RegistryError, Unavailable, UpstreamContentInvalid
 from regmirror.oci.names import Digest, Hasher
 from regmirror.telemetry.events import Emit, VerificationFailed
 
 
 @dataclass(frozen=True, slots=True)
 class DetachPoint:
-    """Where a download stopped being kept, and how its readers go on from there.
+    """The point where a download switches from file to pass-through.
 
-    The file may be read until ``start``. What has arrived after it is ``held``, one byte at most:
-    it may be the last one, which waits for the digest. ``hasher`` knows all bytes until then.
+    The file is readable up to ``start``. ``withheld`` is the byte that has arrived after it, if
+    any. ``hasher`` covers everything received so far.
     """
 
     digest: Digest
     source: Source
     start: int
-    held: bytes
+    withheld: bytes
     hasher: Hasher
 
 
 class PassThrough:
-    """A blob's bytes from ``start`` on, on their way to one reader; at most PIECE bytes wait here.
+    """A blob's bytes from ``start`` on, for one reader; about PIECE bytes wait in memory.
 
-    A task puts bytes in (``begin``, ``append``, ``finish`` or ``fail``), the reader takes them out
-    in order. It is verified if it begins where the download parted.
+    A task appends bytes (``begin``, ``append``, ``finish`` or ``fail``), and the reader takes them
+    in order. The digest is verified if ``start`` is the detach point.
     """
 
     def __init__(
@@ -49,75 +51,63 @@ class PassThrough:
         is_verified = start == detach_point.start
         self.size = size
         self.position = start  # of the next byte that the reader takes
-        self._arrived = start  # the reader may take bytes until here
-        self._held = detach_point.held if is_verified else b""
-        self.offset = start + len(self._held)  # of the next byte from the upstream
+        self._arrived = start  # limit of the bytes that the reader may take
+        self._withheld = detach_point.withheld if is_verified else b""
+        self.offset = start + len(self._withheld)  # of the next byte from the upstream
         self._hasher = detach_point.hasher.copy() if is_verified else None
         self._detach_point, self._threads, self._emit = detach_point, threads, emit
         self._pieces: deque[bytes] = deque()
-        self._has_begun = self._has_ended = False
+        self._has_started = self._has_ended = False
         self._error: RegistryError | None = None
         self._changed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.producer: asyncio.Task[None] | None = None  # ended by ``close``
+        self._task: asyncio.Task[Any] | None = None
 
-    # --- the upstream's side ---
+    def feed_by(self, task: asyncio.Task[Any] | None) -> None:
+        """``task`` appends the bytes; ``close`` cancels it."""
+        self._task = task
+
+    # --- the fetching task ---
 
     async def begin(self, size: int | None, source: Source) -> None:
         self.size = self.size if size is None else size
-        self._has_begun = True
+        self._has_started = True
         self._change()
 
     async def append(self, piece: bytes | memoryview) -> None:
-        """Take a piece, and wait while the reader has enough to take."""
+        """Append a piece, and wait while PIECE bytes or more are not taken."""
         if self._hasher is not None:
             await asyncio.get_running_loop().run_in_executor(self._threads, self._hasher.update, piece)
         self.offset += len(piece)
-        piece, self._held = self._held + bytes(piece), b""
+        piece, self._withheld = self._withheld + bytes(piece), b""
         if self._hasher is not None and (self.size is None or self.offset >= self.size):
-            piece, self._held = piece[:-1], piece[-1:]
+            piece, self._withheld = piece[:-1], piece[-1:]
         self._give(piece)
         while self._arrived - self.position >= PIECE:
             await asyncio.shield(self._changed)
 
     async def splice_from(self, body: Body) -> int:
-        """Its bytes are for a reader, not for a file."""
+        """Return 0: there is no file to splice into."""
         return 0
 
     async def matches_digest(self) -> bool:
-        return self._is_right()
+        return self._matches_digest()
 
-    def _is_right(self) -> bool:
+    def _matches_digest(self) -> bool:
         expected = self._detach_point.digest.encoded
         return self._hasher is not None and self._hasher.hexdigest() == expected
 
-    def note_resumed(self) -> None:
-        """Nobody counts."""
-
-    def take_other(self) -> Source | None:
-        """There is one reader, who wants it from where it comes."""
-        return None
-
-    def put_back(self, source: Source) -> None:
-        """There is no other source."""
-
-    def refuse(self, source: Source, error: UpstreamError) -> None:
-        """The reader hears of it by ``fail``."""
-
-    def suspect(self, source: Source) -> None:
-        """There is no other source."""
-
     def finish(self) -> None:
-        """Everything has arrived: release the last byte; UpstreamContentInvalid if the digest is wrong."""
-        if self._hasher is not None and not self._is_right():
+        """Release the last byte; raises UpstreamContentInvalid if the digest does not match."""
+        if self._hasher is not None and not self._matches_digest():
             upstream, digest = self._detach_point.source.repository.upstream, self._detach_point.digest
             self._emit(VerificationFailed(upstream, "blob", digest, "upstream"))
             raise UpstreamContentInvalid(upstream, f"sent other content than {digest}", reason="digest")
-        held, self._held = self._held, b""
+        withheld, self._withheld = self._withheld, b""
         self._has_ended = True
-        self._give(held)
+        self._give(withheld)
 
     def fail(self, error: RegistryError) -> None:
-        """The rest will never come; what has arrived may still be taken."""
+        """Raise ``error`` for the reader after it has taken the bytes that have arrived."""
         self._error = error
         self._change()
 
@@ -131,21 +121,21 @@ class PassThrough:
         changed, self._changed = self._changed, asyncio.get_running_loop().create_future()
         changed.set_result(None)
 
-    # --- the reader's side ---
+    # --- the reader ---
 
-    async def wait_begun(self) -> None:
-        """Until the upstream has answered with content; of an empty body until the verdict."""
-        while not self._has_begun or (self.size == 0 and not self._has_ended):
+    async def wait_started(self) -> None:
+        """Wait until content arrives, or if it is empty until it is verified; raises RegistryError."""
+        while not self._has_started or (self.size == 0 and not self._has_ended):
             if self._error is not None:
                 raise self._error
             await asyncio.shield(self._changed)
 
     def reaches(self, offset: int) -> bool:
-        """Whether the reader can go on from ``offset``: nothing from there on has been taken."""
+        """Whether the reader can continue at ``offset``: no byte from there on has been taken."""
         return self.position <= offset <= self._arrived
 
     async def wait_until_readable(self, offset: int) -> int:
-        """See ``blobs.base.Blob``."""
+        """Return the limit of the readable bytes once it exceeds ``offset`` (see ``blobs.base.Blob``)."""
         while self._arrived <= offset and not self._has_ended:
             if self._error is not None:
                 raise self._error
@@ -153,7 +143,7 @@ class PassThrough:
         return self._arrived
 
     async def read(self, start: int, stop: int) -> AsyncIterator[bytes]:
-        """See ``blobs.base.Blob``; what lies before ``start`` is passed over."""
+        """Yield the bytes from ``start`` to ``stop``; the bytes before ``start`` are dropped."""
         while self.position < stop:
             piece = self._take(min(PIECE, (stop if self.position >= start else start) - self.position))
             if self.position > start:
@@ -171,19 +161,18 @@ class PassThrough:
         return piece
 
     def close(self) -> None:
-        """The reader has left: nothing more is fetched for it."""
+        """The reader has left: stop the fetch."""
         self._pieces.clear()
-        if self.producer is not None and self.producer is not asyncio.current_task():
-            self.producer.cancel()
+        if self._task is not None and self._task is not asyncio.current_task():
+            self._task.cancel()
 
-
-async def run_pass_through(source: Source, pass_through: PassThrough, sleep: Sleep) -> None:
-    """Fetch for the passage's reader; what goes wrong is told to that reader alone."""
-    try:
-        await fetch(source, pass_through, sleep)
-        pass_through.finish()
-    except RegistryError as error:
-        pass_through.fail(error)
-    except BaseException as error:
-        pass_through.fail(Unavailable(f"the transfer was interrupted: {error!r}", retry_after=1))
-        raise
+    async def run(self, sleep: Sleep) -> None:
+        """Fetch from the detach point's source; the reader receives the error."""
+        try:
+            await fetch(self._detach_point.source, self, NoOtherSources(), sleep)
+            self.finish()
+        except RegistryError as error:
+            self.fail(error)
+        except BaseException as error:
+            self.fail(Unavailable(f"the transfer was interrupted: {error!r}", retry_after=1))
+            raise

@@ -1,25 +1,25 @@
-"""Blobs in flight: one writer, many readers, one growing file.
+"""The downloads of this process: each cold blob is fetched once, and all its readers share a file.
 
-A download belongs to the process, not to the client that caused it. Every reader, the first
-one included, follows the file on disk; the last byte is held back until the digest has been
-verified. How bytes get into the file is ``transfer.py``; here is who shares it. A download that
-cannot be kept is shared by nobody else from then on: the next pull tries the disk again.
+A download belongs to the process, not to the client that caused it. Every reader follows the file
+on disk, and the last byte is withheld until the digest is verified. ``transfer`` brings the bytes;
+this module starts, joins and ends downloads. Nobody joins a download that is detached from its
+file: the next request tries the disk again.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+from regmirror.blobs.staging import StagedFile
 from regmirror.downloads.download import Download
-from regmirror.downloads.fetcher import Source
 from regmirror.downloads.follower import Follower
-from regmirror.downloads.passthrough import DetachPoint, PassThrough, run_pass_through
-from regmirror.downloads.provenance import Provenance
+from regmirror.downloads.passthrough import DetachPoint, PassThrough
+from regmirror.downloads.source import Body, Source
 from regmirror.downloads.start_limiter import StartLimiter
 from regmirror.downloads.transfer import Transfer
 from regmirror.downloads.transfer_context import TransferContext
@@ -27,8 +27,8 @@ from regmirror.errors import RegistryError, Unavailable, UpstreamError
 from regmirror.oci.names import Digest, Repository
 from regmirror.telemetry.events import DownloadEnded, DownloadStarted, FollowersChanged, NotStored
 
-JOINS_MAX: Final = 8  # downloads that one reader joins, should each fail by another one's fault
-ABANDONED: Final = 0.1  # seconds until what nobody waits for is cancelled
+JOINS_MAX: Final = 8  # downloads that a reader joins, when each fails because of another repository
+ABANDONED: Final = 0.1  # seconds after which a download without waiting readers is cancelled
 
 
 @dataclass
@@ -38,109 +38,128 @@ class Downloads:
     context: TransferContext
     _active: dict[Digest, Download] = field(default_factory=dict)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
-    _starting: StartLimiter = field(default_factory=StartLimiter)
+    _limiter: StartLimiter = field(default_factory=StartLimiter)
 
     def __len__(self) -> int:
         return len(self._active)
 
     def find(self, digest: Digest) -> Download | None:
-        """The download that ``join`` would follow."""
+        """Return the download that ``join`` would follow; None if it would start one."""
         download = self._active.get(digest)
         return download if download is not None and download.is_open else None
 
     def is_proven(self, digest: Digest, repository: Repository) -> bool:
-        """Whether a blob in flight is open to the repository: its upstream has brought all of it, or
-        sent a part of it that was the same.
-        """
+        """Whether the upstream of ``repository`` has sent all of a blob in flight, or a matching sample."""
         download = self._active.get(digest)
-        if download is None or not (download.verified or repository in download.samples):
-            return False
-        return repository in download.samples or download.proven_for == repository
+        return download is not None and download.is_proven(repository)
 
     async def join(self, digest: Digest, source: Source) -> tuple[Follower, bool]:
         """Follow the blob's download, started from ``source`` if there is none.
 
-        Returns once an upstream has answered with it; the flag says whether it was in flight
-        before. Raises RegistryError if the repository's own upstream has no such content for us.
-        What another repository is refused says nothing about this one.
+        Returns when content arrives; the flag is true if the download existed before. Raises
+        RegistryError if the upstream of ``source`` fails. A failure of another repository's
+        upstream does not concern this reader.
         """
         for _ in range(JOINS_MAX):
             download = self.find(digest)
-            joined = download is not None
+            is_joined = download is not None
             if download is None:
                 download = self._start(digest, source)
-            download.enter(source)
-            try:
-                await self._wait_started(download, source)
-            except RegistryError as error:
-                if download.blames(source.repository):
-                    raise
-                failure = error
-            else:
-                return Follower(download, source, self), joined
-            finally:
-                download.readers -= 1
-                download.withdraw(source)
-                self._release(download)
+            with download.reader(source):
+                try:
+                    await self._wait_started(download, source.repository)
+                    return Follower(download, source, self), is_joined
+                except RegistryError as error:
+                    if download.blames(source.repository):
+                        raise
+                    failure = error
         raise Unavailable(f"other downloads of this blob failed: {failure.message}", retry_after=1)
 
-    async def fetch_alone(self, digest: Digest, source: Source) -> Follower:
-        """Follow a download of this reader's own, of which nothing is stored: the blob's file is being
-        written with the bytes of another upstream, and those are not verified yet.
+    async def follow(self, digest: Digest) -> Follower | None:
+        """Follow a download of this process, or of another process on this store; None if there is none.
+
+        Makes no request, and never becomes the writer: when the writer ends early, reading fails.
+        Raises RegistryError if the download fails before content arrives.
         """
-        download, shop = Download(digest, source), self.context
+        download = self.find(digest) or self._watch(digest)
+        if download is None:
+            return None
+        with download.reader(None):
+            await self._wait_started(download, None)
+            return Follower(download, None, self)
+
+    async def fetch_alone(self, digest: Digest, source: Source) -> Follower:
+        """Fetch the blob for one reader, and store nothing.
+
+        For a blob whose file is being written with unverified bytes of another upstream.
+        """
+        download = Download(digest, source)
         detach_point = DetachPoint(digest, source, 0, b"", digest.hasher())
-        pass_through = PassThrough(detach_point, 0, None, threads=shop.bulk, emit=shop.emit)
-        pass_through.producer = self._begin(run_pass_through(source, pass_through, shop.sleep))
+        pass_through = self._pass_through(detach_point, 0, None)
         try:
-            await pass_through.wait_begun()
+            await pass_through.wait_started()
         except BaseException:
             pass_through.close()
             raise
-        shop.emit(NotStored("stalled", f"{digest} is being fetched from another upstream"))
-        download.origin = Provenance(str(source.repository))
-        download.part(detach_point, pass_through)
+        self.context.emit(NotStored("stalled", f"{digest} is being fetched from another upstream"))
+        download.continue_provenance(source, 0)
+        download.detach(detach_point, pass_through)
         download.begin(pass_through.size)
-        shop.emit(FollowersChanged(1))
+        self.context.emit(FollowersChanged(1))
         return Follower(download, source, self)
 
-    async def _wait_started(self, download: Download, source: Source) -> None:
-        """Wait as a reader, who keeps the file open; the caller lets go of it."""
-        download.readers += 1
-        download.waiting += 1
+    async def _wait_started(self, download: Download, repository: Repository | None) -> None:
+        """Wait as a reader for the first content, and count a follower."""
         try:
-            await download.wait_started(source.repository)
+            await download.wait_started(repository)
         finally:
-            download.waiting -= 1
-            if not download.started and not download.waiting:
-                # A moment later: a client's deadline may be extended, and then it waits again.
-                asyncio.get_running_loop().call_later(ABANDONED, self._abandon, download)
+            if download.is_unwanted:
+                # Later, because a client whose deadline is extended waits again in the same moment.
+                asyncio.get_running_loop().call_later(ABANDONED, download.cancel_if_unwanted)
         self.context.emit(FollowersChanged(1))
 
-    def _abandon(self, download: Download) -> None:
-        """End a download that no upstream has answered and nobody waits for."""
-        if download.task is not None and not download.started and not download.waiting:
-            download.is_over = True
-            download.task.cancel()
+    def note_left(self) -> None:
+        """A follower has left its download."""
+        self.context.emit(FollowersChanged(-1))
 
     async def drain(self, digest: Digest | None = None) -> None:
-        """Wait until every download that is in flight now, or that of ``digest``, has ended."""
+        """Wait until the downloads that are in flight now have ended, or only that of ``digest``."""
         tasks = [task for task in self._tasks if digest is None or task.get_name() == digest]
         if tasks:
             await asyncio.wait(tasks)
 
     async def close(self) -> None:
-        """Stop every download; what has arrived stays for the next start to resume."""
+        """Stop every download; the next start resumes from the bytes that have arrived."""
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    def pass_through(self, download: Download, source: Source, offset: int, *, is_own: bool) -> PassThrough:
+        """Return the bytes of a detached download from ``offset`` on, for one reader.
+
+        The first reader gets the fetch that is in progress, unless ``is_own``: its bytes must come
+        from its own repository's upstream.
+        """
+        spare = None if is_own else download.take_spare(offset)
+        if spare is not None:
+            return spare
+        if download.detach_point is None:
+            raise ValueError("the download is not detached: its bytes are in the file")
+        return self._pass_through(replace(download.detach_point, source=source), offset, download.size)
+
+    def _pass_through(self, detach_point: DetachPoint, offset: int, size: int | None) -> PassThrough:
+        context = self.context
+        pass_through = PassThrough(detach_point, offset, size, threads=context.bulk, emit=context.emit)
+        pass_through.feed_by(self._begin(pass_through.run(context.sleep)))
+        return pass_through
+
     def _start(self, digest: Digest, source: Source) -> Download:
         download = self._active[digest] = Download(digest, source)
         self.context.emit(DownloadStarted(source.repository.upstream))
-        download.task = self._begin(self._run(download))
-        download.task.set_name(digest)
+        task = self._begin(self._run(download))
+        task.set_name(digest)
+        download.run_by(task)
         return download
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -149,73 +168,69 @@ class Downloads:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    def pass_from(self, download: Download, source: Source, offset: int) -> PassThrough:
-        """The bytes of a download that is not kept, from ``offset`` on, for one reader."""
-        pass_through = download.take_spare(offset)
-        if pass_through is None:
-            return self.pass_own(download, source, offset)
-        self._release(download)
-        return pass_through
-
-    def pass_own(self, download: Download, source: Source, offset: int) -> PassThrough:
-        """Such bytes, fetched for this reader from its own repository's upstream."""
-        if download.detach_point is None:
-            raise ValueError("the download is kept: its bytes are in the file")
-        detach_point = replace(download.detach_point, source=source)
-        threads, emit = self.context.bulk, self.context.emit
-        pass_through = PassThrough(detach_point, offset, download.size, threads=threads, emit=emit)
-        pass_through.producer = self._begin(run_pass_through(source, pass_through, self.context.sleep))
-        self._release(download)
-        return pass_through
-
     async def _run(self, download: Download) -> None:
-        began, error = time.monotonic(), ""
+        began = time.monotonic()
         try:
-            async with self._starting.admitted(download):
-                await Transfer(self.context, download).run()
-            error = download.not_cached_reason
-        except UpstreamError as failure:
-            error = str(failure)
-            download.fail(failure, download.suspect or str(download.source.repository))
-        except RegistryError as failure:
-            error = str(failure)
-            download.fail(failure)
-        except OSError as failure:
-            error = f"cannot be stored: {failure.strerror or failure}"
-            download.fail(Unavailable(f"the blob {error}", retry_after=10))
-        except BaseException as failure:
-            error = "stopped" if isinstance(failure, asyncio.CancelledError) else repr(failure)
-            error = download.not_cached_reason or error
-            download.fail(Unavailable(f"the download was interrupted: {error}", retry_after=1))
-            raise
+            with self._ending(download):
+                async with self._limiter.admit(download):
+                    await Transfer(self.context, download).run()
         finally:
-            download.is_over = True
             if self._active.get(download.digest) is download:
                 del self._active[download.digest]
-            self._release(download)
             self.context.emit(
                 DownloadEnded(
-                    download.source.repository.upstream,
-                    download.source.repository.name,
+                    download.repository.upstream,
+                    download.repository.name,
                     download.digest,
                     download.written,
                     time.monotonic() - began,
-                    download.resumed,
-                    error,
+                    download.sources.resumed,
+                    download.failure or download.not_cached_reason,
                 )
             )
 
-    def leave(self, download: Download) -> None:
-        """A follower has left, or follows another download."""
-        self.context.emit(FollowersChanged(-1))
-        self._release(download)
+    @contextmanager
+    def _ending(self, download: Download) -> Iterator[None]:
+        """End the download with the block; its readers receive the failure."""
+        try:
+            yield
+        except UpstreamError as error:
+            download.fail(error, download.sources.suspected)
+        except RegistryError as error:
+            download.fail(error)
+        except OSError as error:
+            failure = f"cannot be stored: {error.strerror or error}"
+            download.fail(Unavailable(f"the blob {failure}", retry_after=10), failure=failure)
+        except BaseException as error:
+            failure = "stopped" if isinstance(error, asyncio.CancelledError) else repr(error)
+            failure = download.not_cached_reason or failure
+            interrupted = Unavailable(f"the download was interrupted: {failure}", retry_after=1)
+            download.fail(interrupted, failure=failure)
+            raise
+        finally:
+            download.end()
 
-    def _release(self, download: Download) -> None:
-        """Close the file when the download has ended or parted and nobody needs it any more."""
-        if download.readers == 0 and download.spare is not None:
-            download.spare.close()
-            download.spare = None
-        is_over = download.detach_point is not None or self._active.get(download.digest) is not download
-        if is_over and download.readers == download.past and download.descriptor >= 0:
-            os.close(download.descriptor)
-            download.descriptor = -1
+    def _watch(self, digest: Digest) -> Download | None:
+        """Follow the file that another process writes, if one does."""
+        staged = self.context.staging.find(digest)
+        if staged is None:
+            return None
+        state = staged.read_state()
+        name = state.repository.removeprefix(f"{state.upstream}/")
+        if not state.upstream or not name:  # the writer has not begun
+            staged.close()
+            return None
+        download = Download(digest, Source(Repository(state.upstream, name), _request_nothing))
+        download.run_by(self._begin(self._run_watch(download, staged)))
+        return download
+
+    async def _run_watch(self, download: Download, staged: StagedFile) -> None:
+        with self._ending(download):
+            try:
+                await Transfer(self.context, download).watch(staged)
+            finally:
+                staged.close()
+
+
+def _request_nothing(offset: int) -> AbstractAsyncContextManager[Body]:
+    raise ValueError("a download that is only watched makes no request")

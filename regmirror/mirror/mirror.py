@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 
 from regmirror.blobs.base import Blob, BlobStore, StoredBlob
-from regmirror.downloads.fetcher import Source
 from regmirror.downloads.follower import Follower
 from regmirror.downloads.registry import Downloads
+from regmirror.downloads.source import Source
 from regmirror.errors import BlobUnknown
 from regmirror.metadata.bounded_reads import is_in_doubt
 from regmirror.metadata.cache import MetadataCache
@@ -168,7 +168,7 @@ class Mirror:
     def _download_age(self, repository: Repository, digest: Digest) -> float:
         """Seconds since the blob was requested from the repository's own upstream; 0 if it was not."""
         download = self._downloads.find(digest)
-        if download is None or download.source.repository.upstream != repository.upstream:
+        if download is None or download.repository.upstream != repository.upstream:
             return 0.0
         return asyncio.get_running_loop().time() - download.began
 

@@ -291,7 +291,12 @@ def _open_downloads(
     bulk = ThreadPoolExecutor(BULK_THREADS, "bulk", initializer=_be_nice)
     stack.callback(bulk.shutdown)
     context = TransferContext(
-        toolkit.staging, toolkit.store, metadata_cache.save_blob, emit, bulk, reserve=capacity.reserve
+        staging=toolkit.staging,
+        store=toolkit.store,
+        record=metadata_cache.save_blob,
+        emit=emit,
+        bulk=bulk,
+        reserve=capacity.reserve,
     )
     downloads = Downloads(context)
     stack.push_async_callback(downloads.close)

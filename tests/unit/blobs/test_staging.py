@@ -120,19 +120,21 @@ def test_a_file_that_was_replaced_is_not_current(opened):
 
 
 def test_an_adopted_file_is_recognised_by_all_who_have_it_open(tmp_path, staging, opened):
-    writer, reader, final = opened(), opened(), tmp_path / "final"
-    assert not reader.is_committed_as(final)
-    writer.path.rename(final)
+    writer, reader, store = opened(), opened(), LocalBlobStore(tmp_path)
+    store.prepare()
+    assert not store.is_stored_as(DIGEST, reader.descriptor)
+    writer.path.rename(store.path(DIGEST))
     writer.delete_state()
-    assert reader.is_committed_as(final)
+    assert store.is_stored_as(DIGEST, reader.descriptor)
     assert not reader.is_current()
     assert names(staging) == []
 
 
 def test_another_file_at_the_final_place_is_not_an_adoption(tmp_path, opened):
-    reader, final = opened(), tmp_path / "final"
-    final.write_bytes(b"somebody else's")
-    assert not reader.is_committed_as(final)
+    reader, store = opened(), LocalBlobStore(tmp_path)
+    store.prepare()
+    store.path(DIGEST).write_bytes(b"somebody else's")
+    assert not store.is_stored_as(DIGEST, reader.descriptor)
 
 
 def test_until_the_bytes_are_opened_there_is_a_note_alone(staging):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from regmirror.blobs.local import LocalBlobStore
 from regmirror.blobs.staging import Staging
-from regmirror.downloads.fetcher import Move, Source
+from regmirror.downloads.source import Source, Splice
 from regmirror.downloads.transfer_context import TransferContext
 from regmirror.errors import UpstreamFailed
 from regmirror.oci.names import Digest, Repository
@@ -75,7 +75,7 @@ class ScriptedBody:
             raise self._says.error
         return b""
 
-    async def splice(self, move: Move) -> None:
+    async def splice(self, splice: Splice) -> None:
         """There is no socket."""
 
 
@@ -110,7 +110,14 @@ class Bench:
         self.staging = Staging(root / "staging")
         self.store.prepare()
         self.staging.prepare()
-        self.context = TransferContext(self.staging, self.store, self._record, self.events, bulk, self._sleep)
+        self.context = TransferContext(
+            staging=self.staging,
+            store=self.store,
+            record=self._record,
+            emit=self.events,
+            bulk=bulk,
+            sleep=self._sleep,
+        )
 
     async def _record(self, digest: Digest, size: int, proven_for: Collection[Repository]) -> None:
         self.recorded.append((digest, size))

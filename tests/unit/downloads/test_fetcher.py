@@ -2,7 +2,7 @@
 
 import pytest
 
-from regmirror.downloads.fetcher import PAUSES, RESTS_MAX, TRICKLE, fetch
+from regmirror.downloads.fetcher import CIRCUIT_WAITS_MAX, PAUSES, TRICKLE, NoOtherSources, fetch
 from regmirror.errors import UpstreamCircuitOpen, UpstreamContentInvalid, UpstreamFailed, UpstreamTimeout
 from tests.unit.downloads.scripted import DATA, Says, Script, broken
 
@@ -32,21 +32,6 @@ class Bytes:
     async def matches_digest(self):
         return self.data == DATA
 
-    def note_resumed(self):
-        pass
-
-    def take_other(self):
-        return None
-
-    def put_back(self, source):
-        pass
-
-    def refuse(self, source, error):
-        pass
-
-    def suspect(self, source):
-        pass
-
 
 @pytest.fixture
 def pauses():
@@ -68,7 +53,7 @@ async def test_an_upstream_that_rests_is_waited_for(sleep, pauses):
         [Says(stop=HALF, error=broken), refused, refused, Says(error=RESTING, refuses=True), Says()]
     )
     sink = Bytes()
-    await fetch(script.source, sink, sleep)
+    await fetch(script.source, sink, NoOtherSources(), sleep)
     assert sink.data == DATA
     assert pauses == [*PAUSES, 5.0]
     assert script.asked == [0, *[HALF] * 4]
@@ -78,21 +63,21 @@ async def test_an_upstream_that_rests_on_is_given_up(sleep, pauses):
     """B20: within a bound."""
     script = Script([Says(stop=HALF, error=broken), Says(error=RESTING, refuses=True)])
     with pytest.raises(UpstreamCircuitOpen):
-        await fetch(script.source, Bytes(), sleep)
-    assert pauses.count(5.0) == RESTS_MAX
+        await fetch(script.source, Bytes(), NoOtherSources(), sleep)
+    assert pauses.count(5.0) == CIRCUIT_WAITS_MAX
 
 
 async def test_a_blob_that_has_not_begun_waits_for_nobody(sleep, pauses):
     """B34: its client is to fall back."""
     with pytest.raises(UpstreamCircuitOpen):
-        await fetch(Script([Says(error=RESTING, refuses=True)]).source, Bytes(), sleep)
+        await fetch(Script([Says(error=RESTING, refuses=True)]).source, Bytes(), NoOtherSources(), sleep)
     assert pauses == []
 
 
 async def test_other_failures_are_as_before(sleep, pauses):
     script = Script([Says(stop=HALF, error=broken), Says(error=broken, refuses=True)])
     with pytest.raises(UpstreamFailed):
-        await fetch(script.source, Bytes(), sleep)
+        await fetch(script.source, Bytes(), NoOtherSources(), sleep)
     assert pauses == list(PAUSES)
 
 
@@ -105,7 +90,7 @@ async def test_what_is_moved_beside_this_program_is_counted_as_well(sleep):
             return len(DATA) if self.moved == 1 else 0
 
     with pytest.raises(UpstreamContentInvalid, match="sent more than"):
-        await fetch(Script([Says()]).source, Spliced(), sleep)
+        await fetch(Script([Says()]).source, Spliced(), NoOtherSources(), sleep)
 
 
 LATE = UpstreamTimeout("registry.test", "did not answer", reason="read")
@@ -121,13 +106,13 @@ def stutter(brings):
 async def test_bytes_that_trickle_forgive_no_failure(sleep, pauses):
     """B35, B100: an upstream that sends a few bytes and stalls, at every try, is given up."""
     with pytest.raises(UpstreamTimeout):
-        await fetch(stutter(TRICKLE // 2).source, Bytes(), sleep)
+        await fetch(stutter(TRICKLE // 2).source, Bytes(), NoOtherSources(), sleep)
     assert pauses == list(PAUSES[1:])
 
 
 async def test_a_slow_upstream_that_brings_much_each_time_is_not_given_up(sleep, pauses):
     """B19."""
     sink = Bytes()
-    await fetch(stutter(TRICKLE).source, sink, sleep)
+    await fetch(stutter(TRICKLE).source, sink, NoOtherSources(), sleep)
     assert len(sink.data) == len(LARGE)
     assert pauses == [PAUSES[0]] * 19

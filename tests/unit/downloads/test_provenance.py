@@ -309,20 +309,18 @@ async def test_a_reader_that_joins_one_failure_after_the_other_is_told_to_come_a
     other = from_other(Says())
     tries = []
 
-    async def wait(download, source):
-        download.readers += 1
-        if source is other_source:
+    async def wait(download, repository):
+        if repository == OTHER:
             tries.append(download)
             download.fail(ABSENT, str(named(1)))
             raise ABSENT
-        await download.wait_started(source.repository)
+        await download.wait_started(repository)
 
-    other_source = other.source
     monkeypatch.setattr(downloads, "_wait_started", wait)
     task = asyncio.create_task(downloads.join(DIGEST, hung.source))
     await asyncio.sleep(0)
     with pytest.raises(Unavailable, match="other downloads"):
-        await downloads.join(DIGEST, other_source)
+        await downloads.join(DIGEST, other.source)
     assert len(tries) == 2
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
@@ -379,7 +377,7 @@ class _Late:
 
 async def test_downloads_beyond_the_limit_wait_for_their_turn_and_hold_nothing(bench):
     """B100, B35: those of another upstream do not wait for them."""
-    downloads = Downloads(bench.context, _starting=starting.StartLimiter(limit=1))
+    downloads = Downloads(bench.context, _limiter=starting.StartLimiter(limit=1))
     hung = Script([Says()])
     hung._open = lambda offset: _Never()
     digest = Digest.of(b"another")
@@ -401,7 +399,7 @@ async def test_downloads_beyond_the_limit_wait_for_their_turn_and_hold_nothing(b
 
 async def test_a_turn_that_does_not_come_is_an_answer(bench):
     """B34: 503 with Retry-After."""
-    downloads = Downloads(bench.context, _starting=starting.StartLimiter(limit=0, turn_max=0.01))
+    downloads = Downloads(bench.context, _limiter=starting.StartLimiter(limit=0, turn_max=0.01))
     with pytest.raises(Unavailable, match="downloads wait") as raised:
         await downloads.join(DIGEST, Script([Says()]).source)
     assert raised.value.retry_after == 5
@@ -415,6 +413,6 @@ async def test_names_of_readers_that_have_left_are_forgotten(downloads, bench):
     for number in range(50):
         follower, _ = await downloads.join(DIGEST, Script([Says()], repository=named(number)).source)
         follower.close()
-    assert [source.repository for source in downloads.find(DIGEST).sources] == [REPOSITORY]
+    assert [source.repository for source in downloads.find(DIGEST).sources.untried] == [REPOSITORY]
     gate.set()
     first.close()

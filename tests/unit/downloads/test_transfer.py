@@ -111,7 +111,7 @@ async def test_what_broke_off_is_asked_for_from_where_it_stands(bench, start):
     download, task = start(bench, script)
     await task
     assert script.asked == [0, 3_000, 7_000]
-    assert download.resumed == 2
+    assert download.sources.resumed == 2
     assert bench.stored() == DATA
 
 
@@ -181,7 +181,7 @@ async def test_what_an_earlier_process_left_is_resumed(bench, start, size):
     download, task = start(bench, script)
     await task
     assert script.asked == [6_000]
-    assert download.resumed == 1
+    assert download.sources.resumed == 1
     assert bench.stored() == DATA
 
 

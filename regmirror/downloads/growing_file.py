@@ -1,7 +1,7 @@
-"""The end of a growing file, written and hashed in bulk threads beside the event loop.
+"""A file that grows at its end, written and hashed in bulk threads beside the event loop.
 
-What comes as bytes is written and hashed by one thread. What the kernel moves from a socket never
-passes through this process: it is hashed from the page cache, by a second thread that runs behind.
+Bytes in memory are written and hashed by one thread. Bytes that the kernel splices from a socket
+never enter this process: a second thread hashes them from the page cache, some distance behind.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from concurrent.futures import Executor
 from contextlib import suppress
 from typing import Final, TypeVar
 
-from regmirror.downloads.fetcher import Moved
+from regmirror.downloads.source import Spliced
 from regmirror.oci.names import Hasher
 
 READ: Final = 1024 * 1024  # bytes read back at once for the hash
 HASHED_MAX: Final = 16 * 1024 * 1024  # bytes hashed in one turn of a thread
-AHEAD_MAX: Final = 64 * 1024 * 1024  # bytes the hash may be behind: what it reads is still in memory
-MOVED_MAX: Final = 16 * 1024 * 1024  # bytes moved in one turn, after which readers are told
-LINGER: Final = 0.004  # seconds a turn waits for more before it ends with less than LINGER_BYTES
+AHEAD_MAX: Final = 64 * 1024 * 1024  # bytes the hash may be behind, so that it reads from the page cache
+SPLICED_MAX: Final = 16 * 1024 * 1024  # bytes spliced in one turn, after which readers are notified
+LINGER: Final = 0.004  # seconds that a turn waits before it ends with less than LINGER_BYTES
 LINGER_BYTES: Final = 256 * 1024
-PIPE: Final = 1024 * 1024  # bytes; what Linux allows everybody
+PIPE: Final = 1024 * 1024  # bytes; the most that Linux allows to unprivileged users
 
 T = TypeVar("T")
 
 
-class Writer:
-    """The end of a growing file: ``offset`` is where the next byte belongs."""
+class GrowingFile:
+    """A file with the hash of its bytes; ``offset`` is the position of the next byte."""
 
     def __init__(self, descriptor: int, hasher: Hasher, bulk: Executor) -> None:
         self._descriptor, self._hasher, self._bulk = descriptor, hasher, bulk
@@ -43,58 +43,61 @@ class Writer:
         self._pipe: tuple[int, int] | None = None
 
     async def read_back(self, size: int) -> None:
-        """Hash the ``size`` bytes that are already there."""
+        """Hash the first ``size`` bytes, which are already in the file; raises OSError."""
         self.offset = size
         await self.drain()
 
     async def append(self, piece: bytes | memoryview) -> None:
-        """Write and hash a piece. When it fails, ``offset`` tells how much of it was written."""
+        """Write and hash a piece; raises OSError, after which ``offset`` counts the written bytes."""
         await self.drain()
         await self._in_thread(lambda: self._append(piece))
 
-    async def make_ready(self) -> None:
-        """To be called before each ``move``: raises what goes wrong here, and is no fault of the socket."""
+    async def prepare_splice(self) -> None:
+        """Open the pipe and let the hash catch up, before each ``splice_from``.
+
+        Raises OSError for a failure of this file, which is not one of the socket.
+        """
         self._open_pipe()
         while self.offset - self._hashed > AHEAD_MAX:
-            await asyncio.shield(self._hash_on())
+            await asyncio.shield(self._continue_hashing())
 
-    async def move(self, source: int, count: int) -> Moved | None:
-        """Move what has arrived at a socket, at most ``count`` bytes; None if nothing has.
+    async def splice_from(self, source: int, count: int) -> Spliced | None:
+        """Splice at most ``count`` bytes that have arrived at a socket; None if none have.
 
-        Raises OSError if the socket fails; that the file does is told in the result.
+        Raises OSError if the socket fails; the result reports a failure of the file.
         """
-        moved = await self._in_thread(lambda: self._move(source, min(count, MOVED_MAX)))
-        self._hash_on()
-        return moved
+        spliced = await self._in_thread(lambda: self._splice(source, min(count, SPLICED_MAX)))
+        self._continue_hashing()
+        return spliced
 
     async def drain(self) -> Hasher:
-        """The hash of everything until ``offset``; OSError if that cannot be read."""
+        """Wait until everything is hashed, and return the hash; raises OSError if bytes cannot be read."""
         while self._hashed < self.offset:
             if self._is_closed:
                 raise OSError("the staged file was closed before it was hashed")
-            await asyncio.shield(self._hash_on())
+            await asyncio.shield(self._continue_hashing())
         return self._hasher
 
     async def close(self) -> None:
-        """Wait until no thread uses the file any more."""
+        """Wait until no thread uses the file, and close the pipe."""
         self._is_closed = True
         if self._hashing is not None:
             if not self._hashing.done():
                 await asyncio.wait([self._hashing])
-            self._hashing.exception()  # known to whoever needed the hash
+            self._hashing.exception()  # ``drain`` has raised it, if the hash was needed
         if self._pipe is not None:
             for end in self._pipe:
                 os.close(end)
             self._pipe = None
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
-        """Have a thread do it, which is waited for even when this is cancelled."""
+        """Run ``work`` in a thread, and wait for its end even when cancelled."""
         working = asyncio.get_running_loop().run_in_executor(self._bulk, work)
         try:
             return await asyncio.shield(working)
         except asyncio.CancelledError:
             await asyncio.wait([working])
-            working.exception()  # of no interest any more
+            working.exception()  # retrieved, so that asyncio does not log it
             raise
 
     # --- in threads ----------------------------------------------------------------------
@@ -108,7 +111,7 @@ class Writer:
             self._hashed = self.offset
             view = view[count:]
 
-    def _move(self, source: int, limit: int) -> Moved | None:
+    def _splice(self, source: int, limit: int) -> Spliced | None:
         into, until = self._open_pipe()[1], time.monotonic() + LINGER
         count = 0
         while count < limit:
@@ -120,17 +123,17 @@ class Writer:
                 break
             except OSError:
                 if count:
-                    break  # it will fail again; what has come is good
+                    break  # the next call fails again; the bytes so far are good
                 raise
             if not taken:
-                return Moved(count)
+                return Spliced(count)
             count += taken
             if (failure := self._write_piped(taken)) is not None:
-                return Moved(count, *failure)
-        return Moved(count) if count else None
+                return Spliced(count, *failure)
+        return Spliced(count) if count else None
 
     def _write_piped(self, count: int) -> tuple[bytes, OSError] | None:
-        """Write what is in the pipe; if that fails, what could not be written, and why."""
+        """Write the bytes in the pipe; on failure return the unwritten bytes and the error."""
         source = self._open_pipe()[0]
         while count:
             try:
@@ -147,7 +150,7 @@ class Writer:
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-        # This file system does not know splice.
+        # This file system does not support splice.
         piece = memoryview(os.read(source, min(count, PIPE)))
         written = 0
         while written < len(piece):
@@ -157,21 +160,21 @@ class Writer:
     def _open_pipe(self) -> tuple[int, int]:
         if self._pipe is None:
             self._pipe = os.pipe()
-            with suppress(OSError):  # refused to a user with very many pipes: the default will do
+            with suppress(OSError):  # denied to a user with very many pipes: the default size is enough
                 fcntl.fcntl(self._pipe[1], fcntl.F_SETPIPE_SZ, PIPE)
         return self._pipe
 
-    def _hash_on(self) -> asyncio.Future[None]:
-        """Have a thread hash what is not hashed yet, unless one is at it."""
+    def _continue_hashing(self) -> asyncio.Future[None]:
+        """Hash the remaining bytes in a thread, unless one is running."""
         if self._hashing is None or self._hashing.done():
             self._hashing = asyncio.get_running_loop().run_in_executor(self._bulk, self._hash)
-            self._hashing.add_done_callback(self._hash_further)
+            self._hashing.add_done_callback(self._hash_next_turn)
         return self._hashing
 
-    def _hash_further(self, done: asyncio.Future[None]) -> None:
-        """One turn has ended: begin the next, unless there is nothing more or it failed."""
+    def _hash_next_turn(self, done: asyncio.Future[None]) -> None:
+        """Start the next turn after one has ended, unless everything is hashed or the turn failed."""
         if not self._is_closed and self._hashed < self.offset and done.exception() is None:
-            self._hash_on()
+            self._continue_hashing()
 
     def _hash(self) -> None:
         buffer = memoryview(bytearray(READ))
