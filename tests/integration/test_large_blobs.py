@@ -14,7 +14,7 @@ from regmirror.downloads.growing_file import GrowingFile
 from regmirror.telemetry.events import DownloadEnded
 from regmirror.upstream import detached_body as rawbody
 from tests.fake_registry import Chunked, Corrupt, FakeRegistry, Reset, Truncate, random_bytes
-from tests.mirror_fixture import NAME, run_mirror, until
+from tests.mirror_fixture import NAME, run_mirror, wait_until
 
 BLOB = random_bytes(12_000_000, seed=11)
 CUT = 7_000_001
@@ -64,11 +64,11 @@ def path_of(upstream, data=BLOB):
 
 
 def ranges(upstream):
-    return [seen.headers.get("Range") for seen in upstream.find("blob", "GET")]
+    return [request.headers.get("Range") for request in upstream.find("blob", "GET")]
 
 
 async def assert_stored(mirror, path, data=BLOB):
-    await until(lambda: len(mirror.stored()) == 1, "the blob is stored")
+    await wait_until(lambda: len(mirror.stored()) == 1, "the blob is stored")
     (stored,) = mirror.stored()
     assert stored == path.rsplit("/", 1)[1]
     again = await mirror.get(path)
@@ -124,21 +124,21 @@ async def test_an_upstream_that_hangs_in_the_middle_is_asked_for_the_rest(mirror
 async def test_bytes_flow_while_the_upstream_still_sends(mirror, upstream):
     """B2: what has arrived is not kept waiting for what has not."""
     pause = upstream.pause(after=CUT, kind="blob")
-    async with mirror.open(path_of(upstream)) as answer:
-        received = await answer.content.readexactly(CUT)
+    async with mirror.open(path_of(upstream)) as response:
+        received = await response.content.readexactly(CUT)
         assert received == BLOB[:CUT]
         pause.release()
-        assert received + await answer.content.read() == BLOB
+        assert received + await response.content.read() == BLOB
 
 
 async def test_wrong_bytes_are_never_a_whole_answer(mirror, upstream):
     """B2: the last byte waits for the hash, which runs behind what is moved."""
     upstream.fault(Corrupt(CUT), kind="blob", times=None)
     path = path_of(upstream)
-    async with mirror.open(path) as answer:
+    async with mirror.open(path) as response:
         with pytest.raises(aiohttp.ClientPayloadError):
-            await answer.content.readexactly(len(BLOB))
-        assert answer.content.total_bytes == len(BLOB) - 1
+            await response.content.readexactly(len(BLOB))
+        assert response.content.total_bytes == len(BLOB) - 1
     assert mirror.stored() == set()
     assert mirror.staged() == []
 
@@ -155,8 +155,8 @@ async def test_many_at_once(mirror, upstream):
     """B13: one request each, whoever else is being fetched."""
     blobs = [random_bytes(9_000_000 + number, seed=number) for number in range(6)]
     paths = [path_of(upstream, data) for data in blobs]
-    answers = await asyncio.gather(*(mirror.get(path) for path in paths * 3))
-    assert [answer.body for answer in answers] == blobs * 3
+    responses = await asyncio.gather(*(mirror.get(path) for path in paths * 3))
+    assert [response.body for response in responses] == blobs * 3
     assert len(ranges(upstream)) == len(blobs)
 
 
@@ -176,9 +176,9 @@ async def test_a_disk_that_cannot_be_read_back_is_no_fault_of_the_upstream(
         if is_far_behind:
             patched.setattr("regmirror.downloads.growing_file.AHEAD_MAX", 1_000_000)
             patched.setattr("regmirror.downloads.growing_file.SPLICED_MAX", 1_000_000)
-        async with mirror.open(path) as answer:
+        async with mirror.open(path) as response:
             with pytest.raises(aiohttp.ClientPayloadError):
-                await answer.content.readexactly(len(BLOB))
+                await response.content.readexactly(len(BLOB))
         (ended,) = await mirror.events.wait_for(DownloadEnded)
     assert ended.error == "the blob cannot be stored: Input/output error"
     assert ranges(upstream) == [None]
