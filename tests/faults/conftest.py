@@ -16,7 +16,7 @@ PROGRAMS = ("dnsmasq", "findmnt", "ip", "iptables-legacy", "mkfs.ext4", "mount",
 SBIN = f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/sbin:/sbin"
 
 
-def find_write_error() -> str:
+def find_missing_requirement() -> str:
     """Return why faults cannot be made here, or nothing."""
     if os.geteuid() != 0:
         return "real faults need root"
@@ -32,10 +32,10 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
     """Leave the suite out where it cannot run, but never silently in CI."""
-    if obstacle := find_write_error():
+    if missing := find_missing_requirement():
         if os.environ.get("CI"):
-            pytest.fail(f"CI runs the tests of faults, but {obstacle}", pytrace=False)
-        pytest.skip(obstacle)
+            pytest.fail(f"CI runs the tests of faults, but {missing}", pytrace=False)
+        pytest.skip(missing)
 
 
 @pytest.fixture

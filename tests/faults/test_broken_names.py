@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
 import pytest
 
+from tests.e2e.parts.networks import SecondHost
+from tests.fake_registry import FakeRegistry, Image
 from tests.faults.far_registry import FarRegistry
 from tests.faults.sample import (
     OTHER,
@@ -23,14 +29,14 @@ ALWAYS_ASK = {"tag_max_age": "0"}
 
 
 @pytest.fixture
-async def named(host):
+async def named(host: SecondHost) -> AsyncIterator[FarRegistry]:
     """An upstream that the configuration knows by the name ``up.example``."""
     async with FarRegistry(host, hostname="up.example") as registry:
         yield registry
 
 
 @pytest.fixture
-def inside(host, named, far):
+def inside(host: SecondHost, named: FarRegistry, far: FakeRegistry) -> dict[str, Any]:
     """How a mirror is run on the second host, where both upstreams are."""
     return {
         "registries": {NAMED: named, NUMBERED: far},
@@ -39,19 +45,25 @@ def inside(host, named, far):
 
 
 @pytest.fixture
-def image(named, far):
+def image(named: FarRegistry, far: FakeRegistry) -> Image:
     return add_sample(named)
 
 
 @pytest.fixture
-def healthy(far):
+def healthy(far: FakeRegistry) -> Image:
     """An image of the upstream that needs no name."""
     return add_sample(far, OTHER)
 
 
 async def test_a_name_that_does_not_exist_is_told_from_a_name_server_that_is_not_there(
-    storage, host, named, image, healthy, inside, tmp_path
-):
+    storage: Path,
+    host: SecondHost,
+    named: FarRegistry,
+    image: Image,
+    healthy: Image,
+    inside: dict[str, Any],
+    tmp_path: Path,
+) -> None:
     """B38, B34: 502 and a remedy for each; another upstream is pulled from; it recovers by itself."""
     tag = paths(image, NAMED)[0]
     async with run_program(storage, inside["registries"], **inside["settings"]) as program:
@@ -69,7 +81,9 @@ async def test_a_name_that_does_not_exist_is_told_from_a_name_server_that_is_not
     assert named.count("manifest", "GET") == 1
 
 
-async def test_cached_tags_are_served_without_any_name_server(storage, host, named, inside, tmp_path):
+async def test_cached_tags_are_served_without_any_name_server(
+    storage: Path, host: SecondHost, named: FarRegistry, inside: dict[str, Any], tmp_path: Path
+) -> None:
     """B32, B33: by a program that has started without one."""
     small = add_small(named)
     with host.name_server({"up.example": host.address}, tmp_path):

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.e2e.parts.networks import SecondHost
+from tests.fake_registry import FakeRegistry, Image
 from tests.faults.sample import (
     HALF,
     LAYER,
@@ -30,23 +34,25 @@ QUICK = {FAR: {"connect_timeout": "1s", "read_timeout": "1s"}}
 
 
 @pytest.fixture
-def image(far):
+def image(far: FakeRegistry) -> Image:
     return add_sample(far)
 
 
 @pytest.fixture
-def small(far):
+def small(far: FakeRegistry) -> Image:
     return add_small(far)
 
 
 @pytest.fixture
-def healthy(upstream):
+def healthy(upstream: FakeRegistry) -> Image:
     """An image of the upstream that nothing happens to."""
     return add_sample(upstream, OTHER)
 
 
 @pytest.mark.parametrize("fault", ["reset_after", "silent_after"])
-async def test_a_blob_is_whole_although_no_connection_lasts(upstream, storage, host, far, image, fault):
+async def test_a_blob_is_whole_although_no_connection_lasts(
+    upstream: FakeRegistry, storage: Path, host: SecondHost, far: FakeRegistry, image: Image, fault: str
+) -> None:
     """B19, B5: each goes on where the last one broke off, and the client sees one clean answer."""
     async with run_program(storage, {NAME: upstream, FAR: far}, upstreams=QUICK) as program:
         with getattr(host, fault)(far.port, SIZE // 2):
@@ -58,7 +64,9 @@ async def test_a_blob_is_whole_although_no_connection_lasts(upstream, storage, h
     assert all(text.startswith("bytes=") for text in ranges[1:])
 
 
-async def test_a_black_hole_is_answered_in_time(upstream, storage, host, far, image, healthy):
+async def test_a_black_hole_is_answered_in_time(
+    upstream: FakeRegistry, storage: Path, host: SecondHost, far: FakeRegistry, image: Image, healthy: Image
+) -> None:
     """B34, B35, B38: by 504 and the word for it; pulls from another upstream do not wait for it."""
     tag, layer = paths(image, FAR)
     async with run_program(storage, {NAME: upstream, FAR: far}, upstreams=QUICK) as program:
@@ -74,7 +82,9 @@ async def test_a_black_hole_is_answered_in_time(upstream, storage, host, far, im
         assert (await pull_again(program, layer)).body == LAYER
 
 
-async def test_a_router_that_knows_no_way_is_told_apart(upstream, storage, host, far, image):
+async def test_a_router_that_knows_no_way_is_told_apart(
+    upstream: FakeRegistry, storage: Path, host: SecondHost, far: FakeRegistry, image: Image
+) -> None:
     """B34, B38: 502 at once."""
     tag = paths(image, FAR)[0]
     async with run_program(storage, {NAME: upstream, FAR: far}, upstreams=QUICK) as program:
@@ -86,9 +96,11 @@ async def test_a_router_that_knows_no_way_is_told_apart(upstream, storage, host,
 
 
 @pytest.mark.parametrize("fault", ["black_hole", "unreachable"])
-async def test_a_cached_tag_stays_served(upstream, storage, host, far, small, fault):
+async def test_a_cached_tag_stays_served(
+    upstream: FakeRegistry, storage: Path, host: SecondHost, far: FakeRegistry, small: Image, fault: str
+) -> None:
     """B33: stale, and asked for anew when the upstream is back."""
-    settings = {"freshness": ALWAYS_ASK, "upstreams": QUICK}
+    settings: dict[str, Any] = {"freshness": ALWAYS_ASK, "upstreams": QUICK}
     async with run_program(storage, {NAME: upstream, FAR: far}, **settings) as program:
         tag = await store(program, small, FAR)
         with getattr(host, fault)(far.port):
@@ -100,8 +112,14 @@ async def test_a_cached_tag_stays_served(upstream, storage, host, far, small, fa
 
 
 async def test_a_cable_that_is_pulled_for_a_moment_does_no_harm(
-    upstream, storage, host, far, image, small, healthy
-):
+    upstream: FakeRegistry,
+    storage: Path,
+    host: SecondHost,
+    far: FakeRegistry,
+    image: Image,
+    small: Image,
+    healthy: Image,
+) -> None:
     """B5: the connection outlives it, and one request is all that the upstream sees."""
     layer = paths(image, FAR)[1]
     pause = far.pause(after=HALF, reference=image.layer_digests[0], times=1)
@@ -119,7 +137,9 @@ async def test_a_cable_that_is_pulled_for_a_moment_does_no_harm(
     assert far.count("blob", "GET", reference=image.layer_digests[0]) == 1
 
 
-async def test_a_cable_that_stays_away_ends_the_answer_short(upstream, storage, host, far, image):
+async def test_a_cable_that_stays_away_ends_the_answer_short(
+    upstream: FakeRegistry, storage: Path, host: SecondHost, far: FakeRegistry, image: Image
+) -> None:
     """B5, B7: never a clean answer of wrong bytes; when it is back, the rest is fetched and no more."""
     layer = paths(image, FAR)[1]
     pause = far.pause(after=HALF, reference=image.layer_digests[0], times=1)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,12 +34,14 @@ ALWAYS_ASK = {"tag_max_age": "0"}
 
 
 @pytest.fixture
-def frozen_upstream(tmp_path):
+def frozen_upstream(tmp_path: Path) -> Iterator[Any]:
     with process_upstream(tmp_path) as process:
         yield process
 
 
-async def test_a_download_ends_when_its_upstream_wakes_up(upstream, storage, frozen_upstream):
+async def test_a_download_ends_when_its_upstream_wakes_up(
+    upstream: FakeRegistry, storage: Path, frozen_upstream: Any
+) -> None:
     """B35, B33: meanwhile its tags are stale, and another upstream's pulls are as ever."""
     image, small, healthy = add_sample(FakeRegistry()), add_small(FakeRegistry()), add_sample(upstream, OTHER)
     tag, layer = paths(image, FROZEN)
@@ -57,7 +62,9 @@ async def test_a_download_ends_when_its_upstream_wakes_up(upstream, storage, fro
     assert len(frozen_upstream.gets(image.layer_digests[0])) == 1
 
 
-async def test_an_upstream_that_stays_frozen_is_given_up(upstream, storage, frozen_upstream):
+async def test_an_upstream_that_stays_frozen_is_given_up(
+    upstream: FakeRegistry, storage: Path, frozen_upstream: Any
+) -> None:
     """B35, B5: the client's answer ends short, a cold tag is refused in time, and the next pull resumes."""
     image, healthy = add_sample(FakeRegistry()), add_sample(upstream, OTHER)
     tag, layer = paths(image, FROZEN)

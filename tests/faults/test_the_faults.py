@@ -8,7 +8,9 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,7 +24,7 @@ from tests.e2e.parts.faults import (
     small_ext4,
     small_tmpfs,
 )
-from tests.e2e.parts.networks import ETC, NETNS, second_host
+from tests.e2e.parts.networks import ETC, NETNS, SecondHost, second_host
 
 SIZE = 2 * MIB
 LOOK_UP = """
@@ -37,7 +39,7 @@ except socket.gaierror as error:
 # --- disks ---
 
 
-def test_a_small_tmpfs_fills_up_and_vanishes(tmp_path):
+def test_a_small_tmpfs_fills_up_and_vanishes(tmp_path: Path) -> None:
     with small_tmpfs(tmp_path / "disk", 1 * MIB) as disk:
         with full_disk(disk):
             with pytest.raises(OSError, match="No space left") as raised:
@@ -47,7 +49,7 @@ def test_a_small_tmpfs_fills_up_and_vanishes(tmp_path):
     assert not disk.is_mount()
 
 
-def test_a_small_ext4_fills_up_and_vanishes(tmp_path):
+def test_a_small_ext4_fills_up_and_vanishes(tmp_path: Path) -> None:
     with small_ext4(tmp_path / "disk") as ext4:
         fill_disk(ext4.path)
         assert not ext4.is_writable()
@@ -59,14 +61,19 @@ def test_a_small_ext4_fills_up_and_vanishes(tmp_path):
     assert list(tmp_path.iterdir()) == [ext4.path]
 
 
-def test_a_small_ext4_runs_out_of_files(tmp_path):
+def _touch(folder: Path, count: int) -> None:
+    for number in range(count):
+        (folder / str(number)).touch()
+
+
+def test_a_small_ext4_runs_out_of_files(tmp_path: Path) -> None:
     with small_ext4(tmp_path / "disk", inodes=32) as ext4:
         with pytest.raises(OSError, match="No space left"):
-            [(ext4.path / str(number)).touch() for number in range(100)]
+            _touch(ext4.path, 100)
         assert len(list(ext4.path.iterdir())) < 32
 
 
-def test_an_ext4_can_be_read_only_for_a_while(tmp_path):
+def test_an_ext4_can_be_read_only_for_a_while(tmp_path: Path) -> None:
     with small_ext4(tmp_path / "disk") as ext4:
         (ext4.path / "kept").write_bytes(b"content")
         ext4.make_read_only()
@@ -77,7 +84,7 @@ def test_an_ext4_can_be_read_only_for_a_while(tmp_path):
         (ext4.path / "more").touch()
 
 
-def test_an_ext4_that_fails_goes_read_only_under_an_open_file(tmp_path):
+def test_an_ext4_that_fails_goes_read_only_under_an_open_file(tmp_path: Path) -> None:
     with small_ext4(tmp_path / "disk") as ext4, (ext4.path / "open").open("wb", buffering=0) as file:
         file.write(b"before")
         ext4.fail()
@@ -86,7 +93,7 @@ def test_an_ext4_that_fails_goes_read_only_under_an_open_file(tmp_path):
         assert not ext4.is_writable()
 
 
-def test_a_disk_vanishes_when_the_test_fails_with_a_file_open(tmp_path):
+def test_a_disk_vanishes_when_the_test_fails_with_a_file_open(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), small_tmpfs(tmp_path / "disk") as disk:  # noqa: PT012
         still_open = (disk / "file").open("wb")
         raise ZeroDivisionError
@@ -94,7 +101,7 @@ def test_a_disk_vanishes_when_the_test_fails_with_a_file_open(tmp_path):
     still_open.close()
 
 
-def test_a_large_disk_is_never_filled(tmp_path):
+def test_a_large_disk_is_never_filled(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="not on a small disk"):
         fill_disk(Path("/dev/shm"))
     assert tmp_path.exists()
@@ -103,7 +110,7 @@ def test_a_large_disk_is_never_filled(tmp_path):
 # --- processes ---
 
 
-def test_a_frozen_process_does_nothing_until_the_end_of_the_block():
+def test_a_frozen_process_does_nothing_until_the_end_of_the_block() -> None:
     command = [sys.executable, "-c", "import sys\nfor line in sys.stdin: print('echo', flush=True)"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdin
@@ -120,7 +127,7 @@ def test_a_frozen_process_does_nothing_until_the_end_of_the_block():
     assert child.returncode == 0
 
 
-def test_a_frozen_process_may_die():
+def test_a_frozen_process_may_die() -> None:
     with subprocess.Popen(["sleep", "30"]) as child, frozen(child.pid):
         child.kill()
         assert child.wait(5) == -signal.SIGKILL
@@ -130,7 +137,7 @@ def test_a_frozen_process_may_die():
 
 
 @pytest.fixture
-def port(host):
+def port(host: SecondHost) -> Iterator[Any]:
     """A server on the other host that sends SIZE bytes to whoever comes."""
     listening = host.listen()
     threading.Thread(target=_serve, args=[listening], daemon=True).start()
@@ -140,7 +147,7 @@ def port(host):
     listening.close()
 
 
-def _serve(listening):
+def _serve(listening: Any) -> None:
     while True:
         try:
             connection = listening.accept()[0]
@@ -149,7 +156,7 @@ def _serve(listening):
         threading.Thread(target=_send, args=[connection], daemon=True).start()
 
 
-def _send(connection):
+def _send(connection: Any) -> None:
     try:
         with connection:
             connection.sendall(bytes(SIZE))
@@ -157,7 +164,7 @@ def _send(connection):
         pass  # the fault
 
 
-def read(host, port, timeout=5.0):
+def read(host: SecondHost, port: int, timeout: float = 5.0) -> Any:
     """How many bytes came until the end, and how that was: FIN or an error number."""
     count = 0
     try:
@@ -169,7 +176,7 @@ def read(host, port, timeout=5.0):
     return count, "FIN"
 
 
-def test_the_second_host_is_reached_and_vanishes(host, port):
+def test_the_second_host_is_reached_and_vanishes(host: SecondHost, port: int) -> None:
     assert read(host, port) == (SIZE, "FIN")
     with pytest.raises(ZeroDivisionError), second_host() as other:  # noqa: PT012
         assert other.name != host.name
@@ -180,19 +187,19 @@ def test_the_second_host_is_reached_and_vanishes(host, port):
     assert not Path(f"/sys/class/net/{other.name}a").exists()
 
 
-def test_a_black_hole_swallows_connections(host, port):
+def test_a_black_hole_swallows_connections(host: SecondHost, port: int) -> None:
     with host.black_hole(port):
         assert read(host, port, timeout=0.3) == (0, "timeout")
     assert read(host, port) == (SIZE, "FIN")
 
 
-def test_a_router_says_that_there_is_no_such_host(host, port):
+def test_a_router_says_that_there_is_no_such_host(host: SecondHost, port: int) -> None:
     with host.unreachable(port):
         assert read(host, port) == (0, "EHOSTUNREACH")
     assert read(host, port) == (SIZE, "FIN")
 
 
-def test_a_connection_is_reset_on_the_way(host, port):
+def test_a_connection_is_reset_on_the_way(host: SecondHost, port: int) -> None:
     with host.reset_after(port, SIZE // 4):
         count, end = read(host, port)
     assert end == "ECONNRESET"
@@ -200,20 +207,20 @@ def test_a_connection_is_reset_on_the_way(host, port):
     assert read(host, port) == (SIZE, "FIN")
 
 
-def test_a_connection_falls_silent_on_the_way(host, port):
+def test_a_connection_falls_silent_on_the_way(host: SecondHost, port: int) -> None:
     with host.silent_after(port, SIZE // 4):
         count, end = read(host, port, timeout=0.5)
     assert end == "timeout"
     assert 0 < count < SIZE
 
 
-def test_a_pulled_cable_lets_nothing_through_until_it_is_back(host, port):
+def test_a_pulled_cable_lets_nothing_through_until_it_is_back(host: SecondHost, port: int) -> None:
     with host.unplugged():
         assert read(host, port, timeout=0.3) == (0, "timeout")
     assert read(host, port, timeout=10) == (SIZE, "FIN")
 
 
-def test_the_second_host_has_no_other_network(host):
+def test_the_second_host_has_no_other_network(host: SecondHost) -> None:
     assert host.run("ip", "route", "show").split()[0].endswith("/30")
     assert "default" not in host.run("ip", "route", "show")
 
@@ -221,11 +228,11 @@ def test_the_second_host_has_no_other_network(host):
 # --- names ---
 
 
-def look_up(host, name):
+def look_up(host: SecondHost, name: str) -> Any:
     return host.run(sys.executable, "-c", LOOK_UP, name).strip()
 
 
-def test_names_can_be_known_unknown_or_not_to_be_asked_for(host, tmp_path):
+def test_names_can_be_known_unknown_or_not_to_be_asked_for(host: SecondHost, tmp_path: Path) -> None:
     """The resolver's own words for it: no such name, and nobody says so."""
     assert look_up(host, "up.example") == str(socket.EAI_AGAIN), "no name server runs"
     with host.name_server({"up.example": "198.18.0.9"}, tmp_path):

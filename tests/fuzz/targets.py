@@ -41,7 +41,7 @@ from regmirror.v2.connection import Edge, _Connection, _Server
 CORPUS = Path(__file__).parent / "corpus"
 ETAG = f"sha256:{'0123456789abcdef' * 4}"
 SIZE = 1000
-LIMITS = {"max_line_size": 16_384, "max_field_size": 65_536}
+LIMITS: dict[str, Any] = {"max_line_size": 16_384, "max_field_size": 65_536}
 TABLE = UpstreamTable(
     {"docker.io": "docker.io", "index.docker.io": "docker.io", "ghcr.io": "ghcr.io", "localhost:5000": "lab"},
     "docker.io",

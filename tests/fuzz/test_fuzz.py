@@ -75,19 +75,19 @@ def run(target: str, number: int | None, count: int) -> None:
     ("target", "name"),
     [(target, path.name) for target in TARGETS for path in sorted((CORPUS / target).iterdir())],
 )
-def test_each_kept_example_has_its_property(target, name):
+def test_each_kept_example_has_its_property(target: str, name: str) -> None:
     TARGETS[target]((CORPUS / target / name).read_bytes())
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_changed_examples_have_the_property(target):
+def test_changed_examples_have_the_property(target: str) -> None:
     run(target, None, 150)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("target", TARGETS)
-def test_new_examples_have_the_property(target, capsys):
+def test_new_examples_have_the_property(target: str, capsys: pytest.CaptureFixture[str]) -> None:
     began, number = time.monotonic(), time.time_ns()
     rounds = 0
     while time.monotonic() - began < SECONDS:

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 
@@ -22,12 +23,12 @@ from regmirror.blobs.staging import Staging
 from regmirror.metadata.upgrade import database_path
 from tests.fake_registry import FakeRegistry, random_bytes
 from tests.integration.collecting import collect
-from tests.mirror_fixture import NAME, Program, run_program, wait_until
+from tests.mirror_fixture import NAME, Client, run_program, wait_until
 
 REPOSITORIES = ("team/app", "team/web")
 TAGS = ("1", "2", "latest")
 MAX_SIZE = 2_000_000  # bytes; what there is to pull is some times as much
-LIMITS = {
+LIMITS: dict[str, Any] = {
     "storage": {"max_size": str(MAX_SIZE), "min_free": "0"},
     "gc": {"interval": "1s", "grace": "1s", "keep_untagged": "1s"},
     "freshness": {"tag_max_age": "200ms"},
@@ -65,7 +66,7 @@ class Load:
 
     upstream: FakeRegistry
     dice: random.Random
-    program: Program | None = None
+    program: Client | None = None
     pulled: int = 0
     broken: int = 0
     faults: list[str] = field(default_factory=list)
@@ -106,7 +107,7 @@ class Load:
             if part is not None:
                 await self._pull(f"/v2/{repository}/blobs/{part['digest']}", part["digest"])
 
-    async def _pull_manifest(self, repository: str, reference: str) -> dict:
+    async def _pull_manifest(self, repository: str, reference: str) -> dict[str, Any]:
         body = await self._pull(f"/v2/{repository}/manifests/{reference}")
         return json.loads(body) if body else {}
 
@@ -170,7 +171,7 @@ def check_integrity(storage: Path) -> None:
     assert ask(storage, "PRAGMA integrity_check") == [("ok",)]
 
 
-def ask(storage: Path, query: str) -> list[tuple]:
+def ask(storage: Path, query: str) -> list[tuple[Any, ...]]:
     with closing(sqlite3.connect(database_path(storage), timeout=10)) as connection:
         return connection.execute(query).fetchall()
 

@@ -4,22 +4,29 @@ import asyncio
 import json
 import re
 import ssl
+from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
 
 from regmirror.telemetry.events import DownloadEnded, RequestServed, UpstreamAnswered
+from tests.conftest import StartMirror
 from tests.fake_registry import (
+    Action,
     BlackHole,
     DropBeforeResponse,
     FakeRegistry,
     Html,
+    Image,
+    Index,
     RateLimit,
     Status,
     Truncate,
     random_bytes,
 )
 from tests.integration.pulling import pull_image
+from tests.mirror_fixture import InProcessMirror, Response
 
 TAG = "/v2/team/app/manifests/1"
 MAX_AGE = 300  # seconds: the default of freshness.tag_max_age
@@ -38,11 +45,11 @@ FAILURES = {
 
 
 @pytest.fixture
-def image(upstream):
+def image(upstream: FakeRegistry) -> Image:
     return upstream.add_image("team/app", "1", [random_bytes(200_000)])
 
 
-def only_an_error(response, status, code=None):
+def only_an_error(response: Response, status: int, code: str | None = None) -> dict[str, Any]:
     """Check an error answer: OCI JSON, and nothing that belongs to content or to the upstream (B9)."""
     assert response.status == status
     assert response.headers["Content-Type"] == "application/json"
@@ -53,14 +60,17 @@ def only_an_error(response, status, code=None):
     assert re.fullmatch("[A-Z_]+", errors[0]["code"])
     if code:
         assert errors[0]["code"] == code
-    return errors[0]
+    error: dict[str, Any] = errors[0]
+    return error
 
 
 # --- a stale answer ---
 
 
 @pytest.mark.parametrize("failure", FAILURES)
-async def test_a_cached_tag_outlives_its_upstreams_failure(mirror, upstream, image, failure):
+async def test_a_cached_tag_outlives_its_upstreams_failure(
+    mirror: InProcessMirror, upstream: FakeRegistry, image: Image, failure: str
+) -> None:
     """B33: 200 from the store, said so by headers, counted as stale, and over when the upstream is back."""
     await pull_image(mirror, image)
     mirror.clock.advance(MAX_AGE + 1)
@@ -82,7 +92,9 @@ async def test_a_cached_tag_outlives_its_upstreams_failure(mirror, upstream, ima
     assert "Warning" not in recovered.headers
 
 
-async def test_a_cached_tag_outlives_its_upstream(mirror, upstream, image):
+async def test_a_cached_tag_outlives_its_upstream(
+    mirror: InProcessMirror, upstream: FakeRegistry, image: Image
+) -> None:
     """B33: with nobody at home, too."""
     await pull_image(mirror, image)
     mirror.clock.advance(MAX_AGE + 1)
@@ -99,8 +111,8 @@ async def test_a_cached_tag_outlives_its_upstream(mirror, upstream, image):
 
 
 async def test_nobody_waits_for_a_slow_upstream_while_a_stale_answer_is_at_hand(
-    start_mirror, upstream, image
-):
+    start_mirror: StartMirror, upstream: FakeRegistry, image: Image
+) -> None:
     """B33: the question goes on in the background, and its answer is there for the next pull."""
     mirror = await start_mirror(stale_deadline=0.05)
     await pull_image(mirror, image)
@@ -121,7 +133,9 @@ async def test_nobody_waits_for_a_slow_upstream_while_a_stale_answer_is_at_hand(
     assert upstream.count("manifest", "HEAD") == 1
 
 
-async def test_a_stale_answer_has_its_limit(mirror, upstream, image):
+async def test_a_stale_answer_has_its_limit(
+    mirror: InProcessMirror, upstream: FakeRegistry, image: Image
+) -> None:
     """B33: stale-if-error has an end, after which the upstream's failure is said."""
     await pull_image(mirror, image)
     await upstream.stop()
@@ -139,7 +153,9 @@ async def test_a_stale_answer_has_its_limit(mirror, upstream, image):
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
-async def test_what_an_upstream_does_not_give_is_unknown(mirror, upstream, image, status):
+async def test_what_an_upstream_does_not_give_is_unknown(
+    mirror: InProcessMirror, upstream: FakeRegistry, image: Image, status: int
+) -> None:
     """B34, B9: 404, so that clients ask their next host, and never the upstream's own challenge."""
     challenge = {"WWW-Authenticate": 'Basic realm="upstream"', "Set-Cookie": "a=b"}
     upstream.fault(Status(status, challenge, b"<html>"), times=None)
@@ -170,7 +186,9 @@ async def test_what_an_upstream_does_not_give_is_unknown(mirror, upstream, image
         (DropBeforeResponse(reset=True), 502, "UNAVAILABLE"),
     ],
 )
-async def test_what_an_upstream_cannot_do_is_said(mirror, upstream, image, fault, status, code):
+async def test_what_an_upstream_cannot_do_is_said(
+    mirror: InProcessMirror, upstream: FakeRegistry, image: Image, fault: Action, status: int, code: str
+) -> None:
     """B34, B86: before any header of content, so that clients fall back at once."""
     failing = upstream.fault(fault, times=None)
 
@@ -193,7 +211,7 @@ async def test_what_an_upstream_cannot_do_is_said(mirror, upstream, image, fault
 
 
 @pytest.mark.parametrize("accepts", [True, False])
-async def test_a_black_hole_is_answered(start_mirror, accepts):
+async def test_a_black_hole_is_answered(start_mirror: StartMirror, accepts: bool) -> None:
     """B35, B34: a host that swallows everything is a 504 within the configured times."""
     async with BlackHole(accepts=accepts) as hole:
         limits = {"connect_timeout": "100ms", "read_timeout": "100ms"}
@@ -206,7 +224,9 @@ async def test_a_black_hole_is_answered(start_mirror, accepts):
         assert error["detail"]["reason"] == "circuit-open"
 
 
-async def test_a_hung_upstream_delays_nobody_else(start_mirror, upstream, image):
+async def test_a_hung_upstream_delays_nobody_else(
+    start_mirror: StartMirror, upstream: FakeRegistry, image: Image
+) -> None:
     """B35: neither another upstream nor what is cached of this one."""
     async with FakeRegistry() as other:
         theirs = other.add_image("org/tool", "1", [b"other"])
@@ -230,18 +250,18 @@ async def test_a_hung_upstream_delays_nobody_else(start_mirror, upstream, image)
 
 
 @pytest.fixture
-def authority():
+def authority() -> trustme.CA:
     return trustme.CA()
 
 
 @pytest.fixture
-def certificate(authority):
+def certificate(authority: trustme.CA) -> ssl.SSLContext:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert("127.0.0.1").configure_cert(context)
     return context
 
 
-async def reason_of(start_mirror, url, **limits):
+async def reason_of(start_mirror: StartMirror, url: str, **limits: Any) -> Any:
     """The error's reason for an upstream at ``url``, in the answer and in the log's event."""
     mirror = await start_mirror({"registry.test": url}, upstreams={"registry.test": limits})
     error = only_an_error(await mirror.get(TAG), 502, "UNAVAILABLE")
@@ -250,7 +270,9 @@ async def reason_of(start_mirror, url, **limits):
     return error["detail"]["reason"]
 
 
-async def test_why_an_upstream_cannot_be_reached_is_told_apart(start_mirror, upstream, certificate):
+async def test_why_an_upstream_cannot_be_reached_is_told_apart(
+    start_mirror: StartMirror, upstream: FakeRegistry, certificate: ssl.SSLContext
+) -> None:
     """B38: a name that does not resolve, a closed port, no TLS, an unknown authority."""
     closed = FakeRegistry()
     await closed.start()
@@ -264,7 +286,9 @@ async def test_why_an_upstream_cannot_be_reached_is_told_apart(start_mirror, ups
         assert secure.count() == 0
 
 
-async def test_an_authority_can_be_named(start_mirror, certificate, authority, tmp_path):
+async def test_an_authority_can_be_named(
+    start_mirror: StartMirror, certificate: ssl.SSLContext, authority: trustme.CA, tmp_path: Path
+) -> None:
     """B38: the remedy that the error names."""
     file = tmp_path / "ca.pem"
     authority.cert_pem.write_to_path(str(file))
@@ -277,9 +301,12 @@ async def test_an_authority_can_be_named(start_mirror, certificate, authority, t
         assert (await mirror.get(TAG)).body == image.manifest
 
 
-async def test_an_error_after_the_first_byte_adds_nothing_to_the_body(mirror, upstream, image):
+async def test_an_error_after_the_first_byte_adds_nothing_to_the_body(
+    mirror: InProcessMirror, upstream: FakeRegistry, image: Image
+) -> None:
     """B9: the connection ends by FIN short of Content-Length; no second answer is written into it."""
     layer = image.layers[0]
+    assert isinstance(layer, bytes)
     upstream.fault(Truncate(100_000), kind="blob", times=1)
     upstream.fault(Status(404), kind="blob", skip=1, times=None)
     await mirror.get(TAG)
@@ -298,7 +325,9 @@ async def test_an_error_after_the_first_byte_adds_nothing_to_the_body(mirror, up
 
 
 @pytest.mark.parametrize("number", [0, 1])
-async def test_a_blob_that_cannot_be_had_fails_before_its_headers(mirror, upstream, image, number):
+async def test_a_blob_that_cannot_be_had_fails_before_its_headers(
+    mirror: InProcessMirror, upstream: FakeRegistry, image: Image, number: int
+) -> None:
     """B86: dockerd and containerd fall back as long as no byte has come."""
     await mirror.get(TAG)
     upstream.fault(Status(500), kind="blob", times=None)
@@ -308,10 +337,16 @@ async def test_a_blob_that_cannot_be_had_fails_before_its_headers(mirror, upstre
     assert response.status == 502
 
 
-async def test_a_defect_of_ours_is_an_error_of_the_api(mirror, upstream, image, monkeypatch, caplog):
+async def test_a_defect_of_ours_is_an_error_of_the_api(
+    mirror: InProcessMirror,
+    upstream: FakeRegistry,
+    image: Image,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """B9: what nobody foresaw is a 500 in JSON, counted and logged, and the next request works."""
 
-    def fail(*_):
+    def fail(*_: Any) -> None:
         raise ZeroDivisionError("on purpose")
 
     with monkeypatch.context() as broken:
@@ -329,7 +364,9 @@ async def test_a_defect_of_ours_is_an_error_of_the_api(mirror, upstream, image, 
 # --- limits, and no network ---
 
 
-async def test_rate_limits_become_gauges(mirror, upstream, image):
+async def test_rate_limits_become_gauges(
+    mirror: InProcessMirror, upstream: FakeRegistry, image: Image
+) -> None:
     """B31: what Docker Hub says of its limit is in /metrics, and not in our own answers."""
     upstream.rate_limit = RateLimit(limit=100, remaining=76)
 
@@ -341,7 +378,7 @@ async def test_rate_limits_become_gauges(mirror, upstream, image):
     assert 'regmirror_upstream_ratelimit_remaining{upstream="registry.test"} 75.0' in metrics
 
 
-async def pull(mirror, index):
+async def pull(mirror: InProcessMirror, index: Index) -> Any:
     """Pull an index with everything in it, by tag; the bodies by path."""
     paths = [TAG, "/v2/team/app/tags/list"]
     for image in index.images:
@@ -353,7 +390,7 @@ async def pull(mirror, index):
 
 
 @pytest.fixture
-def index(upstream):
+def index(upstream: FakeRegistry) -> Index:
     images = [
         upstream.add_image("team/app", None, [random_bytes(5000, seed)], platform=f"linux/{name}")
         for seed, name in enumerate(["amd64", "arm64"])
@@ -362,7 +399,9 @@ def index(upstream):
 
 
 @pytest.mark.parametrize("age", [0, 86400])
-async def test_every_cached_image_is_served_without_network(start_mirror, upstream, index, age):
+async def test_every_cached_image_is_served_without_network(
+    start_mirror: StartMirror, upstream: FakeRegistry, index: Index, age: int
+) -> None:
     """B32: also right after a start, and when the tag is no longer fresh."""
     first = await start_mirror()
     pulled = await pull(first, index)
@@ -375,7 +414,7 @@ async def test_every_cached_image_is_served_without_network(start_mirror, upstre
     assert await pull(second, index) == pulled
 
 
-async def test_offline_asks_nobody(start_mirror, upstream, index):
+async def test_offline_asks_nobody(start_mirror: StartMirror, upstream: FakeRegistry, index: Index) -> None:
     """B37: no connection of any kind, whatever is asked, however old it is."""
     first = await start_mirror()
     pulled = await pull(first, index)
@@ -403,7 +442,9 @@ async def test_offline_asks_nobody(start_mirror, upstream, index):
     assert upstream.connections == connections
 
 
-async def test_offline_with_nothing_stored_makes_no_connection(start_mirror, upstream, index):
+async def test_offline_with_nothing_stored_makes_no_connection(
+    start_mirror: StartMirror, upstream: FakeRegistry, index: Index
+) -> None:
     """B37: the first thing an offline mirror does is not to look whether it is online."""
     mirror = await start_mirror(freshness={"offline": True})
 

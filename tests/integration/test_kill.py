@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from regmirror.server.app import prepare
+from tests.fake_registry import FakeRegistry
 from tests.integration.killing import (
     LIMITS,
     MAX_SIZE,
@@ -29,17 +32,19 @@ CLIENTS = 6
 
 
 @pytest.fixture(autouse=True)
-def no_leftovers_elsewhere(tmp_path, monkeypatch):
+def no_leftovers_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What killed programs leave in the temporary directory goes with the test's."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
 
 
-def blobs_of(upstream, repository):
+def blobs_of(upstream: FakeRegistry, repository: str) -> Any:
     return upstream.repository(repository).blobs.values()
 
 
 @pytest.mark.timeout(120)
-async def test_nothing_is_lost_or_wrong_when_the_program_is_killed_under_load(upstream, storage):
+async def test_nothing_is_lost_or_wrong_when_the_program_is_killed_under_load(
+    upstream: FakeRegistry, storage: Path
+) -> None:
     """B7, B42: while it evicts, and while another process collects."""
     dice = random.Random(7)
     stock(upstream, dice)
@@ -54,7 +59,9 @@ async def test_nothing_is_lost_or_wrong_when_the_program_is_killed_under_load(up
     await check_after_collection(storage)
 
 
-async def test_a_store_that_was_killed_often_serves_all_it_names(upstream, storage):
+async def test_a_store_that_was_killed_often_serves_all_it_names(
+    upstream: FakeRegistry, storage: Path
+) -> None:
     """B7: the program starts on it, and every tag can be pulled whole."""
     dice = random.Random(8)
     stock(upstream, dice)
@@ -64,13 +71,13 @@ async def test_a_store_that_was_killed_often_serves_all_it_names(upstream, stora
     async with run_mirror(storage, {NAME: upstream}, **LIMITS) as mirror:
         image = upstream.add_image("team/app", "last", layers=[b"layer"])
         await pull_image(mirror, image, tag="last")
-        load.program = mirror
+        load.program = mirror.client
         for _ in range(20):
             await load.pull_something(dice)
     assert load.faults == []
 
 
-async def fill(storage, upstream, count):
+async def fill(storage: Path, upstream: FakeRegistry, count: int) -> None:
     """Images by tags, of which every second one then loses its tag."""
     limits = {**LIMITS, "freshness": {"tag_max_age": "0"}}
     async with run_mirror(storage, {NAME: upstream}, **limits) as mirror:
@@ -83,7 +90,9 @@ async def fill(storage, upstream, count):
             await mirror.get(f"/v2/team/app/manifests/{number}")
 
 
-async def test_a_collection_that_is_killed_is_finished_by_the_next_one(upstream, storage):
+async def test_a_collection_that_is_killed_is_finished_by_the_next_one(
+    upstream: FakeRegistry, storage: Path
+) -> None:
     """B7, B42: before a transaction or between a row and its file, at the collection's own steps."""
     prepare(make_config(storage, {NAME: upstream}))
     dice = random.Random(9)

@@ -6,21 +6,26 @@ import asyncio
 import gzip
 import json
 import os
+from typing import Any
 
 import aiohttp
 import pytest
 import trustme
 
 from regmirror.telemetry.events import BlobRemoved, DownloadEnded, RequestServed, VerificationFailed
+from tests.conftest import StartMirror
 from tests.fake_registry import (
     DOCKER_INDEX,
     INDEX,
     LAYER,
+    Action,
     Chunked,
     Corrupt,
+    FakeRegistry,
     Fault,
     GzipEncoded,
     Html,
+    Kind,
     Pause,
     Reset,
     SetHeaders,
@@ -30,24 +35,24 @@ from tests.fake_registry import (
     WrongLength,
     random_bytes,
 )
-from tests.mirror_fixture import wait_until
+from tests.mirror_fixture import InProcessMirror, wait_until
 
 BLOB = random_bytes(1_000_000)
 APP = "/v2/team/app"
 
 
 @pytest.fixture
-def digest(upstream):
+def digest(upstream: FakeRegistry) -> str:
     """A layer of the upstream's repository ``team/app``, asked for as ``APP/blobs/<digest>``."""
     return upstream.add_blob("team/app", BLOB)
 
 
-def raw_get(path):
+def raw_get(path: str) -> bytes:
     return f"GET {path} HTTP/1.1\r\nHost: mirror\r\nConnection: close\r\n\r\n".encode()
 
 
-def announced_length(response):
-    """The Content-Length of an answer as it came from a socket, and its body."""
+def announced_length(response: bytes) -> tuple[int, bytes]:
+    """The Content-Length of a response as it came from a socket, and its body."""
     head, _, body = response.partition(b"\r\n\r\n")
     lines = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:])
     return int(lines[b"content-length"]), body
@@ -58,7 +63,9 @@ def announced_length(response):
 
 @pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
 @pytest.mark.parametrize("docker", [False, True], ids=["oci", "docker"])
-async def test_every_part_of_an_image_is_as_upstream_has_it(mirror, upstream, docker, algorithm):
+async def test_every_part_of_an_image_is_as_upstream_has_it(
+    mirror: InProcessMirror, upstream: FakeRegistry, docker: bool, algorithm: str
+) -> None:
     """B1: bytes and media types, the first time and from the store."""
     layers = [BLOB, b"", b"small"]
     image = upstream.add_image(
@@ -86,7 +93,9 @@ async def test_every_part_of_an_image_is_as_upstream_has_it(mirror, upstream, do
     assert mirror.stored() == set(image.blob_digests)
 
 
-async def test_media_types_that_nobody_knows_are_kept(mirror, upstream):
+async def test_media_types_that_nobody_knows_are_kept(
+    mirror: InProcessMirror, upstream: FakeRegistry
+) -> None:
     """B1: a registry stores whatever people invent."""
     media_type = "application/vnd.example.unheard-of.v7+json"
     document = {"schemaVersion": 2, "mediaType": media_type, "anything": ["x"]}
@@ -101,7 +110,9 @@ async def test_media_types_that_nobody_knows_are_kept(mirror, upstream):
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
-async def test_a_blob_is_the_same_by_tls(start_mirror, upstream, digest, tls):
+async def test_a_blob_is_the_same_by_tls(
+    start_mirror: StartMirror, upstream: FakeRegistry, digest: str, tls: bool
+) -> None:
     """B1: cold, warm and in part; without sendfile as with it."""
     mirror = await start_mirror(authority=trustme.CA() if tls else None)
     for _ in range(2):
@@ -113,7 +124,9 @@ async def test_a_blob_is_the_same_by_tls(start_mirror, upstream, digest, tls):
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["of known length", "of unknown length"])
 @pytest.mark.parametrize("at", [0, 500_000, -1])
-async def test_a_blob_with_wrong_bytes_never_ends_as_a_whole_answer(mirror, upstream, digest, at, chunked):
+async def test_a_blob_with_wrong_bytes_never_ends_as_a_whole_answer(
+    mirror: InProcessMirror, upstream: FakeRegistry, digest: str, at: Any, chunked: bool
+) -> None:
     """B2: nothing of it is kept, the next pull works, and the failure is counted."""
     fault = upstream.fault(Corrupt(at), *([Chunked()] if chunked else []), kind="blob", method="GET")
     with pytest.raises(aiohttp.ClientPayloadError):
@@ -127,7 +140,9 @@ async def test_a_blob_with_wrong_bytes_never_ends_as_a_whole_answer(mirror, upst
     assert upstream.count("blob", "GET") == 2
 
 
-async def test_the_connection_of_a_wrong_blob_ends_by_fin_one_byte_short(mirror, upstream, digest):
+async def test_the_connection_of_a_wrong_blob_ends_by_fin_one_byte_short(
+    mirror: InProcessMirror, upstream: FakeRegistry, digest: str
+) -> None:
     """B2: containerd resumes after a FIN and gives up after an RST; `talk` raises at the latter."""
     upstream.fault(Corrupt(), kind="blob", method="GET")
     response = await mirror.send_raw(raw_get(f"{APP}/blobs/{digest}"))
@@ -137,7 +152,9 @@ async def test_the_connection_of_a_wrong_blob_ends_by_fin_one_byte_short(mirror,
     assert response.count(b"HTTP/1.1 ") == 1
 
 
-async def test_all_but_the_last_byte_flow_before_the_upstream_has_ended(mirror, upstream, digest):
+async def test_all_but_the_last_byte_flow_before_the_upstream_has_ended(
+    mirror: InProcessMirror, upstream: FakeRegistry, digest: str
+) -> None:
     """B2: bytes flow at once; the last one waits for the verdict."""
     pause = upstream.pause(after=len(BLOB) - 1, kind="blob")
     async with mirror.open(f"{APP}/blobs/{digest}") as response:
@@ -148,7 +165,9 @@ async def test_all_but_the_last_byte_flow_before_the_upstream_has_ended(mirror, 
 
 
 @pytest.mark.parametrize("size", [len(BLOB), len(BLOB) - 1, len(BLOB) + 1])
-async def test_a_size_that_a_manifest_claims_is_promised_to_nobody(mirror, upstream, digest, size):
+async def test_a_size_that_a_manifest_claims_is_promised_to_nobody(
+    mirror: InProcessMirror, upstream: FakeRegistry, digest: str, size: Any
+) -> None:
     """B2, B48: anybody may write a manifest; a blob of unknown size comes in chunks, as often as needed."""
     layer = {"mediaType": LAYER, "digest": digest, "size": size}
     upstream.add_manifest("team/app", {"schemaVersion": 2, "config": {}, "layers": [layer]}, tag="1")
@@ -164,7 +183,9 @@ async def test_a_size_that_a_manifest_claims_is_promised_to_nobody(mirror, upstr
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", BLOB + b"more"], ids=["empty", "short", "long"])
-async def test_a_blob_of_another_length_is_refused_or_cut_off(mirror, upstream, digest, body):
+async def test_a_blob_of_another_length_is_refused_or_cut_off(
+    mirror: InProcessMirror, upstream: FakeRegistry, digest: str, body: bytes
+) -> None:
     """B2: an empty body has no byte to hold back, so that it becomes an error."""
     upstream.fault(Status(200, {}, body), kind="blob", method="GET")
     if body:
@@ -179,7 +200,9 @@ async def test_a_blob_of_another_length_is_refused_or_cut_off(mirror, upstream, 
 
 
 @pytest.mark.parametrize("is_json", [False, True], ids=["spoilt", "another manifest"])
-async def test_a_manifest_that_is_not_what_its_digest_says_is_502(mirror, upstream, is_json):
+async def test_a_manifest_that_is_not_what_its_digest_says_is_502(
+    mirror: InProcessMirror, upstream: FakeRegistry, is_json: bool
+) -> None:
     """B3: and nothing is stored."""
     image, other = upstream.add_image("team/app"), upstream.add_image("team/app", None, [b"other"])
     headers = {"Content-Type": other.media_type, "Docker-Content-Digest": image.digest}
@@ -192,7 +215,9 @@ async def test_a_manifest_that_is_not_what_its_digest_says_is_502(mirror, upstre
     assert upstream.count("manifest", "GET") == 2
 
 
-async def test_the_digest_of_a_tag_is_that_of_its_body_whatever_upstream_claims(mirror, upstream):
+async def test_the_digest_of_a_tag_is_that_of_its_body_whatever_upstream_claims(
+    mirror: InProcessMirror, upstream: FakeRegistry
+) -> None:
     """B4: the header of the upstream is a claim, the hash is ours."""
     image, other = upstream.add_image("team/app", "1"), upstream.add_image("team/app", "2", [b"other"])
     upstream.fault(SetHeaders({"Docker-Content-Digest": other.digest}), kind="manifest", method="GET")
@@ -201,7 +226,9 @@ async def test_the_digest_of_a_tag_is_that_of_its_body_whatever_upstream_claims(
     assert got.body == image.manifest
 
 
-async def test_a_tag_that_moves_between_head_and_get_is_told_as_its_body_is(mirror, upstream):
+async def test_a_tag_that_moves_between_head_and_get_is_told_as_its_body_is(
+    mirror: InProcessMirror, upstream: FakeRegistry
+) -> None:
     """B4: the mirror asks by HEAD whether the tag moved, and gets yet another manifest."""
     images = [upstream.add_image("team/app", None, [b"%d" % number]) for number in range(3)]
     upstream.move_tag("team/app", "1", images[0].digest)
@@ -228,8 +255,8 @@ async def test_a_tag_that_moves_between_head_and_get_is_told_as_its_body_is(mirr
     ids=["reset at once", "reset", "fin", "fin before the last byte"],
 )
 async def test_a_body_that_breaks_off_is_never_whole_and_the_next_pull_works(
-    mirror, upstream, digest, action
-):
+    mirror: InProcessMirror, upstream: FakeRegistry, digest: str, action: Action
+) -> None:
     """B5: not as a clean answer, and not in the store."""
     upstream.fault(action, kind="blob", method="GET")
     gone = upstream.fault(Status(404), kind="blob", method="GET", skip=1, times=None)
@@ -243,7 +270,9 @@ async def test_a_body_that_breaks_off_is_never_whole_and_the_next_pull_works(
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
-async def test_more_announced_than_there_is_breaks_the_answer_off(start_mirror, upstream, digest, tls):
+async def test_more_announced_than_there_is_breaks_the_answer_off(
+    start_mirror: StartMirror, upstream: FakeRegistry, digest: str, tls: bool
+) -> None:
     """B5: the bytes are right and are kept, but this client was promised more of them."""
     mirror = await start_mirror(authority=trustme.CA() if tls else None)
     pause = Pause(len(BLOB))
@@ -258,7 +287,9 @@ async def test_more_announced_than_there_is_breaks_the_answer_off(start_mirror, 
     await wait_until(lambda: mirror.stored() == {digest}, "it is stored")
 
 
-async def test_an_answer_that_ends_too_early_and_looks_clean_is_not_stored(mirror, upstream, digest):
+async def test_an_answer_that_ends_too_early_and_looks_clean_is_not_stored(
+    mirror: InProcessMirror, upstream: FakeRegistry, digest: str
+) -> None:
     """B5: Content-Length agrees with a body that is not the whole blob."""
     upstream.fault(WrongLength(-10), kind="blob", method="GET")
     with pytest.raises(aiohttp.ClientPayloadError):
@@ -273,8 +304,8 @@ async def test_an_answer_that_ends_too_early_and_looks_clean_is_not_stored(mirro
 
 @pytest.mark.parametrize("damage", ["missing", "short", "empty", "long"])
 async def test_a_stored_file_that_is_gone_or_has_another_size_is_fetched_again(
-    mirror, upstream, digest, damage
-):
+    mirror: InProcessMirror, upstream: FakeRegistry, digest: str, damage: str
+) -> None:
     """B6: a right answer, a counter, the wrong file in quarantine; never an empty 200."""
     await mirror.get(f"{APP}/blobs/{digest}")
     await mirror.events.wait_for(DownloadEnded)
@@ -301,7 +332,9 @@ async def test_a_stored_file_that_is_gone_or_has_another_size_is_fetched_again(
 # --- errors ---
 
 
-async def test_errors_carry_no_headers_of_content_and_valid_json(mirror, upstream, digest):
+async def test_errors_carry_no_headers_of_content_and_valid_json(
+    mirror: InProcessMirror, upstream: FakeRegistry, digest: str
+) -> None:
     """B9: a client must not take an error for the blob."""
     upstream.fault(Status(500, {}, b"<html>oops</html>"), kind="blob", times=None)
     got = await mirror.get(f"{APP}/blobs/{digest}", {"Range": "bytes=0-9"})
@@ -312,7 +345,9 @@ async def test_errors_carry_no_headers_of_content_and_valid_json(mirror, upstrea
     assert absent & set(got.headers) == set()
 
 
-async def test_a_failure_after_the_first_byte_adds_nothing_to_the_body(mirror, upstream, digest):
+async def test_a_failure_after_the_first_byte_adds_nothing_to_the_body(
+    mirror: InProcessMirror, upstream: FakeRegistry, digest: str
+) -> None:
     """B9: what arrived is the beginning of the blob, and nothing else."""
     upstream.fault(Truncate(300_000), kind="blob", method="GET")
     upstream.fault(Status(404), kind="blob", method="GET", skip=1, times=None)
@@ -331,7 +366,9 @@ async def test_a_failure_after_the_first_byte_adds_nothing_to_the_body(mirror, u
 
 @pytest.mark.parametrize("action", [Html(), GzipEncoded()], ids=["captive portal", "gzip"])
 @pytest.mark.parametrize("kind", ["blob", "manifest"])
-async def test_pages_and_encoded_bodies_are_never_stored(mirror, upstream, kind, action):
+async def test_pages_and_encoded_bodies_are_never_stored(
+    mirror: InProcessMirror, upstream: FakeRegistry, kind: Kind, action: Action
+) -> None:
     """B10: 502 before the first byte, and the next pull works."""
     image = upstream.add_image("team/app", "1", [BLOB])
     reference, body = {"blob": (image.layer_digests[0], BLOB), "manifest": ("1", image.manifest)}[kind]
@@ -344,7 +381,9 @@ async def test_pages_and_encoded_bodies_are_never_stored(mirror, upstream, kind,
     assert (await mirror.get(path)).body == body
 
 
-async def test_content_that_happens_to_be_gzip_is_passed_on_as_it_is(mirror, upstream):
+async def test_content_that_happens_to_be_gzip_is_passed_on_as_it_is(
+    mirror: InProcessMirror, upstream: FakeRegistry
+) -> None:
     """B10: layers are gzip files; nobody may unpack them on the way."""
     layer = gzip.compress(b"a layer" * 1_000, mtime=0)
     digest = upstream.add_blob("team/app", layer)
@@ -358,7 +397,9 @@ async def test_content_that_happens_to_be_gzip_is_passed_on_as_it_is(mirror, ups
 
 
 @pytest.mark.parametrize("described", [True, False], ids=["size in a manifest", "size unknown"])
-async def test_a_blob_of_unknown_length_arrives_whole(mirror, upstream, described):
+async def test_a_blob_of_unknown_length_arrives_whole(
+    mirror: InProcessMirror, upstream: FakeRegistry, described: bool
+) -> None:
     """B1, B5: the upstream sends chunks; stored, it has a length."""
     image = upstream.add_image("team/app", "1", [BLOB])
     (digest,) = image.layer_digests
@@ -372,14 +413,18 @@ async def test_a_blob_of_unknown_length_arrives_whole(mirror, upstream, describe
     assert upstream.count("blob", "GET") == 1
 
 
-async def test_an_old_client_gets_a_blob_of_unknown_length(mirror, upstream, digest):
+async def test_an_old_client_gets_a_blob_of_unknown_length(
+    mirror: InProcessMirror, upstream: FakeRegistry, digest: str
+) -> None:
     """B57: HTTP/1.0 has no chunks, so that the length is waited for."""
     upstream.fault(Chunked(), kind="blob", times=None)
     response = await mirror.send_raw(f"GET {APP}/blobs/{digest} HTTP/1.0\r\n\r\n".encode())
     assert announced_length(response) == (len(BLOB), BLOB)
 
 
-async def test_headers_that_the_upstream_leaves_out_are_made_up_for(mirror, upstream):
+async def test_headers_that_the_upstream_leaves_out_are_made_up_for(
+    mirror: InProcessMirror, upstream: FakeRegistry
+) -> None:
     """B1: types from the document, digests from the bytes."""
     image = upstream.add_image("team/app", "1", [BLOB])
     names = ["Content-Type", "Docker-Content-Digest", "ETag", "Accept-Ranges"]
@@ -392,7 +437,9 @@ async def test_headers_that_the_upstream_leaves_out_are_made_up_for(mirror, upst
     assert got.body == BLOB
 
 
-async def test_bytes_flow_also_while_the_upstream_pauses(mirror, upstream, digest):
+async def test_bytes_flow_also_while_the_upstream_pauses(
+    mirror: InProcessMirror, upstream: FakeRegistry, digest: str
+) -> None:
     """B15: what has arrived is never kept back for more to come."""
     pauses = [Pause(1), Pause(300_001), Pause(700_003)]
     upstream.fault(*pauses, kind="blob", method="GET")
@@ -400,6 +447,6 @@ async def test_bytes_flow_also_while_the_upstream_pauses(mirror, upstream, diges
         received = b""
         for pause in pauses:
             received += await response.content.readexactly(pause.after - len(received))
-            await wait_until(lambda pause=pause: pause.waiting == 1, "the upstream pauses")
+            await pause.wait_for_arrivals()
             pause.release()
         assert received + await response.read() == BLOB

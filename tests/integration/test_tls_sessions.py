@@ -5,17 +5,22 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
 
+from tests.fake_registry import FakeRegistry
 from tests.mirror_fixture import NAME, run_program
 
 VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_a_session_is_resumed_by_every_worker(upstream, storage, version):
+async def test_a_session_is_resumed_by_every_worker(
+    upstream: FakeRegistry, storage: Path, version: Any
+) -> None:
     """B76: the context, with the keys of its tickets, is older than the workers."""
     authority = trustme.CA()
     certificate = authority.issue_cert("127.0.0.1")
@@ -26,7 +31,7 @@ async def test_a_session_is_resumed_by_every_worker(upstream, storage, version):
     authority.configure_trust(client)
     client.minimum_version = client.maximum_version = version
 
-    def ask(session):
+    def ask(session: Any) -> Any:
         with (
             socket.create_connection(("127.0.0.1", port), 10) as plain,
             client.wrap_socket(plain, server_hostname="127.0.0.1", session=session) as secure,

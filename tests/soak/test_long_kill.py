@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from pathlib import Path
 
 import pytest
 
 from regmirror.server.app import prepare
+from tests.fake_registry import FakeRegistry
 from tests.integration.killing import (
     Load,
     check_after_collection,
@@ -27,7 +29,13 @@ PERIOD = 20  # kills between two checks with no server
 STEPS = 30  # of a collection; it has some fewer
 
 
-async def test_a_hundred_kills_under_load(upstream, storage, tmp_path, monkeypatch, capsys):
+async def test_a_hundred_kills_under_load(
+    upstream: FakeRegistry,
+    storage: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """B7: with a full check after every twenty."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     began, dice = time.monotonic(), random.Random(100)
@@ -46,7 +54,9 @@ async def test_a_hundred_kills_under_load(upstream, storage, tmp_path, monkeypat
         )
 
 
-async def test_a_collection_is_killed_before_each_of_its_steps(upstream, storage, capsys):
+async def test_a_collection_is_killed_before_each_of_its_steps(
+    upstream: FakeRegistry, storage: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """B7, B42: and the next one finishes, from whatever state."""
     prepare(make_config(storage, {NAME: upstream}))
     died = 0

@@ -16,7 +16,7 @@ STEPS = 60
 
 @pytest.mark.soak
 @pytest.mark.timeout(900)
-def test_many_stories_of_the_store(capsys):
+def test_many_stories_of_the_store(capsys: pytest.CaptureFixture[str]) -> None:
     """B7, B8, B40, B42, B43."""
     began = time.monotonic()
     chosen = settings(

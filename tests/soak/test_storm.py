@@ -8,6 +8,7 @@ import random
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,29 +48,35 @@ async def pull(program: Program, digests: list[str], seed: int) -> None:
         assert f"sha256:{found.hexdigest()}" == digest
 
 
-async def sample(storage: Path, seen: list[int]) -> None:
+async def sample(storage: Path, used_bytes: list[int]) -> None:
     while True:
-        seen.append(await asyncio.to_thread(used, storage))
+        used_bytes.append(await asyncio.to_thread(used, storage))
         await asyncio.sleep(0.02)
 
 
-async def test_a_storm_of_ten_times_the_quota(upstream: FakeRegistry, storage, tmp_path, monkeypatch, capsys):
-    """B40: sixteen clients, two workers; everything is answered rightly all the while."""
+async def test_a_storm_of_ten_times_the_quota(
+    upstream: FakeRegistry,
+    storage: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """B40: sixteen clients, two workers; everything is answered rightly meanwhile."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     digests = [upstream.add_big_blob("team/app", BLOB, seed) for seed in range(BLOBS)]
-    limits = {"storage": {"max_size": str(MAX_SIZE), "min_free": "0"}}
-    began, seen = time.monotonic(), []
+    limits: dict[str, Any] = {"storage": {"max_size": str(MAX_SIZE), "min_free": "0"}}
+    began, used_bytes = time.monotonic(), list[int]()
     async with run_program(storage, {NAME: upstream}, workers=2, **limits) as program:
-        sampling = asyncio.create_task(sample(storage, seen))
+        sampling = asyncio.create_task(sample(storage, used_bytes))
         await asyncio.gather(*(pull(program, digests, seed) for seed in range(CLIENTS)))
         sampling.cancel()
         kept_out = program.log_records("not stored")
     with capsys.disabled():
-        print(  # noqa: T201  # the figures
+        print(  # noqa: T201  # the measurement
             f"\n{CLIENTS * PULLS * BLOB / 1e6:.0f} MB pulled in {time.monotonic() - began:.0f} s, "
             f"{len(digests) * BLOB / MAX_SIZE:.0f} times max_size on offer: at most "
-            f"{max(seen) / MAX_SIZE:.3f} of max_size in {len(seen)} looks, "
-            f"{seen[-1] / MAX_SIZE:.3f} at the end; {len(kept_out)} passed on without being stored"
+            f"{max(used_bytes) / MAX_SIZE:.3f} of max_size in {len(used_bytes)} samples, "
+            f"{used_bytes[-1] / MAX_SIZE:.3f} at the end; {len(kept_out)} passed on without being stored"
         )
-    assert max(seen) <= MAX_SIZE + BLOB
-    assert max(seen) > 0.8 * MAX_SIZE
+    assert max(used_bytes) <= MAX_SIZE + BLOB
+    assert max(used_bytes) > 0.8 * MAX_SIZE

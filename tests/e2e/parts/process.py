@@ -38,11 +38,11 @@ def run(
     return done
 
 
-def wait_until(is_done: Callable[[], bool], *, timeout: float, what: str) -> None:
-    """Poll until `is_done` holds; the failure names what did not happen."""
+def wait_until(is_done: Callable[[], bool], *, timeout: float, description: str) -> None:
+    """Poll until `is_done` holds; a failure names the `description`."""
     deadline = time.monotonic() + timeout
     while not is_done():
-        assert time.monotonic() < deadline, f"after {timeout} s still waiting for {what}"
+        assert time.monotonic() < deadline, f"after {timeout} s still waiting for {description}"
         time.sleep(POLL_INTERVAL)
 
 

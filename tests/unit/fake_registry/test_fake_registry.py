@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import AsyncIterator
 
 import aiohttp
 import pytest
@@ -21,30 +22,30 @@ LAYER = random_bytes(300_000)
 
 
 @pytest.fixture
-async def http():
+async def http() -> AsyncIterator[aiohttp.ClientSession]:
     async with aiohttp.ClientSession(auto_decompress=False) as session:
         yield session
 
 
 @pytest.fixture
-async def upstream():
+async def upstream() -> AsyncIterator[FakeRegistry]:
     async with FakeRegistry() as registry:
         yield registry
 
 
-def sha256(data):
+def sha256(data: bytes) -> str:
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
 # --- content ---
 
 
-def test_random_bytes_are_the_same_for_the_same_seed_only():
+def test_random_bytes_are_the_same_for_the_same_seed_only() -> None:
     assert random_bytes(1000, seed=1) == random_bytes(1000, seed=1)
     assert random_bytes(1000, seed=1) != random_bytes(1000, seed=2)
 
 
-def test_a_repeated_source_reads_the_same_from_anywhere():
+def test_a_repeated_source_reads_the_same_from_anywhere() -> None:
     source = Repeated(3_000_000, seed=7)
     whole = read_all(source)
     assert len(whole) == 3_000_000
@@ -52,7 +53,7 @@ def test_a_repeated_source_reads_the_same_from_anywhere():
     assert b"".join(source.pieces(1_048_000, 2_200_000)) == whole[1_048_000:2_200_000]
 
 
-async def test_an_image_is_served_byte_for_byte(upstream, http):
+async def test_an_image_is_served_byte_for_byte(upstream: FakeRegistry, http: aiohttp.ClientSession) -> None:
     image = upstream.add_image("library/alpine", "3.20", [LAYER, b""], annotations={"a": "ä"})
     url = f"{upstream.url}/v2/library/alpine"
     async with http.get(f"{url}/manifests/3.20") as response:
@@ -68,7 +69,9 @@ async def test_an_image_is_served_byte_for_byte(upstream, http):
             assert response.headers["Docker-Content-Digest"] == digest == sha256(body)
 
 
-async def test_head_has_the_headers_of_get_and_no_body(upstream, http):
+async def test_head_has_the_headers_of_get_and_no_body(
+    upstream: FakeRegistry, http: aiohttp.ClientSession
+) -> None:
     image = upstream.add_image("a", "1", [b""])
     for path in ("manifests/1", f"blobs/{image.config_digest}", f"blobs/{image.layer_digests[0]}"):
         async with http.get(f"{upstream.url}/v2/a/{path}") as got:
@@ -79,7 +82,9 @@ async def test_head_has_the_headers_of_get_and_no_body(upstream, http):
             assert await head.read() == b""
 
 
-async def test_an_index_names_its_images_and_their_platforms(upstream, http):
+async def test_an_index_names_its_images_and_their_platforms(
+    upstream: FakeRegistry, http: aiohttp.ClientSession
+) -> None:
     images = [
         upstream.add_image("a", layers=[b"1"], platform="linux/amd64"),
         upstream.add_image("a", layers=[b"2"], platform="linux/arm/v7", docker=True),
@@ -93,7 +98,9 @@ async def test_an_index_names_its_images_and_their_platforms(upstream, http):
     assert entries[1]["mediaType"] == DOCKER_MANIFEST
 
 
-async def test_sha512_content_answers_to_its_sha512_digest(upstream, http):
+async def test_sha512_content_answers_to_its_sha512_digest(
+    upstream: FakeRegistry, http: aiohttp.ClientSession
+) -> None:
     image = upstream.add_image("a", "1", [b"layer"], algorithm="sha512")
     assert image.layer_digests == ("sha512:" + hashlib.sha512(b"layer").hexdigest(),)
     async with http.get(f"{upstream.url}/v2/a/manifests/1") as response:
@@ -101,7 +108,7 @@ async def test_sha512_content_answers_to_its_sha512_digest(upstream, http):
         assert image.digest.startswith("sha512:")
 
 
-async def test_tags_move_and_go(upstream, http):
+async def test_tags_move_and_go(upstream: FakeRegistry, http: aiohttp.ClientSession) -> None:
     old = upstream.add_image("a", "latest", [b"old"])
     new = upstream.add_image("a", layers=[b"new"])
     url = f"{upstream.url}/v2/a/manifests"
@@ -116,7 +123,9 @@ async def test_tags_move_and_go(upstream, http):
         assert (await response.json())["errors"][0]["code"] == "MANIFEST_UNKNOWN"
 
 
-async def test_a_blob_belongs_to_its_repository_only(upstream, http):
+async def test_a_blob_belongs_to_its_repository_only(
+    upstream: FakeRegistry, http: aiohttp.ClientSession
+) -> None:
     digest = upstream.add_blob("a", b"data")
     upstream.add_image("b", "1")
     async with http.get(f"{upstream.url}/v2/b/blobs/{digest}") as response:
@@ -141,7 +150,14 @@ async def test_a_blob_belongs_to_its_repository_only(upstream, http):
         ("pages=1-2", 200, None, b"0123456789"),
     ],
 )
-async def test_ranges_of_blobs(upstream, http, asked, status, content_range, body):
+async def test_ranges_of_blobs(
+    upstream: FakeRegistry,
+    http: aiohttp.ClientSession,
+    asked: str,
+    status: int,
+    content_range: str | None,
+    body: bytes,
+) -> None:
     digest = upstream.add_blob("a", b"0123456789")
     async with http.get(f"{upstream.url}/v2/a/blobs/{digest}", headers={"Range": asked}) as response:
         assert response.status == status
@@ -150,7 +166,9 @@ async def test_ranges_of_blobs(upstream, http, asked, status, content_range, bod
         assert await response.read() == body
 
 
-async def test_if_range_with_another_etag_gets_everything(upstream, http):
+async def test_if_range_with_another_etag_gets_everything(
+    upstream: FakeRegistry, http: aiohttp.ClientSession
+) -> None:
     digest = upstream.add_blob("a", b"0123456789")
     url = f"{upstream.url}/v2/a/blobs/{digest}"
     async with http.get(url, headers={"Range": "bytes=5-", "If-Range": '"other"'}) as response:
@@ -159,7 +177,7 @@ async def test_if_range_with_another_etag_gets_everything(upstream, http):
         assert response.status == 206
 
 
-async def test_if_none_match_gets_304(upstream, http):
+async def test_if_none_match_gets_304(upstream: FakeRegistry, http: aiohttp.ClientSession) -> None:
     image = upstream.add_image("a", "1")
     headers = {"If-None-Match": f'"other", W/"{image.digest}"'}
     async with http.get(f"{upstream.url}/v2/a/manifests/1", headers=headers) as response:
@@ -169,7 +187,9 @@ async def test_if_none_match_gets_304(upstream, http):
         assert await response.read() == b""
 
 
-async def test_tags_come_in_pages_whose_links_lead_to_the_end(upstream, http):
+async def test_tags_come_in_pages_whose_links_lead_to_the_end(
+    upstream: FakeRegistry, http: aiohttp.ClientSession
+) -> None:
     for tag in ("b", "a", "d", "c", "e"):
         upstream.add_image("team/app", tag)
     upstream.page_size = 3
@@ -194,7 +214,14 @@ async def test_tags_come_in_pages_whose_links_lead_to_the_end(upstream, http):
         ("?n=1", 200, ["1"], True),
     ],
 )
-async def test_tag_list_parameters(upstream, http, query, status, tags, linked):
+async def test_tag_list_parameters(
+    upstream: FakeRegistry,
+    http: aiohttp.ClientSession,
+    query: str,
+    status: int,
+    tags: list[str],
+    linked: bool,
+) -> None:
     upstream.add_image("a", "1")
     upstream.add_image("a", "2")
     async with http.get(f"{upstream.url}/v2/a/tags/list{query}") as response:
@@ -203,14 +230,14 @@ async def test_tag_list_parameters(upstream, http, query, status, tags, linked):
         assert ("Link" in response.headers) == linked
 
 
-async def test_the_catalog_lists_repositories(upstream, http):
+async def test_the_catalog_lists_repositories(upstream: FakeRegistry, http: aiohttp.ClientSession) -> None:
     upstream.add_image("b", "1")
     upstream.add_image("a", "1")
     async with http.get(f"{upstream.url}/v2/_catalog") as response:
         assert await response.json() == {"repositories": ["a", "b"]}
 
 
-async def test_referrers_are_listed_and_filtered(upstream, http):
+async def test_referrers_are_listed_and_filtered(upstream: FakeRegistry, http: aiohttp.ClientSession) -> None:
     image = upstream.add_image("a", "1")
     sbom = upstream.add_referrer("a", image.digest, "application/x.sbom", annotations={"k": "v"})
     upstream.add_referrer("a", image.digest, "application/x.sig")
@@ -226,7 +253,9 @@ async def test_referrers_are_listed_and_filtered(upstream, http):
     assert entry["annotations"] == {"k": "v"}
 
 
-async def test_referrers_may_be_missing_and_then_have_a_tag(upstream, http):
+async def test_referrers_may_be_missing_and_then_have_a_tag(
+    upstream: FakeRegistry, http: aiohttp.ClientSession
+) -> None:
     image = upstream.add_image("a", "1")
     upstream.add_referrer("a", image.digest)
     upstream.has_referrers = False
@@ -237,13 +266,15 @@ async def test_referrers_may_be_missing_and_then_have_a_tag(upstream, http):
         assert len(json.loads(await response.read())["manifests"]) == 1
 
 
-async def test_referrers_of_an_unknown_digest_are_empty(upstream, http):
+async def test_referrers_of_an_unknown_digest_are_empty(
+    upstream: FakeRegistry, http: aiohttp.ClientSession
+) -> None:
     async with http.get(f"{upstream.url}/v2/none/referrers/{sha256(b'')}") as response:
         assert response.status == 200
         assert json.loads(await response.read())["manifests"] == []
 
 
-async def test_pushing_is_refused_and_recorded(upstream, http):
+async def test_pushing_is_refused_and_recorded(upstream: FakeRegistry, http: aiohttp.ClientSession) -> None:
     async with http.post(f"{upstream.url}/v2/a/blobs/uploads/", data=b"x") as response:
         assert response.status == 405
     async with http.put(f"{upstream.url}/v2/a/manifests/1", data=b"{}") as response:
@@ -254,7 +285,9 @@ async def test_pushing_is_refused_and_recorded(upstream, http):
     ]
 
 
-async def test_a_strict_registry_wants_the_media_type_on_any_accept_line(upstream, http):
+async def test_a_strict_registry_wants_the_media_type_on_any_accept_line(
+    upstream: FakeRegistry, http: aiohttp.ClientSession
+) -> None:
     upstream.add_image("a", "1")
     upstream.strict_accept = True
     url = f"{upstream.url}/v2/a/manifests/1"
@@ -264,7 +297,9 @@ async def test_a_strict_registry_wants_the_media_type_on_any_accept_line(upstrea
         assert response.status == 200
 
 
-async def test_the_rate_limit_counts_gets_of_manifests_only(upstream, http):
+async def test_the_rate_limit_counts_gets_of_manifests_only(
+    upstream: FakeRegistry, http: aiohttp.ClientSession
+) -> None:
     upstream.add_image("a", "1")
     upstream.rate_limit = RateLimit(limit=100, remaining=1)
     url = f"{upstream.url}/v2/a/manifests/1"

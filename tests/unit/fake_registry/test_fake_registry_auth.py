@@ -1,52 +1,63 @@
 """Whom the fake registry lets in."""
 
 import base64
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
 
 import aiohttp
 import pytest
 
 from tests.fake_registry import FakeRegistry, Status
+from tests.fake_registry.auth import Expired
 
 PULL = "repository:a:pull"
 
 
-def basic(user, password):
+def basic(user: str, password: str) -> dict[str, str]:
     encoded = base64.b64encode(f"{user}:{password}".encode()).decode()
     return {"Authorization": f"Basic {encoded}"}
 
 
 @pytest.fixture
-async def http():
+async def http() -> AsyncIterator[aiohttp.ClientSession]:
     async with aiohttp.ClientSession() as session:
         yield session
 
 
 @pytest.fixture
-async def upstream():
+async def upstream() -> AsyncIterator[FakeRegistry]:
     async with FakeRegistry(auth="bearer", users={"alice": "secret"}) as registry:
         registry.add_image("a", "1")
         registry.add_image("b", "1")
         yield registry
 
 
-async def ask(http, upstream, token=None, path="/v2/a/manifests/1", headers=None):
+async def ask(
+    http: aiohttp.ClientSession,
+    upstream: FakeRegistry,
+    token: str | None = None,
+    path: str = "/v2/a/manifests/1",
+    headers: Mapping[str, str] | None = None,
+) -> Any:
     headers = headers or ({"Authorization": f"Bearer {token}"} if token else {})
     async with http.get(f"{upstream.url}{path}", headers=headers) as response:
         await response.read()
         return response
 
 
-async def token(http, upstream, **options):
+async def token(http: aiohttp.ClientSession, upstream: FakeRegistry, **options: Any) -> Any:
     async with http.get(f"{upstream.url}/token", **options) as response:
         assert response.status == 200
         return await response.json()
 
 
-def challenges(response):
+def challenges(response: aiohttp.ClientResponse) -> list[str]:
     return response.headers.getall("WWW-Authenticate", [])
 
 
-async def test_without_a_token_there_is_a_challenge_that_says_where_to_get_one(http, upstream):
+async def test_without_a_token_there_is_a_challenge_that_says_where_to_get_one(
+    http: aiohttp.ClientSession, upstream: FakeRegistry
+) -> None:
     realm = f'Bearer realm="{upstream.url}/token",service="fake-registry"'
     response = await ask(http, upstream)
     assert response.status == 401
@@ -56,7 +67,7 @@ async def test_without_a_token_there_is_a_challenge_that_says_where_to_get_one(h
     assert challenges(catalog) == [f'{realm},scope="registry:catalog:*"']
 
 
-async def test_a_token_is_good_for_its_scope(http, upstream):
+async def test_a_token_is_good_for_its_scope(http: aiohttp.ClientSession, upstream: FakeRegistry) -> None:
     body = await token(http, upstream, params={"service": "fake-registry", "scope": PULL})
     assert body["token"] == body["access_token"]
     assert body["expires_in"] == 300
@@ -67,7 +78,9 @@ async def test_a_token_is_good_for_its_scope(http, upstream):
     assert 'error="insufficient_scope"' in challenges(other)[0]
 
 
-async def test_scopes_may_be_several_parameters_or_one_with_spaces(http, upstream):
+async def test_scopes_may_be_several_parameters_or_one_with_spaces(
+    http: aiohttp.ClientSession, upstream: FakeRegistry
+) -> None:
     for scopes in ([PULL, "repository:b:pull,push"], [f"{PULL} repository:b:pull"]):
         body = await token(http, upstream, params=[("scope", scope) for scope in scopes])
         assert (await ask(http, upstream, body["token"])).status == 200
@@ -75,7 +88,7 @@ async def test_scopes_may_be_several_parameters_or_one_with_spaces(http, upstrea
     assert upstream.find("token")[1].scopes == [PULL, "repository:b:pull"]
 
 
-async def test_a_wrong_password_gets_no_token(http, upstream):
+async def test_a_wrong_password_gets_no_token(http: aiohttp.ClientSession, upstream: FakeRegistry) -> None:
     wrong = basic("alice", "wrong")
     async with http.get(f"{upstream.url}/token", headers=wrong) as response:
         assert response.status == 401
@@ -83,14 +96,18 @@ async def test_a_wrong_password_gets_no_token(http, upstream):
         assert response.status == 401
 
 
-async def test_without_anonymous_a_token_wants_a_password(http, upstream):
+async def test_without_anonymous_a_token_wants_a_password(
+    http: aiohttp.ClientSession, upstream: FakeRegistry
+) -> None:
     upstream.anonymous = False
     async with http.get(f"{upstream.url}/token") as response:
         assert response.status == 401
     assert await token(http, upstream, headers=basic("alice", "secret"))
 
 
-async def test_a_restricted_repository_is_pulled_by_its_users_only(http, upstream):
+async def test_a_restricted_repository_is_pulled_by_its_users_only(
+    http: aiohttp.ClientSession, upstream: FakeRegistry
+) -> None:
     upstream.restricted = {"a": {"alice"}}
     params = {"scope": PULL}
     alice = await token(http, upstream, params=params, headers=basic("alice", "secret"))
@@ -102,7 +119,7 @@ async def test_a_restricted_repository_is_pulled_by_its_users_only(http, upstrea
         assert response.status == 403
 
 
-async def test_a_refresh_token_is_taken_by_post(http, upstream):
+async def test_a_refresh_token_is_taken_by_post(http: aiohttp.ClientSession, upstream: FakeRegistry) -> None:
     upstream.identity_tokens["refresh-1"] = "alice"
     upstream.restricted = {"a": {"alice"}}
     form = {"grant_type": "refresh_token", "refresh_token": "refresh-1", "scope": PULL}
@@ -115,19 +132,19 @@ async def test_a_refresh_token_is_taken_by_post(http, upstream):
         assert response.status == 401
 
 
-async def test_offline_tokens_are_given_to_users(http, upstream):
+async def test_offline_tokens_are_given_to_users(http: aiohttp.ClientSession, upstream: FakeRegistry) -> None:
     alice = basic("alice", "secret")
     body = await token(http, upstream, params={"offline_token": "true"}, headers=alice)
     assert upstream.identity_tokens == {body["refresh_token"]: "alice"}
 
 
-async def test_post_may_be_unsupported(http, upstream):
+async def test_post_may_be_unsupported(http: aiohttp.ClientSession, upstream: FakeRegistry) -> None:
     upstream.token_post = False
     async with http.post(f"{upstream.url}/token", data={"grant_type": "refresh_token"}) as response:
         assert response.status == 405
 
 
-async def test_a_token_expires_by_the_clock(http, upstream):
+async def test_a_token_expires_by_the_clock(http: aiohttp.ClientSession, upstream: FakeRegistry) -> None:
     now = 1000.0
     upstream.clock = lambda: now
     body = await token(http, upstream, params={"scope": PULL})
@@ -144,8 +161,8 @@ async def test_a_token_expires_by_the_clock(http, upstream):
     [("invalid_token", 401, True), ("ecr", 403, False), ("public-ecr", 400, False)],
 )
 async def test_revoked_tokens_are_refused_in_the_way_of_the_registry(
-    http, upstream, style, status, challenged
-):
+    http: aiohttp.ClientSession, upstream: FakeRegistry, style: Expired, status: int, challenged: bool
+) -> None:
     upstream.expired = style
     value = upstream.issue_token(PULL)
     assert (await ask(http, upstream, value)).status == 200
@@ -165,18 +182,20 @@ async def test_revoked_tokens_are_refused_in_the_way_of_the_registry(
         (lambda members: {"token": members["token"]}, {"token"}),
     ],
 )
-async def test_the_token_answer_can_be_changed(http, upstream, change, expected):
+async def test_the_token_answer_can_be_changed(
+    http: aiohttp.ClientSession, upstream: FakeRegistry, change: Any, expected: Any
+) -> None:
     upstream.token_body = change
     assert set(await token(http, upstream)) == expected
 
 
-async def test_the_token_answer_can_be_nonsense(http, upstream):
+async def test_the_token_answer_can_be_nonsense(http: aiohttp.ClientSession, upstream: FakeRegistry) -> None:
     upstream.token_body = lambda members: b"<html>"
     async with http.get(f"{upstream.url}/token") as response:
         assert await response.read() == b"<html>"
 
 
-async def test_the_challenge_can_be_anything(http, upstream):
+async def test_the_challenge_can_be_anything(http: aiohttp.ClientSession, upstream: FakeRegistry) -> None:
     upstream.challenge = ['Negotiate, Basic realm="x"', 'BEARER realm = "{realm}?scope={scope}" ,{odd}']
     assert challenges(await ask(http, upstream)) == [
         'Negotiate, Basic realm="x"',
@@ -187,14 +206,16 @@ async def test_the_challenge_can_be_anything(http, upstream):
     assert (response.status, challenges(response)) == (401, [])
 
 
-async def test_faults_of_the_token_endpoint(http, upstream):
+async def test_faults_of_the_token_endpoint(http: aiohttp.ClientSession, upstream: FakeRegistry) -> None:
     upstream.fault(Status(503), kind="token")
     async with http.get(f"{upstream.url}/token") as response:
         assert response.status == 503
     assert await token(http, upstream)
 
 
-async def test_tokens_may_come_from_another_server(http, upstream):
+async def test_tokens_may_come_from_another_server(
+    http: aiohttp.ClientSession, upstream: FakeRegistry
+) -> None:
     async with FakeRegistry(auth="bearer") as issuer:
         upstream.realm, upstream.tokens = f"{issuer.url}/token", issuer.tokens
         assert f'realm="{issuer.url}/token"' in challenges(await ask(http, upstream))[0]
@@ -202,7 +223,7 @@ async def test_tokens_may_come_from_another_server(http, upstream):
         assert (await ask(http, upstream, body["token"])).status == 200
 
 
-async def test_basic_lets_users_in(http):
+async def test_basic_lets_users_in(http: aiohttp.ClientSession) -> None:
     async with FakeRegistry(auth="basic", users={"alice": "se:cret"}) as upstream:
         upstream.add_image("a", "1")
         alice = basic("alice", "se:cret")
@@ -216,7 +237,7 @@ async def test_basic_lets_users_in(http):
         assert (await ask(http, upstream, headers=basic("alice", "new"))).status == 200
 
 
-async def test_malformed_basic_is_refused(http):
+async def test_malformed_basic_is_refused(http: aiohttp.ClientSession) -> None:
     async with FakeRegistry(auth="basic", users={"alice": "secret"}) as upstream:
         for value in ("Basic", "Basic !!!", "Basic Og==", "Basic YWxpY2U=", "Bearer x"):
             async with http.get(f"{upstream.url}/v2/", headers={"Authorization": value}) as response:

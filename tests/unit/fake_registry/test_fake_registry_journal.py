@@ -2,6 +2,7 @@
 
 import asyncio
 import ssl
+from collections.abc import AsyncIterator
 
 import aiohttp
 import pytest
@@ -14,13 +15,13 @@ LAYER = random_bytes(300_000)
 
 
 @pytest.fixture
-async def http():
+async def http() -> AsyncIterator[aiohttp.ClientSession]:
     async with aiohttp.ClientSession(auto_decompress=False) as session:
         yield session
 
 
 @pytest.fixture
-async def upstream():
+async def upstream() -> AsyncIterator[FakeRegistry]:
     async with FakeRegistry() as registry:
         yield registry
 
@@ -43,7 +44,14 @@ async def upstream():
         ("/elsewhere", "other", None, None),
     ],
 )
-async def test_requests_are_told_apart(upstream, http, path, kind, repository, reference):
+async def test_requests_are_told_apart(
+    upstream: FakeRegistry,
+    http: aiohttp.ClientSession,
+    path: str,
+    kind: str,
+    repository: str | None,
+    reference: str | None,
+) -> None:
     async with http.get(URL(f"{upstream.url}{path}?ns=x%2Fy", encoded=True)):
         (request,) = upstream.requests
     assert (request.kind, request.repository, request.reference) == (kind, repository, reference)
@@ -51,7 +59,9 @@ async def test_requests_are_told_apart(upstream, http, path, kind, repository, r
     assert request.query["ns"] == "x/y"
 
 
-async def test_requests_can_be_counted_by_what_they_were(upstream, http):
+async def test_requests_can_be_counted_by_what_they_were(
+    upstream: FakeRegistry, http: aiohttp.ClientSession
+) -> None:
     image = upstream.add_image("a", "1", [LAYER])
     for path in ("manifests/1", "manifests/2", f"blobs/{image.layer_digests[0]}"):
         async with http.get(f"{upstream.url}/v2/a/{path}", headers={"X-Test": "1"}) as response:
@@ -67,7 +77,9 @@ async def test_requests_can_be_counted_by_what_they_were(upstream, http):
     assert upstream.count() == 0
 
 
-async def test_connections_are_counted_even_if_nothing_is_asked(upstream, http):
+async def test_connections_are_counted_even_if_nothing_is_asked(
+    upstream: FakeRegistry, http: aiohttp.ClientSession
+) -> None:
     assert upstream.connections == 0
     _, writer = await asyncio.open_connection("127.0.0.1", upstream.port)
     await upstream.wait_until(lambda: upstream.connections == 1)
@@ -76,7 +88,9 @@ async def test_connections_are_counted_even_if_nothing_is_asked(upstream, http):
     assert upstream.requests == []
 
 
-async def test_a_client_that_breaks_off_is_remembered(upstream, http):
+async def test_a_client_that_breaks_off_is_remembered(
+    upstream: FakeRegistry, http: aiohttp.ClientSession
+) -> None:
     digest = upstream.add_big_blob("a", 50_000_000)
     response = await http.get(f"{upstream.url}/v2/a/blobs/{digest}")
     await response.content.readexactly(1000)
@@ -87,7 +101,9 @@ async def test_a_client_that_breaks_off_is_remembered(upstream, http):
     assert 1000 <= request.sent_bytes < 50_000_000
 
 
-async def test_waiting_for_requests_ends_when_they_have_come(upstream, http):
+async def test_waiting_for_requests_ends_when_they_have_come(
+    upstream: FakeRegistry, http: aiohttp.ClientSession
+) -> None:
     waiting = asyncio.create_task(upstream.wait_for_requests("ping", count=2))
     for _ in range(2):
         async with http.get(f"{upstream.url}/v2/"):
@@ -95,7 +111,9 @@ async def test_waiting_for_requests_ends_when_they_have_come(upstream, http):
     assert await waiting == upstream.requests
 
 
-async def test_waiting_in_vain_fails_and_tells_what_came_instead(upstream, http):
+async def test_waiting_in_vain_fails_and_tells_what_came_instead(
+    upstream: FakeRegistry, http: aiohttp.ClientSession
+) -> None:
     async with http.get(f"{upstream.url}/v2/?x=1"):
         pass
     with pytest.raises(AssertionError, match=r"1 x \[kind=blob\].*\n.*<ping: GET /v2/\?x=1 -> 200"):
@@ -105,7 +123,9 @@ async def test_waiting_in_vain_fails_and_tells_what_came_instead(upstream, http)
 # --- life ---
 
 
-async def test_a_stopped_registry_refuses_and_comes_back_on_its_port(upstream, http):
+async def test_a_stopped_registry_refuses_and_comes_back_on_its_port(
+    upstream: FakeRegistry, http: aiohttp.ClientSession
+) -> None:
     url = f"{upstream.url}/v2/"
     async with http.get(url) as response:
         assert response.status == 200
@@ -118,7 +138,7 @@ async def test_a_stopped_registry_refuses_and_comes_back_on_its_port(upstream, h
     assert upstream.count("ping") == 2
 
 
-async def test_https_with_a_given_certificate():
+async def test_https_with_a_given_certificate() -> None:
     authority = trustme.CA()
     serving, asking = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
     authority.issue_cert("localhost").configure_cert(serving)
@@ -136,7 +156,7 @@ async def test_https_with_a_given_certificate():
 
 
 @pytest.mark.parametrize("accepts", [True, False])
-async def test_a_black_hole_never_answers(http, accepts):
+async def test_a_black_hole_never_answers(http: aiohttp.ClientSession, accepts: bool) -> None:
     timeout = aiohttp.ClientTimeout(sock_connect=0.1, sock_read=0.1)
     expected = aiohttp.SocketTimeoutError if accepts else aiohttp.ConnectionTimeoutError
     async with BlackHole(accepts=accepts) as hole:

@@ -1,5 +1,8 @@
 """The storage behind the fake registry serves signed URLs, and those who leave them alone."""
 
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+
 import aiohttp
 import pytest
 from yarl import URL
@@ -10,41 +13,43 @@ DATA = random_bytes(100_000)
 
 
 @pytest.fixture
-async def http():
+async def http() -> AsyncIterator[aiohttp.ClientSession]:
     async with aiohttp.ClientSession() as session:
         yield session
 
 
 @pytest.fixture
-async def upstream():
+async def upstream() -> AsyncIterator[FakeRegistry]:
     async with FakeRegistry() as registry:
         yield registry
 
 
 @pytest.fixture
-async def storage(upstream):
+async def storage(upstream: FakeRegistry) -> AsyncIterator[FakeStorage]:
     async with FakeStorage(upstream) as server:
         yield server
 
 
 @pytest.fixture
-def blob(upstream):
+def blob(upstream: FakeRegistry) -> str:
     return f"{upstream.url}/v2/a/blobs/{upstream.add_blob('a', DATA)}"
 
 
-async def status_of(request):
-    async with request as response:
+async def status_of(sending: AbstractAsyncContextManager[aiohttp.ClientResponse]) -> int:
+    async with sending as response:
         await response.read()
         return response.status
 
 
-async def location(http, blob):
+async def location(http: aiohttp.ClientSession, blob: str) -> URL:
     async with http.get(blob, allow_redirects=False) as response:
         assert response.status == 307
         return URL(response.headers["Location"], encoded=True)
 
 
-async def test_a_blob_is_redirected_and_served_to_an_unchanged_url(http, storage, blob):
+async def test_a_blob_is_redirected_and_served_to_an_unchanged_url(
+    http: aiohttp.ClientSession, storage: FakeStorage, blob: str
+) -> None:
     signed = await location(http, blob)
     for part in ("%2F", "%2f", "+", "|", "%7C", "~", "%7E", "%20", "!*'()", "&flag&"):
         assert part in str(signed)
@@ -59,31 +64,37 @@ async def test_a_blob_is_redirected_and_served_to_an_unchanged_url(http, storage
     assert not storage.received_credentials
 
 
-async def test_a_requoted_url_is_refused(http, storage, blob):
+async def test_a_requoted_url_is_refused(
+    http: aiohttp.ClientSession, storage: FakeStorage, blob: str
+) -> None:
     signed = await location(http, blob)
     async with http.get(URL(str(signed))) as response:
         assert response.status == 403
         assert b"SignatureDoesNotMatch" in await response.read()
 
 
-async def test_ranges_are_served(http, storage, blob):
+async def test_ranges_are_served(http: aiohttp.ClientSession, storage: FakeStorage, blob: str) -> None:
     async with http.get(await location(http, blob), headers={"Range": "bytes=10-19"}) as response:
         assert (response.status, await response.read()) == (206, DATA[10:20])
 
 
-async def test_a_signed_url_is_for_get_only(http, storage, blob):
+async def test_a_signed_url_is_for_get_only(
+    http: aiohttp.ClientSession, storage: FakeStorage, blob: str
+) -> None:
     async with http.head(await location(http, blob)) as response:
         assert response.status == 403
 
 
-async def test_credentials_are_refused_and_noticed(http, storage, blob):
+async def test_credentials_are_refused_and_noticed(
+    http: aiohttp.ClientSession, storage: FakeStorage, blob: str
+) -> None:
     signed = await location(http, blob)
     async with http.get(signed, headers={"Authorization": "Bearer x"}) as response:
         assert response.status == 400
     assert storage.received_credentials
 
 
-async def test_signed_urls_expire(http, storage, blob):
+async def test_signed_urls_expire(http: aiohttp.ClientSession, storage: FakeStorage, blob: str) -> None:
     storage.expire_after(1)
     signed = await location(http, blob)
     assert await status_of(http.get(signed)) == 200
@@ -96,7 +107,9 @@ async def test_signed_urls_expire(http, storage, blob):
     assert await status_of(http.get(fresh)) == 403
 
 
-async def test_storage_has_faults_of_its_own(http, storage, upstream, blob):
+async def test_storage_has_faults_of_its_own(
+    http: aiohttp.ClientSession, storage: FakeStorage, upstream: FakeRegistry, blob: str
+) -> None:
     storage.fault(Truncate(after=5))
     with pytest.raises(aiohttp.ClientPayloadError):
         await status_of(http.get(await location(http, blob)))
@@ -104,13 +117,17 @@ async def test_storage_has_faults_of_its_own(http, storage, upstream, blob):
     assert storage.sent_bytes() == 5
 
 
-async def test_the_registry_serves_its_blobs_again_without_storage(http, upstream, blob):
+async def test_the_registry_serves_its_blobs_again_without_storage(
+    http: aiohttp.ClientSession, upstream: FakeRegistry, blob: str
+) -> None:
     async with FakeStorage(upstream):
         await location(http, blob)
     async with http.get(blob, allow_redirects=False) as response:
         assert await response.read() == DATA
 
 
-async def test_a_missing_blob_is_not_redirected(http, storage, upstream, blob):
+async def test_a_missing_blob_is_not_redirected(
+    http: aiohttp.ClientSession, storage: FakeStorage, upstream: FakeRegistry, blob: str
+) -> None:
     async with http.get(f"{blob[:-1]}x", allow_redirects=False) as response:
         assert response.status == 404
