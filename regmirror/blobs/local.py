@@ -208,10 +208,7 @@ class LocalBlobStore:
 
     def is_stored_as(self, digest: Digest, descriptor: int) -> bool:
         """Whether the open file is the stored blob."""
-        try:
-            return os.path.samestat(self.path(digest).stat(), os.fstat(descriptor))
-        except FileNotFoundError:
-            return False
+        return is_at(self.path(digest), descriptor)
 
     async def commit(self, staged: Path, digest: Digest) -> None:
         loop = asyncio.get_running_loop()
@@ -289,6 +286,14 @@ def ensure_directory(directory: Path) -> None:
     make_directory(directory)
     if not os.access(directory, os.W_OK | os.X_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(directory))
+
+
+def is_at(path: Path, descriptor: int) -> bool:
+    """Whether ``path`` names the open file."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def _take(path: Path, target: Path, descriptor: int | None) -> bool:

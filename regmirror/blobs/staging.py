@@ -1,17 +1,16 @@
-"""Files that are still arriving, and who writes them.
+"""Staged files: the blobs that are incomplete or not yet verified, and the election of their writers.
 
-Each blob in flight has two files, shared by every process that works on the store:
+A download has two files, shared by every process that works on the store:
 
-    staging/<algorithm>-<hex>.note    a line of JSON: whose upstream brings it, the whole size, or why
-                                      the writer gave up
-    staging/<algorithm>-<hex>         the bytes so far; made when an upstream has answered with them
+    staging/<algorithm>-<hex>.note    the state file, a line of JSON (``DownloadState``)
+    staging/<algorithm>-<hex>         the bytes so far, created when an upstream has responded
 
-An exclusive ``flock`` on the note elects the one writer. The kernel releases it when the
-writer ends in whatever way, so a follower that obtains it either finds the blob adopted, or
-the writer's reason for giving up, or takes over where the writer stopped.
+An exclusive ``flock`` on the state file elects the writer. The kernel releases it when that process
+ends. The process that obtains it next finds the blob committed, or the failure of the writer, or
+continues where the writer stopped.
 
-Every process that has the bytes open holds a shared ``flock`` on them, so that they are not removed
-once they are adopted as a stored blob (see local.py).
+Every process that has the bytes open owns a shared ``flock`` on them, so that they are not removed
+while they are read after the commit (see ``local``).
 """
 
 from __future__ import annotations
@@ -27,24 +26,24 @@ from functools import cache
 from pathlib import Path
 
 from regmirror import errors, files
-from regmirror.blobs.local import ensure_directory
+from regmirror.blobs.local import ensure_directory, is_at
 from regmirror.errors import DigestInvalid, RegistryError, Unavailable, UpstreamError
 from regmirror.oci.names import Digest
 
-_NOTE = ".note"  # what follows a staged file's name in that of its note
-_NOTE_MAX = 4096  # bytes; written by one pwrite, so that a reader sees the old or the new
-_ADOPTING = 3600.0  # seconds a note without its file is believed to be of an adoption
-_PROBE = 64 * 1024  # bytes written to see whether there is room
+_STATE_SUFFIX = ".note"  # follows the name of a staged file in that of its state file
+_STATE_MAX = 4096  # bytes; written by one pwrite, so that a reader sees the old or the new state
+_COMMIT_MAX = 3600.0  # seconds for which a state file without bytes counts as a commit in progress
+_PROBE = 64 * 1024  # bytes written to find out whether there is space
 
 
 @dataclass(frozen=True, slots=True)
 class DownloadState:
-    """What the writer tells the followers: ``failure`` is the name of an error class.
+    """The state of a download, which its writer shares with the followers.
 
-    ``flowing`` means that an upstream has answered with content, of ``size`` if it told;
-    ``verified`` that all of it is here and right, though not yet safe on disk. ``repository`` is
-    the one that is requested for, or that failed; ``origin`` the one whose upstream brought the
-    first ``origin_until`` bytes, or all of them.
+    ``flowing``: content arrives, of ``size`` if a response has stated it. ``verified``: all bytes are
+    in the file and match the digest, but are not durable yet. ``failure`` is the name of an error
+    class. ``repository`` is requested, or has failed. ``origin`` and ``origin_until`` are the
+    provenance: whose upstream sent the first ``origin_until`` bytes, or all of them.
     """
 
     flowing: bool = False
@@ -61,22 +60,22 @@ class DownloadState:
     def of_failure(
         cls, error: RegistryError, repository: str = "", *, before: DownloadState | None = None
     ) -> DownloadState:
-        """Why the writer of ``repository`` gave up; what it knew of the bytes ``before`` stays."""
+        """The state after a failure for ``repository``; size and provenance of ``before`` are kept."""
         upstream = error.upstream if isinstance(error, UpstreamError) else ""
         message = error.message.removeprefix(f"{upstream}: ")[:300]
-        known = before or cls()
+        previous = before or cls()
         return cls(
-            size=known.size,
+            size=previous.size,
             failure=type(error).__name__,
             upstream=upstream,
             message=message,
             repository=repository,
-            origin=known.origin,
-            origin_until=known.origin_until,
+            origin=previous.origin,
+            origin_until=previous.origin_until,
         )
 
     def find_failure(self) -> RegistryError | None:
-        """The writer's failure; None if it has not failed."""
+        """Return the writer's failure as an error; None if it has not failed."""
         if not self.failure:
             return None
         kind = getattr(errors, self.failure, None)
@@ -87,26 +86,26 @@ class DownloadState:
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """What a blob in staging takes: its whole ``size``, and what of that is not yet written."""
+    """The space of a staged blob: its whole ``size``, of which ``to_come`` bytes are not written yet."""
 
     size: int
     to_come: int
 
 
 class StagedFile:
-    """One blob in flight: its note, and once that has been opened, its bytes."""
+    """The state file of one download, and after ``open_bytes`` its bytes."""
 
     def __init__(self, path: Path, *, create: bool = True) -> None:
         self.path = path
-        self._note_path = path.with_name(path.name + _NOTE)
+        self._state_path = path.with_name(path.name + _STATE_SUFFIX)
         self.is_writer = False
         self.descriptor = -1  # of the bytes
         flags = os.O_RDWR | os.O_CLOEXEC
-        opened = files.create(self._note_path, flags) if create else os.open(self._note_path, flags)
-        self._note_descriptor = opened
+        opened = files.create(self._state_path, flags) if create else os.open(self._state_path, flags)
+        self._state_descriptor = opened
 
     def open_bytes(self, *, create: bool = False) -> bool:
-        """Have ``descriptor`` open; false if there are no bytes of this very note."""
+        """Open ``descriptor``; False if there are no bytes that belong to this state file."""
         if self.descriptor >= 0:
             return True
         try:
@@ -116,35 +115,35 @@ class StagedFile:
             return False
         with suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        if not self.is_writer and not _same(self._note_path, self._note_descriptor):
-            os.close(descriptor)  # another writer has begun, and may have made them
+        if not self.is_writer and not is_at(self._state_path, self._state_descriptor):
+            os.close(descriptor)  # another writer has started, and the bytes may be its own
             return False
         self.descriptor = descriptor
         return True
 
     @property
     def size(self) -> int:
-        """Bytes written so far, by whichever process; 0 if they are not open."""
+        """The number of bytes in the file, whichever process writes them; 0 if it is not open."""
         return 0 if self.descriptor < 0 else os.fstat(self.descriptor).st_size
 
     def try_lock(self) -> bool:
-        """Become the writer, if nobody is."""
+        """Become the writer; False if another process is."""
         try:
-            fcntl.flock(self._note_descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._state_descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
         self.is_writer = True
         return True
 
     def is_current(self) -> bool:
-        """Whether the paths still lead to these files (not adopted, discarded or replaced)."""
-        if not _same(self._note_path, self._note_descriptor):
+        """Whether the paths still name these files: not committed, discarded or replaced."""
+        if not is_at(self._state_path, self._state_descriptor):
             return False
-        return self.descriptor < 0 or _same(self.path, self.descriptor)
+        return self.descriptor < 0 or is_at(self.path, self.descriptor)
 
     def has_writer(self) -> bool:
         """Whether another process is the writer."""
-        return _is_locked(self._note_descriptor)
+        return _is_locked(self._state_descriptor)
 
     def is_verified(self, state: DownloadState) -> bool:
         """Whether ``state`` says of these very bytes that they are complete and verified.
@@ -153,56 +152,56 @@ class StagedFile:
         """
         if not state.verified or self.descriptor < 0 or state.size != self.size:
             return False
-        return _same(self.path, self.descriptor)
+        return is_at(self.path, self.descriptor)
 
     def read_state(self) -> DownloadState:
-        """The writer's note; an empty one while there is none."""
-        return _parse_note(os.pread(self._note_descriptor, _NOTE_MAX, 0))
+        """Return the writer's state; the default one if there is none."""
+        return _parse_state(os.pread(self._state_descriptor, _STATE_MAX, 0))
 
-    def write_state(self, note: DownloadState) -> None:
-        """Best effort: without it followers wait until the lock is free, and then find out alone."""
-        line = json.dumps({**asdict(note), "boot": _boot_id()}).encode()[: _NOTE_MAX - 1] + b"\n"
+    def write_state(self, state: DownloadState) -> None:
+        """Share the state; errors are ignored, because followers can also wait for the lock."""
+        line = json.dumps({**asdict(state), "boot": _boot_id()}).encode()[: _STATE_MAX - 1] + b"\n"
         with suppress(OSError):
-            os.pwrite(self._note_descriptor, line, 0)
+            os.pwrite(self._state_descriptor, line, 0)
 
     def clear_state(self) -> None:
-        """Take back whatever the note says; raises OSError, since it may be of another file."""
-        os.ftruncate(self._note_descriptor, 0)
+        """Clear the state; raises OSError, because a state of earlier bytes would be a false proof."""
+        os.ftruncate(self._state_descriptor, 0)
 
     def truncate(self, size: int) -> None:
         os.ftruncate(self.descriptor, size)
 
     def discard(self) -> None:
-        """Remove the files by name; followers keep what they have open. Writer only.
+        """Unlink both files; followers keep their descriptors. Writer only.
 
-        What a failing disk does not let go stays for the next writer, or to be swept.
+        A file that a failing disk does not remove stays for the next writer, or for ``sweep``.
         """
-        for path in (self.path, self._note_path):
+        for path in (self.path, self._state_path):
             with suppress(OSError):
                 path.unlink(missing_ok=True)
 
     def delete_state(self) -> None:
-        """Remove the note after the adoption. Writer only."""
+        """Remove the state file after the commit. Writer only."""
         with suppress(OSError):
-            self._note_path.unlink(missing_ok=True)
+            self._state_path.unlink(missing_ok=True)
 
     def abandon(self) -> None:
-        """Discard the files if they are this writer's, as far as a failing disk lets it; close them."""
+        """Discard the files if this process is their writer, ignoring errors, and close them."""
         with suppress(OSError):
             if self.is_writer and self.is_current():
                 self.discard()
         self.close()
 
     def close(self) -> None:
-        """Close both files, and with the note release the writer's lock."""
-        for descriptor in (self.descriptor, self._note_descriptor):
+        """Close both files, which releases the writer's lock."""
+        for descriptor in (self.descriptor, self._state_descriptor):
             if descriptor >= 0:
                 os.close(descriptor)
-        self.descriptor = self._note_descriptor = -1
+        self.descriptor = self._state_descriptor = -1
 
 
 class Staging:
-    """The directory of files in flight."""
+    """The directory of staged files."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -212,7 +211,7 @@ class Staging:
         files.tighten_directory(self.directory)
 
     def open(self, digest: Digest) -> StagedFile:
-        """The note of ``digest``, created if there is none."""
+        """Return the staged file of ``digest``; the state file is created if there is none."""
         return StagedFile(self.directory / f"{digest.algorithm}-{digest.encoded}")
 
     def find(self, digest: Digest) -> StagedFile | None:
@@ -227,7 +226,7 @@ class Staging:
         return None
 
     def find_write_error(self) -> str:
-        """Why nothing can be written here at the moment, by trying it; empty if it can."""
+        """Try to write, and return the error text; empty if writing works."""
         probe = self.directory / f".probe-{os.getpid()}"
         try:
             descriptor = os.open(probe, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -241,21 +240,21 @@ class Staging:
         return ""
 
     def sweep(self, older_than: float) -> int:
-        """Remove what no writer holds and nobody touched since ``older_than``; how many."""
+        """Remove the files without a writer that were last changed before ``older_than``; return their number."""
         removed = 0
-        for path, touched_at in self._leftovers():
-            if touched_at >= older_than:
+        for path, changed_at in self._orphans():
+            if changed_at >= older_than:
                 continue
             removed += self._discard(path)
         return removed
 
-    def remove_leftovers(self, wanted: int, *, is_dry: bool = False) -> list[tuple[Digest, int]]:
-        """Remove what no writer holds, oldest first, until ``wanted`` bytes are free.
+    def remove_orphans(self, wanted: int, *, is_dry: bool = False) -> list[tuple[Digest, int]]:
+        """Remove files without a writer, oldest first, until ``wanted`` bytes are free.
 
-        Digest and size of each; with ``is_dry`` they stay.
+        Returns digest and size of each. With ``is_dry`` no file is removed.
         """
         removed: list[tuple[Digest, int]] = []
-        for path, _ in sorted(self._leftovers(), key=lambda item: item[1]) if wanted > 0 else ():
+        for path, _ in sorted(self._orphans(), key=lambda item: item[1]) if wanted > 0 else ():
             if sum(size for _, size in removed) >= wanted:
                 break
             with suppress(OSError, DigestInvalid):
@@ -265,62 +264,62 @@ class Staging:
         return removed
 
     def _discard(self, path: Path, *, is_dry: bool = False) -> bool:
-        """Remove a left-over, unless a writer holds it."""
+        """Remove an orphaned file; False if it has a writer."""
         staged = StagedFile(path)
         try:
-            is_left = staged.try_lock() and staged.is_current()
-            if is_left and not is_dry:
+            is_orphan = staged.try_lock() and staged.is_current()
+            if is_orphan and not is_dry:
                 staged.discard()
-            return is_left
+            return is_orphan
         finally:
             staged.close()
 
-    def _leftovers(self) -> Iterator[tuple[Path, float]]:
-        """Each blob's file, or where it was if only its note is left, and when it was touched."""
+    def _orphans(self) -> Iterator[tuple[Path, float]]:
+        """Yield the path of each staged blob, even if only its state file exists, and its mtime."""
         for path in list(self.directory.iterdir()):
             try:
-                touched_at = path.stat().st_mtime
-            except FileNotFoundError:  # adopted meanwhile, by another process
+                changed_at = path.stat().st_mtime
+            except FileNotFoundError:  # committed meanwhile by another process
                 continue
-            if path.name.startswith("."):  # a probe of this moment
+            if path.name.startswith("."):  # the probe of ``find_write_error``
                 continue
-            if path.suffix != _NOTE:
-                yield path, touched_at
+            if path.suffix != _STATE_SUFFIX:
+                yield path, changed_at
             elif not path.with_suffix("").exists():
-                yield path.with_suffix(""), touched_at
+                yield path.with_suffix(""), changed_at
 
     def reservations(self) -> dict[Digest, Reservation]:
-        """What every blob here takes: one that is being written all of what it will have, a
-        left-over what it has. One that has been adopted counts until its note is gone, which is
-        when the database counts it.
+        """Return the space of every staged blob: its whole size while it has a writer, else its bytes.
+
+        A committed blob counts until its state file is deleted: from then on the database counts it.
         """
         found = {}
-        recent = time.time() - _ADOPTING
+        recent = time.time() - _COMMIT_MAX
         for path in self.directory.glob("sha*-*"):
             with suppress(FileNotFoundError, DigestInvalid):
-                if path.suffix == _NOTE:
+                if path.suffix == _STATE_SUFFIX:
                     if not path.with_suffix("").exists() and path.stat().st_mtime > recent:
-                        size = _parse_note(path.read_bytes()).size or 0
+                        size = _parse_state(path.read_bytes()).size or 0
                         found[_digest_of(path.with_suffix(""))] = Reservation(size, 0)
                     continue
                 written = path.stat().st_size
-                size = max(written, _told_size(path) or 0)
+                size = max(written, _stated_size(path) or 0)
                 found[_digest_of(path)] = Reservation(size, size - written)
         return found
 
     def in_flight(self) -> list[tuple[str, int, int | None]]:
-        """Digest, bytes so far and whole size of every blob that some process is writing.
+        """Return digest, bytes so far and whole size of every blob that has a writer.
 
-        Only looks: creates nothing, and takes no lock that a writer would wait for.
+        Creates nothing, and takes no lock that a writer would wait for.
         """
         found = []
         for path in sorted(self.directory.glob("sha*-*")):
-            if path.suffix == _NOTE:
+            if path.suffix == _STATE_SUFFIX:
                 continue
-            with suppress(FileNotFoundError), path.with_name(path.name + _NOTE).open("rb") as note:
-                if _is_locked(note.fileno()):
-                    told = _parse_note(note.read()).size
-                    found.append((path.name.replace("-", ":", 1), path.stat().st_size, told))
+            with suppress(FileNotFoundError), path.with_name(path.name + _STATE_SUFFIX).open("rb") as state:
+                if _is_locked(state.fileno()):
+                    size = _parse_state(state.read()).size
+                    found.append((path.name.replace("-", ":", 1), path.stat().st_size, size))
         return found
 
 
@@ -328,17 +327,17 @@ def _digest_of(path: Path) -> Digest:
     return Digest(path.name.replace("-", ":", 1))
 
 
-def _told_size(path: Path) -> int | None:
-    """The whole size of a blob that is being written, if its note tells it."""
+def _stated_size(path: Path) -> int | None:
+    """Return the whole size of a blob that has a writer, if its state has it."""
     try:
-        with path.with_name(path.name + _NOTE).open("rb") as note:
-            return _parse_note(note.read()).size if _is_locked(note.fileno()) else None
+        with path.with_name(path.name + _STATE_SUFFIX).open("rb") as state:
+            return _parse_state(state.read()).size if _is_locked(state.fileno()) else None
     except FileNotFoundError:
         return None
 
 
 def _is_locked(descriptor: int) -> bool:
-    """Whether some process holds the writer's lock; a shared lock for an instant tells."""
+    """Whether some process owns the writer's lock, tested by a shared lock that is released at once."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -347,30 +346,24 @@ def _is_locked(descriptor: int) -> bool:
     return False
 
 
-def _parse_note(text: bytes) -> DownloadState:
-    """The note in ``text``. Of one from before this machine was started only the size is believed:
-    after a power cut it may be on disk without the bytes that it speaks of.
+def _parse_state(text: bytes) -> DownloadState:
+    """Return the state in ``text``. Of one from before the last boot only the size is used.
+
+    After a power failure it may be on disk without the bytes that it describes.
     """
     try:
         fields = json.loads(text.partition(b"\n")[0])
         boot = fields.pop("boot", "")
-        note = DownloadState(**fields)
+        state = DownloadState(**fields)
     except (ValueError, TypeError, AttributeError):
         return DownloadState()
-    return note if boot == _boot_id() else DownloadState(size=note.size)
+    return state if boot == _boot_id() else DownloadState(size=state.size)
 
 
 @cache
 def _boot_id() -> str:
-    """What Linux calls the time since this machine was started."""
+    """Return Linux's identifier of the present boot; empty if it cannot be read."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return ""
-
-
-def _same(path: Path, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False

@@ -109,7 +109,7 @@ class Capacity:
         summary, after = GcSummary(), None
         await self._flush_pulls()
         orphaned = await asyncio.to_thread(
-            self._staging.remove_leftovers, deficit.wanted, is_dry=self._is_dry
+            self._staging.remove_orphans, deficit.wanted, is_dry=self._is_dry
         )
         for digest, size in orphaned:
             summary.add(Removal(digest, size, "left by an interrupted download"), report)
