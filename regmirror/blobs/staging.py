@@ -240,7 +240,7 @@ class Staging:
         return ""
 
     def sweep(self, older_than: float) -> int:
-        """Remove the files without a writer that were last changed before ``older_than``; return their number."""
+        """Remove files without a writer, last changed before ``older_than``; return their number."""
         removed = 0
         for path, changed_at in self._orphans():
             if changed_at >= older_than:

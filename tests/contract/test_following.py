@@ -14,8 +14,7 @@ from regmirror.downloads.registry import Downloads
 from regmirror.errors import Unavailable, UpstreamFailed
 from regmirror.telemetry.events import DownloadEnded, FollowersChanged
 from tests.mirror_fixture import open_files, until
-from tests.unit.downloads.scripted import DATA, DIGEST, REPOSITORY, Bench, Says, Script, broken
-from tests.unit.downloads.test_registry import read_all
+from tests.unit.downloads.scripted import DATA, DIGEST, REPOSITORY, Bench, Says, Script, broken, read_all
 
 
 @pytest.fixture

@@ -14,8 +14,7 @@ from regmirror.downloads.source import Source, SourceLocator, UpstreamLocator
 from regmirror.errors import Unavailable, UpstreamNotFound
 from regmirror.oci.names import Digest
 from regmirror.telemetry.events import DownloadEnded
-from tests.unit.downloads.scripted import DATA, DIGEST, REPOSITORY, Bench, Says, Script, broken
-from tests.unit.downloads.test_registry import read_all
+from tests.unit.downloads.scripted import DATA, DIGEST, REPOSITORY, Bench, Says, Script, broken, read_all
 
 ABSENT = UpstreamNotFound("registry.test", "has no such blob")
 

@@ -1,4 +1,4 @@
-"""A source that answers by a script, and a workshop for transfers without an application."""
+"""Sources that respond by a script, and a transfer context without an application."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import os
 from collections.abc import AsyncIterator, Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+from regmirror.blobs.base import Blob
 from regmirror.blobs.local import LocalBlobStore
-from regmirror.blobs.staging import Staging
-from regmirror.downloads.source import Source, Splice
+from regmirror.blobs.staging import DownloadState, Staging
+from regmirror.downloads.source import Body, Source, Splice
 from regmirror.downloads.transfer_context import TransferContext
 from regmirror.errors import UpstreamFailed
 from regmirror.oci.names import Digest, Repository
@@ -30,14 +32,14 @@ no_range = UpstreamFailed("registry.test", "sent another part of the blob", reas
 
 @dataclass
 class Says:
-    """One answer of the upstream.
+    """One response of the upstream.
 
-    data     the whole blob as it is told this time
-    stop     where the answer ends
-    size     what it says of the whole; None: nothing, -1: the length of ``data``
-    error    raised at the end, or instead of an answer if ``refuses``
-    whole    it begins at 0, whatever was asked for
-    gate     what comes before the end of the body is held back until this is set
+    data     the whole blob in this response
+    stop     where the response ends
+    size     the stated size; None: not stated, -1: the length of ``data``
+    error    raised at the end, or instead of a response if ``refuses``
+    whole    it begins at 0, whichever offset was requested
+    gate     the end of the body waits for this event
     """
 
     data: bytes = DATA
@@ -48,6 +50,11 @@ class Says:
     whole: bool = False
     gate: asyncio.Event | None = None
 
+    def release(self) -> None:
+        """Let the body end."""
+        assert self.gate is not None
+        self.gate.set()
+
     @asynccontextmanager
     async def answer(self, offset: int) -> AsyncIterator[ScriptedBody]:
         if self.refuses and self.error:
@@ -56,7 +63,7 @@ class Says:
 
 
 class ScriptedBody:
-    """The bytes of one answer, in pieces."""
+    """The body of one response, in pieces."""
 
     def __init__(self, says: Says, start: int) -> None:
         self.start = start
@@ -81,25 +88,41 @@ class ScriptedBody:
 
 @dataclass
 class Script:
-    """Answers one after the other, the last one for ever; ``asked`` are the offsets asked for."""
+    """Responses one after the other, the last one for ever; ``asked`` are the requested offsets."""
 
     answers: list[Says]
     asked: list[int] = field(default_factory=list)
     repository: Repository = REPOSITORY
     read_timeout: float = 30.0
+    gate: asyncio.Event | None = None  # responses wait for it
 
     @property
     def source(self) -> Source:
         return Source(self.repository, self._open, self.read_timeout)
 
-    def _open(self, offset: int):
+    @asynccontextmanager
+    async def _open(self, offset: int) -> AsyncIterator[Body]:
         self.asked.append(offset)
         says = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-        return says.answer(offset)
+        if self.gate is not None:
+            await self.gate.wait()
+        async with says.answer(offset) as body:
+            yield body
+
+
+async def read_all(blob: Blob) -> bytes:
+    """Everything, as it becomes readable."""
+    position, received = 0, b""
+    while (limit := await blob.wait_until_readable(position)) > position:
+        received += b"".join([piece async for piece in blob.read(position, limit)])
+        position = limit
+        if position == blob.size:
+            break
+    return received
 
 
 class Bench:
-    """A storage directory and what one process works with; several on one root are workers."""
+    """A storage directory and the parts of one process; several on one root are workers."""
 
     def __init__(self, root: Path, bulk: ThreadPoolExecutor) -> None:
         self.events = EventLog()
@@ -127,12 +150,12 @@ class Bench:
         self.pauses.append(seconds)
         await asyncio.sleep(0.001)
 
-    def leave(self, data: bytes, digest: Digest = DIGEST, **note: object) -> None:
-        """What a writer that died has left."""
+    def leave(self, data: bytes, digest: Digest = DIGEST, **note: Any) -> None:
+        """Leave the files of a writer that died."""
         staged = self.staging.open(digest)
         staged.open_bytes(create=True)
         os.pwrite(staged.descriptor, data, 0)
-        staged.write_state(type(staged.read_state())(**note))
+        staged.write_state(replace(DownloadState(), **note))
         staged.close()
 
     def staged(self) -> list[str]:

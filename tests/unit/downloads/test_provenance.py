@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from regmirror.downloads import fetcher as fetching
 from regmirror.downloads import registry as sharing
 from regmirror.downloads import start_limiter as starting
+from regmirror.downloads.download import Download
+from regmirror.downloads.follower import Follower
 from regmirror.downloads.registry import Downloads
 from regmirror.errors import (
     Unavailable,
@@ -22,9 +27,8 @@ from regmirror.errors import (
 from regmirror.oci.names import Digest, Repository
 from regmirror.telemetry.events import DownloadEnded
 from tests.fake_registry import random_bytes
-from tests.mirror_fixture import wait_until
-from tests.unit.downloads.scripted import DATA, DIGEST, REPOSITORY, Bench, Says, Script, broken
-from tests.unit.downloads.test_registry import read_all
+from tests.mirror_fixture import until
+from tests.unit.downloads.scripted import DATA, DIGEST, REPOSITORY, Bench, Says, Script, broken, read_all
 
 OTHER = Repository("other.test", "team/app")
 LARGE = random_bytes(200_000)
@@ -33,25 +37,25 @@ ABSENT = UpstreamNotFound("registry.test", "has no such blob")
 
 
 @pytest.fixture
-def bulk():
+def bulk() -> Iterator[ThreadPoolExecutor]:
     with ThreadPoolExecutor(2) as pool:
         yield pool
 
 
 @pytest.fixture
-def bench(tmp_path, bulk):
+def bench(tmp_path: Path, bulk: ThreadPoolExecutor) -> Bench:
     return Bench(tmp_path, bulk)
 
 
 @pytest.fixture
-async def downloads(bench):
+async def downloads(bench: Bench) -> AsyncIterator[Downloads]:
     downloads = Downloads(bench.context)
     yield downloads
     await downloads.close()
 
 
 @pytest.fixture
-async def elsewhere(tmp_path, bulk):
+async def elsewhere(tmp_path: Path, bulk: ThreadPoolExecutor) -> AsyncIterator[Downloads]:
     """The downloads of another process on the same storage."""
     downloads = Downloads(Bench(tmp_path, bulk).context)
     yield downloads
@@ -59,23 +63,25 @@ async def elsewhere(tmp_path, bulk):
 
 
 @pytest.fixture
-def quick(monkeypatch):
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """What hangs is noticed at once."""
     monkeypatch.setattr(fetching, "STALL", 0.02)
 
 
-def named(number):
+def named(number: int) -> Repository:
     return Repository("registry.test", f"invented/name{number}")
 
 
-def from_other(*responses, **more):
-    return Script([*responses], repository=OTHER, **more)
+def from_other(*answers: Says, **more: Any) -> Script:
+    return Script([*answers], repository=OTHER, **more)
 
 
 # --- what proves the right of a repository ---
 
 
-async def test_every_byte_from_its_own_upstream_proves_the_right_of_a_repository(downloads, bench):
+async def test_every_byte_from_its_own_upstream_proves_the_right_of_a_repository(
+    downloads: Downloads, bench: Bench
+) -> None:
     """B67: and of no other one, which is recorded with the verified blob."""
     gate = asyncio.Event()
     follower, _ = await downloads.join(DIGEST, Script([Says(gate=gate)]).source)
@@ -88,7 +94,9 @@ async def test_every_byte_from_its_own_upstream_proves_the_right_of_a_repository
     assert bench.proven == [{REPOSITORY}]
 
 
-async def test_a_reader_that_joins_for_another_repository_proves_nothing(downloads, bench):
+async def test_a_reader_that_joins_for_another_repository_proves_nothing(
+    downloads: Downloads, bench: Bench
+) -> None:
     gate = asyncio.Event()
     first, _ = await downloads.join(DIGEST, Script([Says(gate=gate)]).source)
     second, joined = await downloads.join(DIGEST, from_other(Says()).source)
@@ -109,7 +117,9 @@ async def test_a_reader_that_joins_for_another_repository_proves_nothing(downloa
     ],
     ids=["its own", "in part", "another's", "unknown"],
 )
-async def test_what_is_resumed_proves_a_right_if_its_origin_is_known(downloads, bench, note, proven):
+async def test_what_is_resumed_proves_a_right_if_its_origin_is_known(
+    downloads: Downloads, bench: Bench, note: dict[str, Any], proven: list[set[Repository]]
+) -> None:
     """B67: a left-over is no evidence by itself."""
     bench.leave(DATA[:6_000], flowing=True, size=len(DATA), **note)
     follower, _ = await downloads.join(DIGEST, Script([Says()]).source)
@@ -120,7 +130,9 @@ async def test_what_is_resumed_proves_a_right_if_its_origin_is_known(downloads, 
     assert bench.proven == proven
 
 
-async def test_a_whole_left_over_proves_nothing_since_no_upstream_was_asked(downloads, bench):
+async def test_a_whole_left_over_proves_nothing_since_no_upstream_was_asked(
+    downloads: Downloads, bench: Bench
+) -> None:
     bench.leave(DATA, flowing=True, size=len(DATA), origin=str(REPOSITORY))
     follower, _ = await downloads.join(DIGEST, Script([Says()]).source)
     assert not follower.proves(REPOSITORY)
@@ -129,7 +141,9 @@ async def test_a_whole_left_over_proves_nothing_since_no_upstream_was_asked(down
     assert bench.proven == [set()]
 
 
-async def test_a_follower_in_another_process_knows_the_origin(downloads, elsewhere, bench):
+async def test_a_follower_in_another_process_knows_the_origin(
+    downloads: Downloads, elsewhere: Downloads, bench: Bench
+) -> None:
     """B13, B67: by the note."""
     gate = asyncio.Event()
     first, _ = await downloads.join(DIGEST, Script([Says(gate=gate)]).source)
@@ -147,7 +161,9 @@ async def test_a_follower_in_another_process_knows_the_origin(downloads, elsewhe
 # --- where another upstream goes on ---
 
 
-async def change_upstreams(downloads, digest, data, stop):
+async def change_upstreams(
+    downloads: Downloads, digest: Digest, data: bytes, stop: int
+) -> tuple[Follower, Follower, asyncio.Event]:
     """A reader of a repository whose upstream hangs after ``stop`` bytes, and then another one's."""
     rest = asyncio.Event()
     hanging = Script([Says(data, stop=stop, gate=asyncio.Event())])
@@ -155,13 +171,15 @@ async def change_upstreams(downloads, digest, data, stop):
     first, _ = await downloads.join(digest, hanging.source)
     assert first.proves(REPOSITORY)
     second, _ = await downloads.join(digest, going_on.source)
-    await wait_until(lambda: going_on.asked == [stop], "the other one goes on")
+    await until(lambda: going_on.asked == [stop], "the other one goes on")
     while await second.wait_until_readable(len(data) - 2) < len(data) - 1:
         pass
     return first, second, rest
 
 
-async def test_a_reader_gets_nothing_from_another_upstream_before_all_is_verified(downloads, bench, quick):
+async def test_a_reader_gets_nothing_from_another_upstream_before_all_is_verified(
+    downloads: Downloads, bench: Bench, quick: None
+) -> None:
     """B67: an upstream that sends a little of what it does not have must not get its client the rest."""
     first, second, rest = await change_upstreams(downloads, LARGE_DIGEST, LARGE, stop=100_000)
     assert (first.proves(REPOSITORY), first.proves(OTHER)) == (False, False)
@@ -177,7 +195,9 @@ async def test_a_reader_gets_nothing_from_another_upstream_before_all_is_verifie
     assert bench.proven == [set()]
 
 
-async def test_a_few_right_bytes_do_not_stand_for_the_rest(downloads, bench, quick):
+async def test_a_few_right_bytes_do_not_stand_for_the_rest(
+    downloads: Downloads, bench: Bench, quick: None
+) -> None:
     """B67: the first bytes of many files can be guessed."""
     first, second, rest = await change_upstreams(downloads, DIGEST, DATA, stop=1_000)
     rest.set()
@@ -192,7 +212,9 @@ async def test_a_few_right_bytes_do_not_stand_for_the_rest(downloads, bench, qui
 # --- what one is refused ---
 
 
-async def test_a_refusal_reaches_the_readers_of_its_own_repository_alone(downloads, bench):
+async def test_a_refusal_reaches_the_readers_of_its_own_repository_alone(
+    downloads: Downloads, bench: Bench
+) -> None:
     """B20: one request for all who wait for one repository; the others have theirs."""
     absent = Script([Says(error=ABSENT, refuses=True)])
     limited = UpstreamRateLimited("other.test", "limits the rate", retry_after=60.0)
@@ -206,16 +228,16 @@ async def test_a_refusal_reaches_the_readers_of_its_own_repository_alone(downloa
     results = await asyncio.gather(*tasks, return_exceptions=True)
     assert results[:8] == [ABSENT] * 4 + [limited] * 4
     assert [script.asked for script in (absent, others, third)] == [[0], [0], [0]]
-    for follower, _ in results[8:]:
+    for follower, _ in [task.result() for task in tasks[8:]]:
         assert await read_all(follower) == DATA
         follower.close()
 
 
-async def test_names_that_hang_do_not_keep_a_name_that_is_served_from_its_turn(downloads, bench, quick):
+async def test_names_that_hang_do_not_keep_a_name_that_is_served_from_its_turn(
+    downloads: Downloads, bench: Bench, quick: None
+) -> None:
     """B35: the more of them fail or hang, the more are requested at once."""
-    hung = [Script([Says()], repository=named(number)) for number in range(20)]
-    for script in hung:
-        script._open = lambda offset: _Never()
+    hung = [Script([Says()], repository=named(number), gate=asyncio.Event()) for number in range(20)]
     tasks = [asyncio.create_task(downloads.join(DIGEST, script.source)) for script in hung]
     await asyncio.sleep(0)
     follower, _ = await downloads.join(DIGEST, from_other(Says()).source)
@@ -229,17 +251,9 @@ async def test_names_that_hang_do_not_keep_a_name_that_is_served_from_its_turn(d
             result[0].close()
 
 
-class _Never:
-    """An upstream that does not answer."""
-
-    async def __aenter__(self):
-        await asyncio.Event().wait()
-
-    async def __aexit__(self, *error):
-        pass
-
-
-async def test_wrong_bytes_are_fetched_again_for_a_reader_that_has_none(downloads, bench):
+async def test_wrong_bytes_are_fetched_again_for_a_reader_that_has_none(
+    downloads: Downloads, bench: Bench
+) -> None:
     """B2: the others end short."""
     gate = asyncio.Event()
     wrong = Script([Says(b"?" + DATA[1:], gate=gate)])
@@ -256,7 +270,9 @@ async def test_wrong_bytes_are_fetched_again_for_a_reader_that_has_none(download
     second.close()
 
 
-async def test_wrong_bytes_of_two_upstreams_are_no_fault_of_the_second(downloads, bench, quick):
+async def test_wrong_bytes_of_two_upstreams_are_no_fault_of_the_second(
+    downloads: Downloads, bench: Bench, quick: None
+) -> None:
     """B20: it may have sent the right ones to what the first one had begun."""
     wrong = Script([Says(b"?" * 1_000, size=len(DATA), gate=asyncio.Event())])
     right = from_other(Says())
@@ -268,7 +284,9 @@ async def test_wrong_bytes_of_two_upstreams_are_no_fault_of_the_second(downloads
     second.close()
 
 
-async def test_a_size_that_the_first_upstream_made_up_is_no_fault_of_the_second(downloads, bench):
+async def test_a_size_that_the_first_upstream_made_up_is_no_fault_of_the_second(
+    downloads: Downloads, bench: Bench
+) -> None:
     """B20: where they disagree, each one's own readers have its own answer."""
     breaking = UpstreamFailed("registry.test", "broke off", reason="truncated")
     lying = Script([Says(stop=0, size=5, error=breaking)])
@@ -285,7 +303,9 @@ async def test_a_size_that_the_first_upstream_made_up_is_no_fault_of_the_second(
     (await first)[0].close()
 
 
-async def test_another_process_that_fails_for_another_repository_is_taken_over(downloads, elsewhere, bench):
+async def test_another_process_that_fails_for_another_repository_is_taken_over(
+    downloads: Downloads, elsewhere: Downloads, bench: Bench
+) -> None:
     """B13, B20: from where it stopped."""
     breaking = Script([Says(stop=3_000, error=broken)])
     script = from_other(Says())
@@ -300,16 +320,15 @@ async def test_another_process_that_fails_for_another_repository_is_taken_over(d
 
 
 async def test_a_reader_that_joins_one_failure_after_the_other_is_told_to_come_again(
-    downloads, bench, monkeypatch
-):
+    downloads: Downloads, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """B34: within a bound."""
     monkeypatch.setattr(sharing, "JOINS_MAX", 2)
-    hung = Script([Says()], repository=named(1))
-    hung._open = lambda offset: _Never()
+    hung = Script([Says()], repository=named(1), gate=asyncio.Event())
     other = from_other(Says())
     tries = []
 
-    async def wait(download, repository):
+    async def wait(download: Download, repository: Repository | None) -> None:
         if repository == OTHER:
             tries.append(download)
             download.fail(ABSENT, str(named(1)))
@@ -330,26 +349,25 @@ async def test_a_reader_that_joins_one_failure_after_the_other_is_told_to_come_a
 
 
 async def test_a_download_whose_clients_have_all_left_is_ended_before_it_has_begun(
-    downloads, bench, monkeypatch
-):
+    downloads: Downloads, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """B100: nobody waits for the upstream's answer any more."""
     monkeypatch.setattr(sharing, "ABANDONED", 0.0)
-    script = Script([Says()])
-    script._open = lambda offset: _Never()
+    script = Script([Says()], gate=asyncio.Event())
     tasks = [asyncio.create_task(downloads.join(DIGEST, script.source)) for _ in range(2)]
-    await wait_until(lambda: bench.staged() != [], "the download has begun")
+    await until(lambda: bench.staged() != [], "the download has begun")
     for task in tasks:
         task.cancel()
-    await wait_until(lambda: len(downloads) == 0, "it has ended")
+    await until(lambda: len(downloads) == 0, "it has ended")
     assert bench.staged() == []
 
 
-async def test_a_client_whose_deadline_is_extended_keeps_its_download(downloads, bench):
+async def test_a_client_whose_deadline_is_extended_keeps_its_download(
+    downloads: Downloads, bench: Bench
+) -> None:
     """B20: whoever waits again in the same moment causes no second request."""
     gate = asyncio.Event()
-    script = Script([Says()])
-    opened = script._open
-    script._open = lambda offset: _Late(gate, opened(offset))
+    script = Script([Says()], gate=gate)
     try:
         async with asyncio.timeout(0.02):
             await downloads.join(DIGEST, script.source)
@@ -363,26 +381,13 @@ async def test_a_client_whose_deadline_is_extended_keeps_its_download(downloads,
     follower.close()
 
 
-class _Late:
-    def __init__(self, gate, response):
-        self.gate, self.answer = gate, response
-
-    async def __aenter__(self):
-        await self.gate.wait()
-        return await self.answer.__aenter__()
-
-    async def __aexit__(self, *error):
-        return await self.answer.__aexit__(*error)
-
-
-async def test_downloads_beyond_the_limit_wait_for_their_turn_and_hold_nothing(bench):
+async def test_downloads_beyond_the_limit_wait_for_their_turn_and_hold_nothing(bench: Bench) -> None:
     """B100, B35: those of another upstream do not wait for them."""
     downloads = Downloads(bench.context, _limiter=starting.StartLimiter(limit=1))
-    hung = Script([Says()])
-    hung._open = lambda offset: _Never()
+    hung = Script([Says()], gate=asyncio.Event())
     digest = Digest.of(b"another")
     first = asyncio.create_task(downloads.join(DIGEST, hung.source))
-    await wait_until(lambda: bench.staged() != [], "the first has begun")
+    await until(lambda: bench.staged() != [], "the first has begun")
     second = asyncio.create_task(downloads.join(digest, replace(hung.source, repository=named(1))))
     await asyncio.sleep(0.02)
     assert len(bench.staged()) == 1
@@ -397,7 +402,7 @@ async def test_downloads_beyond_the_limit_wait_for_their_turn_and_hold_nothing(b
     await downloads.close()
 
 
-async def test_a_turn_that_does_not_come_is_an_answer(bench):
+async def test_a_turn_that_does_not_come_is_an_answer(bench: Bench) -> None:
     """B34: 503 with Retry-After."""
     downloads = Downloads(bench.context, _limiter=starting.StartLimiter(limit=0, turn_max=0.01))
     with pytest.raises(Unavailable, match="downloads wait") as raised:
@@ -406,13 +411,15 @@ async def test_a_turn_that_does_not_come_is_an_answer(bench):
     await downloads.close()
 
 
-async def test_names_of_readers_that_have_left_are_forgotten(downloads, bench):
+async def test_names_of_readers_that_have_left_are_forgotten(downloads: Downloads, bench: Bench) -> None:
     """B100: a long download does not grow with the names that were invented meanwhile."""
     gate = asyncio.Event()
     first, _ = await downloads.join(DIGEST, Script([Says(gate=gate)]).source)
     for number in range(50):
         follower, _ = await downloads.join(DIGEST, Script([Says()], repository=named(number)).source)
         follower.close()
-    assert [source.repository for source in downloads.find(DIGEST).sources.untried] == [REPOSITORY]
+    download = downloads.find(DIGEST)
+    assert download is not None
+    assert [source.repository for source in download.sources.untried] == [REPOSITORY]
     gate.set()
     first.close()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -11,43 +13,32 @@ from regmirror.downloads.registry import Downloads
 from regmirror.errors import Unavailable, UpstreamContentInvalid, UpstreamFailed, UpstreamNotFound
 from regmirror.oci.names import Digest
 from regmirror.telemetry.events import DownloadEnded, DownloadStarted, FollowersChanged
-from tests.mirror_fixture import list_open_files, wait_until
-from tests.unit.downloads.scripted import DATA, DIGEST, Bench, Says, Script, broken
+from tests.mirror_fixture import open_files, until
+from tests.unit.downloads.scripted import DATA, DIGEST, Bench, Says, Script, broken, read_all
 
 SIZE = len(DATA)
 
 
 @pytest.fixture
-def bench(tmp_path):
+def bench(tmp_path: Path) -> Iterator[Bench]:
     with ThreadPoolExecutor(2) as bulk:
         yield Bench(tmp_path, bulk)
 
 
 @pytest.fixture
-async def downloads(bench):
+async def downloads(bench: Bench) -> AsyncIterator[Downloads]:
     downloads = Downloads(bench.context)
     yield downloads
     await downloads.close()
 
 
-async def read_all(follower):
-    """Everything, as it becomes visible."""
-    position, received = 0, b""
-    while (limit := await follower.wait_until_readable(position)) > position:
-        received += b"".join([piece async for piece in follower.read(position, limit)])
-        position = limit
-        if position == follower.size:
-            break
-    return received
-
-
-async def test_the_first_starts_a_download_and_the_others_join_it(downloads, bench):
+async def test_the_first_starts_a_download_and_the_others_join_it(downloads: Downloads, bench: Bench) -> None:
     """B12: one fetch for many."""
     script = Script([Says(gate=asyncio.Event())])
     joined = [await downloads.join(DIGEST, script.source) for _ in range(3)]
     assert [flag for _, flag in joined] == [False, True, True]
     assert len(downloads) == 1
-    script.answers[0].gate.set()
+    script.answers[0].release()
     assert [await read_all(follower) for follower, _ in joined] == [DATA] * 3
     assert script.asked == [0]
     for follower, _ in joined:
@@ -55,7 +46,9 @@ async def test_the_first_starts_a_download_and_the_others_join_it(downloads, ben
 
 
 @pytest.mark.parametrize("size", [-1, None], ids=["known size", "unknown size"])
-async def test_a_late_joiner_gets_what_is_there_at_once(downloads, bench, size):
+async def test_a_late_joiner_gets_what_is_there_at_once(
+    downloads: Downloads, bench: Bench, size: int | None
+) -> None:
     """B15: from the file on disk, then it goes on with the others."""
     gate = asyncio.Event()
     script = Script([Says(size=size, gate=gate, stop=5_000, error=broken), Says(size=size)])
@@ -71,28 +64,24 @@ async def test_a_late_joiner_gets_what_is_there_at_once(downloads, bench, size):
     late.close()
 
 
-async def test_a_download_goes_on_when_everybody_has_left(downloads, bench):
+async def test_a_download_goes_on_when_everybody_has_left(downloads: Downloads, bench: Bench) -> None:
     """B16: it belongs to the process."""
     script = Script([Says(gate=asyncio.Event())])
     follower, _ = await downloads.join(DIGEST, script.source)
     follower.close()
-    script.answers[0].gate.set()
+    script.answers[0].release()
     await bench.events.wait_for(DownloadEnded)
     assert bench.stored() == DATA
 
 
-async def test_who_leaves_while_waiting_for_the_upstream_disturbs_nobody(downloads, bench):
+async def test_who_leaves_while_waiting_for_the_upstream_disturbs_nobody(
+    downloads: Downloads, bench: Bench
+) -> None:
     """B16: the one who caused the download included."""
     gate = asyncio.Event()
-    script = Script([Says()])
-    opened = script._open
-
-    def open_late(offset):
-        return _Late(gate, opened(offset))
-
-    script._open = open_late
+    script = Script([Says()], gate=gate)
     tasks = [asyncio.create_task(downloads.join(DIGEST, script.source)) for _ in range(2)]
-    await wait_until(lambda: len(downloads) == 1, "the download has begun")
+    await until(lambda: len(downloads) == 1, "the download has begun")
     tasks[0].cancel()
     await asyncio.wait([tasks[0]])
     gate.set()
@@ -101,21 +90,7 @@ async def test_who_leaves_while_waiting_for_the_upstream_disturbs_nobody(downloa
     follower.close()
 
 
-class _Late:
-    """An answer that comes after the gate is open."""
-
-    def __init__(self, gate, response):
-        self.gate, self.answer = gate, response
-
-    async def __aenter__(self):
-        await self.gate.wait()
-        return await self.answer.__aenter__()
-
-    async def __aexit__(self, *error):
-        return await self.answer.__aexit__(*error)
-
-
-async def test_a_failure_reaches_every_waiter_and_is_not_kept(downloads, bench):
+async def test_a_failure_reaches_every_waiter_and_is_not_kept(downloads: Downloads, bench: Bench) -> None:
     """B20: then one retry, not one per waiter."""
     script = Script([Says(error=broken, refuses=True), Says()])
     tasks = [asyncio.create_task(downloads.join(DIGEST, script.source)) for _ in range(5)]
@@ -129,7 +104,7 @@ async def test_a_failure_reaches_every_waiter_and_is_not_kept(downloads, bench):
     assert script.asked == [0, 0]
 
 
-async def test_a_failure_in_the_middle_reaches_every_reader(downloads, bench):
+async def test_a_failure_in_the_middle_reaches_every_reader(downloads: Downloads, bench: Bench) -> None:
     """B5, B20: nobody waits for ever."""
     script = Script([Says(stop=5_000, error=broken)])
     followers = [(await downloads.join(DIGEST, script.source))[0] for _ in range(3)]
@@ -139,7 +114,7 @@ async def test_a_failure_in_the_middle_reaches_every_reader(downloads, bench):
         follower.close()
 
 
-async def test_readers_of_wrong_bytes_never_get_the_last_one(downloads, bench):
+async def test_readers_of_wrong_bytes_never_get_the_last_one(downloads: Downloads, bench: Bench) -> None:
     """B2: and the next download starts from nothing."""
     script = Script([Says(b"?" + DATA[1:]), Says()])
     follower, _ = await downloads.join(DIGEST, script.source)
@@ -153,7 +128,7 @@ async def test_readers_of_wrong_bytes_never_get_the_last_one(downloads, bench):
     second.close()
 
 
-async def test_an_empty_body_is_verified_before_anything_is_said(downloads, bench):
+async def test_an_empty_body_is_verified_before_anything_is_said(downloads: Downloads, bench: Bench) -> None:
     """B2, B6: there is no last byte to hold back, and an empty 200 would be whole."""
     with pytest.raises(UpstreamContentInvalid):
         await downloads.join(DIGEST, Script([Says(b"")]).source)
@@ -163,10 +138,12 @@ async def test_an_empty_body_is_verified_before_anything_is_said(downloads, benc
     follower.close()
 
 
-async def test_a_process_without_descriptors_says_so(downloads, bench, monkeypatch):
+async def test_a_process_without_descriptors_says_so(
+    downloads: Downloads, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """B44: that is no fault of the disk, and the upstream could not be asked either."""
 
-    def refuse(digest):
+    def refuse(digest: Digest) -> None:
         raise OSError(24, "Too many open files")
 
     script = Script([Says()])
@@ -178,11 +155,11 @@ async def test_a_process_without_descriptors_says_so(downloads, bench, monkeypat
     assert script.asked == []
 
 
-async def test_the_file_is_closed_when_the_last_reader_has_left(downloads, bench):
+async def test_the_file_is_closed_when_the_last_reader_has_left(downloads: Downloads, bench: Bench) -> None:
     """B17: no descriptor leaks, whichever order download and readers end in."""
 
     def ours() -> list[str]:
-        return [name for name in list_open_files() if name.startswith(str(bench.store.root))]
+        return [name for name in open_files() if name.startswith(str(bench.store.root))]
 
     script = Script([Says()])
     first, _ = await downloads.join(DIGEST, script.source)
@@ -191,7 +168,7 @@ async def test_the_file_is_closed_when_the_last_reader_has_left(downloads, bench
     await bench.events.wait_for(DownloadEnded)
     assert await read_all(second) == DATA
     second.close()
-    await wait_until(lambda: not ours(), "every file is closed")
+    await until(lambda: not ours(), "every file is closed")
     early, _ = await downloads.join(Digest.of(b"x"), Script([Says(b"x")]).source)
     early.close()
     early.close()
@@ -199,10 +176,10 @@ async def test_the_file_is_closed_when_the_last_reader_has_left(downloads, bench
     absent = Script([Says(error=UpstreamNotFound("registry.test", "no"), refuses=True)])
     with pytest.raises(UpstreamNotFound):
         await downloads.join(Digest.of(b"y"), absent.source)
-    await wait_until(lambda: not ours(), "every file is closed")
+    await until(lambda: not ours(), "every file is closed")
 
 
-async def test_closing_stops_downloads_and_keeps_what_has_arrived(downloads, bench):
+async def test_closing_stops_downloads_and_keeps_what_has_arrived(downloads: Downloads, bench: Bench) -> None:
     """B16: what is interrupted stays resumable."""
     script = Script([Says(stop=5_000, gate=asyncio.Event()), Says()])
     follower, _ = await downloads.join(DIGEST, script.source)
@@ -218,7 +195,7 @@ async def test_closing_stops_downloads_and_keeps_what_has_arrived(downloads, ben
     assert script.asked == [0, 5_000]
 
 
-async def test_listeners_are_told_of_downloads_and_readers(downloads, bench):
+async def test_listeners_are_told_of_downloads_and_readers(downloads: Downloads, bench: Bench) -> None:
     script = Script([Says(stop=5_000, error=broken), Says()])
     follower, _ = await downloads.join(DIGEST, script.source)
     await read_all(follower)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -20,36 +22,39 @@ from regmirror.errors import (
 )
 from regmirror.oci.names import Digest
 from regmirror.telemetry.events import NotStored, VerificationFailed
-from tests.mirror_fixture import wait_until
+from tests.mirror_fixture import until
 from tests.unit.downloads.scripted import DATA, DIGEST, Bench, Says, Script, broken, no_range
 
 SIZE = len(DATA)
+StartTransfer = Callable[..., tuple[Download, asyncio.Task[None]]]
 NOT_FOUND = UpstreamNotFound("registry.test", "has no such blob")
 
 
 @pytest.fixture
-def bulk():
+def bulk() -> Iterator[ThreadPoolExecutor]:
     with ThreadPoolExecutor(2) as pool:
         yield pool
 
 
 @pytest.fixture
-def bench(tmp_path, bulk):
+def bench(tmp_path: Path, bulk: ThreadPoolExecutor) -> Bench:
     return Bench(tmp_path, bulk)
 
 
 @pytest.fixture
-def other(tmp_path, bulk):
+def other(tmp_path: Path, bulk: ThreadPoolExecutor) -> Bench:
     """What another process has on the same storage."""
     return Bench(tmp_path, bulk)
 
 
 @pytest.fixture
-def start():
+def start() -> Iterator[StartTransfer]:
     """A function that starts a download's transfer: the download and its task."""
-    downloads = []
+    downloads: list[Download] = []
 
-    def start_transfer(bench, script, digest=DIGEST):
+    def start_transfer(
+        bench: Bench, script: Script, digest: Digest = DIGEST
+    ) -> tuple[Download, asyncio.Task[None]]:
         download = Download(digest, script.source)
         downloads.append(download)
         return download, asyncio.create_task(Transfer(bench.context, download).run())
@@ -60,7 +65,9 @@ def start():
             os.close(download.descriptor)
 
 
-async def test_a_verified_blob_is_stored_recorded_and_no_longer_staged(bench, start):
+async def test_a_verified_blob_is_stored_recorded_and_no_longer_staged(
+    bench: Bench, start: StartTransfer
+) -> None:
     download, task = start(bench, Script([Says()]))
     await task
     assert bench.stored() == DATA
@@ -70,20 +77,24 @@ async def test_a_verified_blob_is_stored_recorded_and_no_longer_staged(bench, st
 
 
 @pytest.mark.parametrize("size", [-1, None], ids=["known size", "unknown size"])
-async def test_the_last_byte_is_held_back_until_the_upstream_has_ended(bench, start, size):
+async def test_the_last_byte_is_held_back_until_the_upstream_has_ended(
+    bench: Bench, start: StartTransfer, size: int | None
+) -> None:
     """B2: bytes flow at once, the last one is held back until the hash matches."""
     says = Says(size=size, gate=asyncio.Event())
     download, task = start(bench, Script([says]))
-    await wait_until(lambda: download.written == SIZE, "all bytes are in the file")
+    await until(lambda: download.written == SIZE, "all bytes are in the file")
     assert download.visible == SIZE - 1
     assert not download.verified
-    says.gate.set()
+    says.release()
     await task
     assert download.visible == SIZE
 
 
 @pytest.mark.parametrize("size", [-1, None], ids=["known size", "unknown size"])
-async def test_wrong_bytes_never_become_visible_as_a_whole(bench, start, size):
+async def test_wrong_bytes_never_become_visible_as_a_whole(
+    bench: Bench, start: StartTransfer, size: int | None
+) -> None:
     """B2: nothing is kept, and the events say so."""
     wrong = DATA[:-1] + b"?"
     download, task = start(bench, Script([Says(wrong, size=size)]))
@@ -97,7 +108,7 @@ async def test_wrong_bytes_never_become_visible_as_a_whole(bench, start, size):
     assert (event.upstream, event.digest, event.where) == ("registry.test", DIGEST, "upstream")
 
 
-async def test_more_bytes_than_were_told_are_a_lie(bench, start):
+async def test_more_bytes_than_were_told_are_a_lie(bench: Bench, start: StartTransfer) -> None:
     download, task = start(bench, Script([Says(DATA + b"more", size=SIZE)]))
     with pytest.raises(UpstreamContentInvalid, match="sent more than"):
         await task
@@ -105,7 +116,7 @@ async def test_more_bytes_than_were_told_are_a_lie(bench, start):
     assert bench.staged() == []
 
 
-async def test_what_broke_off_is_asked_for_from_where_it_stands(bench, start):
+async def test_what_broke_off_is_asked_for_from_where_it_stands(bench: Bench, start: StartTransfer) -> None:
     """B19: resumed by Range, and nothing is fetched twice."""
     script = Script([Says(stop=3_000, error=broken), Says(stop=7_000, error=broken), Says()])
     download, task = start(bench, script)
@@ -115,7 +126,9 @@ async def test_what_broke_off_is_asked_for_from_where_it_stands(bench, start):
     assert bench.stored() == DATA
 
 
-async def test_what_comes_again_from_the_start_is_skipped_and_not_appended(bench, start):
+async def test_what_comes_again_from_the_start_is_skipped_and_not_appended(
+    bench: Bench, start: StartTransfer
+) -> None:
     """B19: an upstream that ignores Range."""
     script = Script([Says(stop=3_500, error=broken), Says(whole=True)])
     _, task = start(bench, script)
@@ -123,7 +136,9 @@ async def test_what_comes_again_from_the_start_is_skipped_and_not_appended(bench
     assert bench.stored() == DATA
 
 
-async def test_an_upstream_whose_ranges_are_wrong_is_asked_for_everything(bench, start):
+async def test_an_upstream_whose_ranges_are_wrong_is_asked_for_everything(
+    bench: Bench, start: StartTransfer
+) -> None:
     """B19: a Content-Range of another place, or 416, must not end the download."""
     script = Script([Says(stop=3_500, error=broken), Says(error=no_range, refuses=True), Says()])
     _, task = start(bench, script)
@@ -132,7 +147,7 @@ async def test_an_upstream_whose_ranges_are_wrong_is_asked_for_everything(bench,
     assert bench.stored() == DATA
 
 
-async def test_another_size_at_the_resume_is_a_lie(bench, start):
+async def test_another_size_at_the_resume_is_a_lie(bench: Bench, start: StartTransfer) -> None:
     """B2: else what was promised to clients would end before the digest is known."""
     script = Script([Says(stop=3_000, error=broken), Says(DATA + DATA)])
     download, task = start(bench, script)
@@ -142,7 +157,9 @@ async def test_another_size_at_the_resume_is_a_lie(bench, start):
     assert bench.staged() == []
 
 
-async def test_a_size_told_at_the_first_answer_is_kept_when_later_ones_do_not_tell(bench, start):
+async def test_a_size_told_at_the_first_answer_is_kept_when_later_ones_do_not_tell(
+    bench: Bench, start: StartTransfer
+) -> None:
     script = Script([Says(stop=3_000, error=broken), Says(size=None)])
     download, task = start(bench, script)
     await task
@@ -150,7 +167,9 @@ async def test_a_size_told_at_the_first_answer_is_kept_when_later_ones_do_not_te
     assert bench.stored() == DATA
 
 
-async def test_an_upstream_that_brings_nothing_more_is_given_up_after_some_tries(bench, start):
+async def test_an_upstream_that_brings_nothing_more_is_given_up_after_some_tries(
+    bench: Bench, start: StartTransfer
+) -> None:
     """B5: what has arrived stays for the next pull."""
     script = Script([Says(stop=3_000, error=broken)])
     _, task = start(bench, script)
@@ -162,7 +181,7 @@ async def test_an_upstream_that_brings_nothing_more_is_given_up_after_some_tries
     assert bench.stored() is None
 
 
-async def test_an_upstream_that_has_no_such_blob_is_asked_once(bench, start):
+async def test_an_upstream_that_has_no_such_blob_is_asked_once(bench: Bench, start: StartTransfer) -> None:
     """B20: what failed before the first byte is not repeated here."""
     script = Script([Says(error=NOT_FOUND, refuses=True)])
     download, task = start(bench, script)
@@ -174,7 +193,9 @@ async def test_an_upstream_that_has_no_such_blob_is_asked_once(bench, start):
 
 
 @pytest.mark.parametrize("size", [SIZE, None], ids=["known size", "unknown size"])
-async def test_what_an_earlier_process_left_is_resumed(bench, start, size):
+async def test_what_an_earlier_process_left_is_resumed(
+    bench: Bench, start: StartTransfer, size: int | None
+) -> None:
     """B7: after kill -9 the rest is fetched, and what was there is hashed with it."""
     bench.leave(DATA[:6_000], flowing=True, size=size)
     script = Script([Says()])
@@ -185,7 +206,7 @@ async def test_what_an_earlier_process_left_is_resumed(bench, start, size):
     assert bench.stored() == DATA
 
 
-async def test_a_whole_left_over_file_needs_no_upstream(bench, start):
+async def test_a_whole_left_over_file_needs_no_upstream(bench: Bench, start: StartTransfer) -> None:
     bench.leave(DATA, flowing=True, size=SIZE)
     script = Script([Says()])
     _, task = start(bench, script)
@@ -194,7 +215,9 @@ async def test_a_whole_left_over_file_needs_no_upstream(bench, start):
     assert bench.stored() == DATA
 
 
-async def test_a_whole_left_over_file_of_unknown_size_is_recognised(bench, start):
+async def test_a_whole_left_over_file_of_unknown_size_is_recognised(
+    bench: Bench, start: StartTransfer
+) -> None:
     """B7: its writer died after the last byte of a body without length; the upstream says 416."""
     bench.leave(DATA, flowing=True)
     script = Script([Says(error=no_range, refuses=True)])
@@ -208,7 +231,9 @@ async def test_a_whole_left_over_file_of_unknown_size_is_recognised(bench, start
     [DATA[:5_000] + bytes(1_000), DATA + b"more"],
     ids=["wrong bytes", "too many bytes"],
 )
-async def test_a_spoilt_left_over_file_spoils_one_pull_at_most(bench, start, left):
+async def test_a_spoilt_left_over_file_spoils_one_pull_at_most(
+    bench: Bench, start: StartTransfer, left: bytes
+) -> None:
     """B7: it is never served, and the next pull works."""
     bench.leave(left, flowing=True)
     script = Script([Says(), Says()])
@@ -221,7 +246,9 @@ async def test_a_spoilt_left_over_file_spoils_one_pull_at_most(bench, start, lef
     assert bench.stored() == DATA
 
 
-async def test_a_left_over_file_longer_than_its_note_says_is_begun_anew(bench, start):
+async def test_a_left_over_file_longer_than_its_note_says_is_begun_anew(
+    bench: Bench, start: StartTransfer
+) -> None:
     bench.leave(DATA + b"more", flowing=True, size=SIZE)
     script = Script([Says()])
     _, task = start(bench, script)
@@ -230,7 +257,9 @@ async def test_a_left_over_file_longer_than_its_note_says_is_begun_anew(bench, s
     assert bench.stored() == DATA
 
 
-async def test_what_is_stored_meanwhile_is_not_fetched(bench, other, start):
+async def test_what_is_stored_meanwhile_is_not_fetched(
+    bench: Bench, other: Bench, start: StartTransfer
+) -> None:
     await start(other, Script([Says()]))[1]
     script = Script([Says()])
     download, task = start(bench, script)
@@ -241,7 +270,7 @@ async def test_what_is_stored_meanwhile_is_not_fetched(bench, other, start):
     assert bench.staged() == []
 
 
-async def test_an_empty_blob_is_stored(bench, start):
+async def test_an_empty_blob_is_stored(bench: Bench, start: StartTransfer) -> None:
     """B48: empty blobs exist."""
     empty = Digest.of(b"")
     _, task = start(bench, Script([Says(b"")]), empty)
@@ -249,7 +278,9 @@ async def test_an_empty_blob_is_stored(bench, start):
     assert bench.stored(empty) == b""
 
 
-async def test_what_cannot_be_adopted_is_had_all_the_same(bench, start, monkeypatch):
+async def test_what_cannot_be_adopted_is_had_all_the_same(
+    bench: Bench, start: StartTransfer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """B44: all bytes are here and right; nothing is recorded, and nothing partial stays."""
     monkeypatch.setattr(bench.store, "commit", full)
     download, task = start(bench, Script([Says()]))
@@ -262,11 +293,13 @@ async def test_what_cannot_be_adopted_is_had_all_the_same(bench, start, monkeypa
     assert [event.reason for event in bench.events.of(NotStored)] == ["disk"]
 
 
-async def full(*_):
+async def full(*_: object) -> None:
     raise OSError(28, "No space left on device")
 
 
-async def test_a_disk_that_fails_with_no_reader_ends_the_transfer(bench, start, monkeypatch):
+async def test_a_disk_that_fails_with_no_reader_ends_the_transfer(
+    bench: Bench, start: StartTransfer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """B44: what nobody waits for is not fetched to be thrown away."""
     script = Script([Says()])
     monkeypatch.setattr(os, "pwrite", fail_to_write)
@@ -277,24 +310,26 @@ async def test_a_disk_that_fails_with_no_reader_ends_the_transfer(bench, start, 
     assert bench.staged() == []
 
 
-def fail_to_write(*_):
+def fail_to_write(*_: object) -> None:
     raise OSError(28, "No space left on device")
 
 
 # --- two processes ---
 
 
-async def test_the_second_process_follows_the_first_and_asks_nothing(bench, other, start):
+async def test_the_second_process_follows_the_first_and_asks_nothing(
+    bench: Bench, other: Bench, start: StartTransfer
+) -> None:
     """B13: one writer, elected by the lock."""
     says = Says(gate=asyncio.Event())
     writer, written = start(bench, Script([says]))
-    await wait_until(lambda: writer.written == SIZE, "the writer has everything")
+    await until(lambda: writer.written == SIZE, "the writer has everything")
     script = Script([Says()])
     follower, followed = start(other, script)
-    await wait_until(lambda: follower.written == SIZE, "the follower sees everything")
+    await until(lambda: follower.written == SIZE, "the follower sees everything")
     assert follower.size == SIZE
     assert follower.visible == SIZE - 1
-    says.gate.set()
+    says.release()
     await asyncio.gather(written, followed)
     assert script.asked == []
     assert follower.visible == SIZE
@@ -308,16 +343,17 @@ async def test_the_second_process_follows_the_first_and_asks_nothing(bench, othe
         (Says(DATA[:-1] + b"?"), UpstreamContentInvalid),
     ],
 )
-async def test_the_writers_failure_is_the_followers_failure(bench, other, start, says, kind):
+async def test_the_writers_failure_is_the_followers_failure(
+    bench: Bench, other: Bench, start: StartTransfer, says: Says, kind: type[RegistryError]
+) -> None:
     """B20: and the follower does not ask the upstream again."""
     gate = asyncio.Event()
-    script = Script([says])
-    held = _held_until(gate, script)
-    _, written = start(bench, held)
-    await wait_until(lambda: held.asked != [], "the writer has asked")
+    script = Script([says], gate=gate)
+    _, written = start(bench, script)
+    await until(lambda: script.asked != [], "the writer has sent a request")
     follower_script = Script([Says()])
     _, followed = start(other, follower_script)
-    await wait_until(lambda: other.pauses != [], "the follower waits")
+    await until(lambda: other.pauses != [], "the follower waits")
     gate.set()
     results = await asyncio.gather(written, followed, return_exceptions=True)
     assert [type(result) for result in results] == [kind, kind]
@@ -325,37 +361,17 @@ async def test_the_writers_failure_is_the_followers_failure(bench, other, start,
     assert follower_script.asked == []
 
 
-def _held_until(gate, script):
-    """The same script, whose upstream takes its time to answer."""
-
-    class Held(Script):
-        def _open(self, offset):
-            return _after(gate, super()._open(offset))
-
-    return Held(script.answers)
-
-
-class _after:  # noqa: N801  # reads as a function
-    def __init__(self, gate, manager):
-        self.gate, self.manager = gate, manager
-
-    async def __aenter__(self):
-        await self.gate.wait()
-        return await self.manager.__aenter__()
-
-    async def __aexit__(self, *error):
-        return await self.manager.__aexit__(*error)
-
-
-async def test_an_adoption_that_failed_costs_the_follower_no_request(bench, other, start, monkeypatch):
+async def test_an_adoption_that_failed_costs_the_follower_no_request(
+    bench: Bench, other: Bench, start: StartTransfer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """B44: the file has no name any more, but all its bytes are there and right."""
     says = Says(gate=asyncio.Event())
     monkeypatch.setattr(bench.store, "commit", full)
     _, written = start(bench, Script([says]))
     script = Script([Says()])
     follower, followed = start(other, script)
-    await wait_until(lambda: follower.written == SIZE, "the follower follows")
-    says.gate.set()
+    await until(lambda: follower.written == SIZE, "the follower follows")
+    says.release()
     await asyncio.gather(written, followed)
     assert script.asked == []
     assert follower.visible == SIZE
@@ -365,20 +381,20 @@ async def test_an_adoption_that_failed_costs_the_follower_no_request(bench, othe
 
 
 async def test_the_follower_has_the_last_byte_before_the_file_is_safe_on_disk(
-    bench, other, start, monkeypatch
-):
+    bench: Bench, other: Bench, start: StartTransfer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """B2, B13: what the writer has verified is verified; nobody waits for its disk."""
     commit, is_safe = bench.store.commit, asyncio.Event()
 
-    async def adopt_later(staged, digest):
+    async def commit_later(staged: Path, digest: Digest) -> None:
         await is_safe.wait()
         await commit(staged, digest)
 
-    monkeypatch.setattr(bench.store, "commit", adopt_later)
+    monkeypatch.setattr(bench.store, "commit", commit_later)
     _, written = start(bench, Script([Says()]))
     script = Script([Says()])
     follower, followed = start(other, script)
-    await wait_until(lambda: follower.verified, "the follower knows that all is right")
+    await until(lambda: follower.verified, "the follower knows that all is right")
     assert follower.visible == SIZE
     assert other.stored() is None
     is_safe.set()
@@ -387,14 +403,16 @@ async def test_the_follower_has_the_last_byte_before_the_file_is_safe_on_disk(
     assert script.asked == []
 
 
-async def test_a_note_that_a_killed_writer_left_verifies_no_other_file(bench, other, start):
+async def test_a_note_that_a_killed_writer_left_verifies_no_other_file(
+    bench: Bench, other: Bench, start: StartTransfer
+) -> None:
     """B1, B7: killed between the blob's adoption and the end of its note, and the blob is fetched again."""
     bench.leave(b"", flowing=True, verified=True, size=SIZE, upstream="registry.test")
     writer = bench.staging.open(DIGEST)
     assert writer.try_lock()
     script = Script([Says()])
     follower, followed = start(other, script)
-    await wait_until(lambda: len(other.pauses) > 3, "the follower has looked at the note")
+    await until(lambda: len(other.pauses) > 3, "the follower has looked at the note")
     assert not follower.verified
     assert follower.visible == 0
     writer.close()
@@ -403,13 +421,15 @@ async def test_a_note_that_a_killed_writer_left_verifies_no_other_file(bench, ot
     assert other.stored() == DATA
 
 
-async def test_the_follower_takes_over_where_a_dead_writer_stopped(bench, other, start):
+async def test_the_follower_takes_over_where_a_dead_writer_stopped(
+    bench: Bench, other: Bench, start: StartTransfer
+) -> None:
     """B13, B19: a writer that ends in whatever way is replaced, by Range."""
     writer, written = start(bench, Script([Says(stop=6_000, gate=asyncio.Event())]))
-    await wait_until(lambda: writer.written == 6_000, "the writer has a part")
+    await until(lambda: writer.written == 6_000, "the writer has a part")
     script = Script([Says()])
     follower, followed = start(other, script)
-    await wait_until(lambda: follower.written == 6_000, "the follower sees it")
+    await until(lambda: follower.written == 6_000, "the follower sees it")
     written.cancel()
     await followed
     assert script.asked == [6_000]
@@ -420,12 +440,14 @@ async def test_the_follower_takes_over_where_a_dead_writer_stopped(bench, other,
     assert other.staged() == []
 
 
-async def test_a_takeover_that_finds_wrong_bytes_keeps_the_last_byte_back(bench, other, start):
+async def test_a_takeover_that_finds_wrong_bytes_keeps_the_last_byte_back(
+    bench: Bench, other: Bench, start: StartTransfer
+) -> None:
     """B2: what the dead writer had let through is hashed as well."""
     writer, written = start(bench, Script([Says(b"?" + DATA[1:6_000], size=SIZE, gate=asyncio.Event())]))
-    await wait_until(lambda: writer.written == 6_000, "the writer has a part")
+    await until(lambda: writer.written == 6_000, "the writer has a part")
     follower, followed = start(other, Script([Says()]))
-    await wait_until(lambda: follower.written == 6_000, "the follower sees it")
+    await until(lambda: follower.written == 6_000, "the follower sees it")
     written.cancel()
     with pytest.raises(UpstreamContentInvalid):
         await followed

@@ -1,0 +1,149 @@
+"""A growing file: its bytes, its hash, and what a failing disk leaves."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from regmirror.downloads.growing_file import GrowingFile
+from tests.unit.downloads.scripted import DATA, DIGEST
+
+
+@pytest.fixture
+def bulk() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(2) as pool:
+        yield pool
+
+
+@pytest.fixture
+def descriptor(tmp_path: Path) -> Iterator[int]:
+    descriptor = os.open(tmp_path / "bytes", os.O_RDWR | os.O_CREAT)
+    yield descriptor
+    os.close(descriptor)
+
+
+@pytest.fixture
+async def growing(descriptor: int, bulk: ThreadPoolExecutor) -> AsyncIterator[GrowingFile]:
+    growing = GrowingFile(descriptor, DIGEST.hasher(), bulk)
+    yield growing
+    await growing.close()
+
+
+@pytest.fixture
+def sockets() -> Iterator[tuple[socket.socket, socket.socket]]:
+    left, right = socket.socketpair()
+    right.setblocking(False)
+    yield left, right
+    left.close()
+    right.close()
+
+
+async def test_appended_bytes_are_written_and_hashed(growing: GrowingFile, descriptor: int) -> None:
+    await growing.append(DATA[:4_000])
+    await growing.append(memoryview(DATA)[4_000:])
+    assert (await growing.drain()).hexdigest() == DIGEST.encoded
+    assert os.pread(descriptor, len(DATA) + 1, 0) == DATA
+
+
+async def test_bytes_that_are_there_are_hashed(growing: GrowingFile, descriptor: int) -> None:
+    os.pwrite(descriptor, DATA[:6_000], 0)
+    await growing.read_back(6_000)
+    await growing.append(DATA[6_000:])
+    assert (await growing.drain()).hexdigest() == DIGEST.encoded
+
+
+async def test_a_file_that_shrank_cannot_be_hashed(growing: GrowingFile, descriptor: int) -> None:
+    os.pwrite(descriptor, DATA[:10], 0)
+    with pytest.raises(OSError, match="shrank"):
+        await growing.read_back(20)
+
+
+async def test_spliced_bytes_are_written_and_hashed(
+    growing: GrowingFile, descriptor: int, sockets: tuple[socket.socket, socket.socket]
+) -> None:
+    left, right = sockets
+    left.sendall(DATA)
+    left.shutdown(socket.SHUT_WR)
+    while growing.offset < len(DATA):
+        await growing.prepare_splice()
+        spliced = await growing.splice_from(right.fileno(), len(DATA))
+        assert spliced is not None
+        assert spliced.error is None
+    ended = await growing.splice_from(right.fileno(), 1)
+    assert ended is not None
+    assert ended.count == 0
+    assert (await growing.drain()).hexdigest() == DIGEST.encoded
+    assert os.pread(descriptor, len(DATA) + 1, 0) == DATA
+
+
+async def test_without_arrived_bytes_nothing_is_spliced(
+    growing: GrowingFile, sockets: tuple[socket.socket, socket.socket]
+) -> None:
+    await growing.prepare_splice()
+    assert await growing.splice_from(sockets[1].fileno(), 100) is None
+
+
+async def test_bytes_that_the_file_does_not_take_are_returned(
+    growing: GrowingFile, sockets: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """B44: they are in no other place any more."""
+    left, right = sockets
+    left.sendall(DATA[:5_000])
+    real = os.splice
+
+    def fail(source: int, target: int, count: int, *, offset_dst: int | None = None, flags: int = 0) -> int:
+        if offset_dst is None:
+            return real(source, target, count, flags=flags)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    await growing.prepare_splice()
+    monkeypatch.setattr(os, "splice", fail)
+    spliced = await growing.splice_from(right.fileno(), 5_000)
+    assert spliced is not None
+    assert spliced.error is not None
+    assert spliced.error.errno == errno.ENOSPC
+    assert spliced.unwritten == DATA[: spliced.count]
+    assert growing.offset == 0
+
+
+async def test_a_file_system_without_splice_is_written_by_copies(
+    growing: GrowingFile,
+    descriptor: int,
+    sockets: tuple[socket.socket, socket.socket],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    left, right = sockets
+    left.sendall(DATA[:5_000])
+    real = os.splice
+
+    def unsupported(
+        source: int, target: int, count: int, *, offset_dst: int | None = None, flags: int = 0
+    ) -> int:
+        if offset_dst is None:
+            return real(source, target, count, flags=flags)
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    await growing.prepare_splice()
+    monkeypatch.setattr(os, "splice", unsupported)
+    spliced = await growing.splice_from(right.fileno(), 5_000)
+    assert spliced is not None
+    assert os.pread(descriptor, 5_000, 0) == DATA[: spliced.count]
+
+
+async def test_a_socket_that_fails_is_an_error_of_the_socket(growing: GrowingFile, descriptor: int) -> None:
+    await growing.prepare_splice()
+    with pytest.raises(OSError, match=r"Bad file descriptor|Invalid argument"):
+        await growing.splice_from(10_000, 100)
+
+
+async def test_a_closed_file_is_hashed_no_further(growing: GrowingFile) -> None:
+    await growing.close()
+    growing.offset = 5
+    with pytest.raises(OSError, match="closed before"):
+        await growing.drain()
