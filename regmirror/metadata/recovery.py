@@ -8,19 +8,18 @@ by an exclusive ``flock``; the others notice that another file is there and conn
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
 from regmirror.errors import ConfigError, RegmirrorError
-from regmirror.files import create_lock, make_directory, tighten
+from regmirror.files import locked, make_directory, tighten
 from regmirror.metadata.database import Database
 from regmirror.metadata.upgrade import REVISION, DatabaseDamaged, upgrade
 from regmirror.oci.names import Digest
@@ -59,7 +58,7 @@ class DatabaseRecovery:
         Raises ConfigError if it cannot be used, or belongs to a newer version. On a full disk it
         is left as it is: pulls go on without it, and ``repair`` does what is missing once it can.
         """
-        with _locked(self.path, wait=True):
+        with locked(_beside(self.path, ".lock"), wait=True):
             try:
                 self._prepare()
             except (ConfigError, sqlite3.Error) as error:
@@ -89,7 +88,7 @@ class DatabaseRecovery:
 
         Does nothing while another process is at it.
         """
-        with _locked(self.path, wait=False) as is_mine:
+        with locked(_beside(self.path, ".lock"), wait=False) as is_mine:
             if not is_mine:
                 return
             if not self.path.exists():
@@ -208,21 +207,6 @@ def write_rows(path: Path, stored: Iterable[tuple[Digest, int, float]]) -> int:
         opened.execute("COMMIT")
         opened.execute("PRAGMA journal_mode=WAL")  # now, since later it has to wait for every reader
     return count
-
-
-@contextmanager
-def _locked(path: Path, *, wait: bool) -> Iterator[bool]:
-    """Whether this process is the one that repairs, until the end of the block."""
-    descriptor = create_lock(_beside(path, ".lock"))
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-    finally:
-        os.close(descriptor)
 
 
 def _is_full(directory: Path) -> bool:
