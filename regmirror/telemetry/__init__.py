@@ -1,1 +1,1 @@
-"""Events, metrics and logs."""
+"""Events, and the listeners that turn them into metrics and log lines."""

@@ -1,7 +1,7 @@
-"""What happened, as frozen values: the core tells, metrics and logs listen.
+"""Events: frozen values that the core emits and that metrics and logs handle.
 
-``Emit`` is synchronous, never raises and never waits. ``upstream`` is always a canonical name
-of the configuration; ``kind`` is ``manifest``, ``blob``, ``tags`` or ``referrers``.
+``Emit`` is synchronous, never raises and never blocks. ``upstream`` is always the canonical name
+of an upstream in the configuration. Times are in seconds, sizes in bytes.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ RESULTS: tuple[Result, ...] = ("hit", "miss", "revalidated", "stale", "coalesced
 
 @dataclass(frozen=True, slots=True)
 class RequestServed:
-    """A client's request has ended; exactly one for each, whatever became of it.
+    """A client request has ended. Exactly one is emitted for each request.
 
-    ``kind`` is empty for requests that concern no content (ping, catalog, unknown paths);
-    times are seconds, ``first_byte`` from the request's start to its answer's headers.
+    ``kind`` is empty for requests without content (ping, catalog, unknown paths).
+    ``first_byte`` is the time from the start of the request to the headers of the response.
     """
 
     request_id: str
@@ -42,8 +42,8 @@ class RequestServed:
 
 
 @dataclass(frozen=True, slots=True)
-class UpstreamAnswered:
-    """An upstream answered a request (``status``) or did not (0, ``reason`` says why)."""
+class UpstreamRequestEnded:
+    """A request to an upstream has ended; without a response ``status`` is 0 and ``reason`` is set."""
 
     upstream: str
     kind: Kind
@@ -56,7 +56,7 @@ class UpstreamAnswered:
 
 @dataclass(frozen=True, slots=True)
 class TokenRequested:
-    """A token endpoint answered ``status``, or not at all (0)."""
+    """A request to a token endpoint has ended; without a response ``status`` is 0."""
 
     upstream: str
     status: int
@@ -64,7 +64,7 @@ class TokenRequested:
 
 @dataclass(frozen=True, slots=True)
 class RateLimitSeen:
-    """An upstream said how many pulls it allows and how many remain."""
+    """An upstream reported its rate limit: the limit and the remaining quota, in pulls."""
 
     upstream: str
     limit: int
@@ -73,7 +73,7 @@ class RateLimitSeen:
 
 @dataclass(frozen=True, slots=True)
 class CircuitChanged:
-    """An upstream is no longer asked because it keeps failing (``is_open``), or is asked again."""
+    """The circuit of an upstream has opened (``is_open``) or closed; ``reason`` is the last failure."""
 
     upstream: str
     is_open: bool
@@ -82,7 +82,7 @@ class CircuitChanged:
 
 @dataclass(frozen=True, slots=True)
 class BytesFetched:
-    """Content bytes that arrived from an upstream."""
+    """Content bytes have arrived from an upstream."""
 
     upstream: str
     kind: Kind
@@ -91,21 +91,21 @@ class BytesFetched:
 
 @dataclass(frozen=True, slots=True)
 class DownloadStarted:
-    """A blob begins to be fetched, or to be followed while another process fetches it."""
+    """A download has started: this process fetches the blob, or follows another process that does."""
 
     upstream: str
 
 
 @dataclass(frozen=True, slots=True)
 class FollowersChanged:
-    """Readers of downloads in flight: one more or one fewer."""
+    """The number of readers of downloads in flight has changed by ``delta`` (1 or -1)."""
 
     delta: int
 
 
 @dataclass(frozen=True, slots=True)
 class DownloadEnded:
-    """A blob's download has ended: stored (``error`` empty) or failed."""
+    """A download has ended: with a stored blob (``error`` is empty) or with a failure."""
 
     upstream: str
     repository: str
@@ -118,7 +118,7 @@ class DownloadEnded:
 
 @dataclass(frozen=True, slots=True)
 class VerificationFailed:
-    """Content was not what its name says; ``where`` is ``upstream`` or ``store``."""
+    """Content does not match its digest; ``where`` is the place it came from."""
 
     upstream: str
     kind: Kind
@@ -128,7 +128,7 @@ class VerificationFailed:
 
 @dataclass(frozen=True, slots=True)
 class BlobRemoved:
-    """A stored blob was taken away."""
+    """A stored blob was removed."""
 
     digest: str
     size: int
@@ -137,10 +137,11 @@ class BlobRemoved:
 
 @dataclass(frozen=True, slots=True)
 class NotStored:
-    """Content was passed on without being kept, or metadata could not be read or written (``database``).
+    """Content was sent to clients without being stored, or metadata could not be read or written.
 
-    ``disk``: it cannot be written. ``quota``: there is no room for it. ``stalled``: another process
-    fetches it from an upstream that hangs.
+    ``database``: reading or writing metadata failed. ``disk``: writing the content failed.
+    ``quota``: there is not enough space. ``stalled``: another process fetches the content from an
+    upstream that hangs.
     """
 
     reason: Literal["database", "disk", "quota", "stalled"]
@@ -149,17 +150,17 @@ class NotStored:
 
 @dataclass(frozen=True, slots=True)
 class BlobRepaired:
-    """A blob that had been found to be wrong has been fetched anew."""
+    """A corrupt blob was replaced by a new download."""
 
     upstream: str
     digest: str
 
 
 @dataclass(frozen=True, slots=True)
-class UpkeepEnded:
-    """A collection, eviction or scrub has ended: what it removed, and how long it took.
+class MaintenanceEnded:
+    """A collection, eviction or scrub has ended.
 
-    ``checked`` counts what was looked at.
+    ``checked`` counts the manifests and blobs that were examined.
     """
 
     what: Literal["collection", "eviction", "scrub"]
@@ -172,7 +173,7 @@ class UpkeepEnded:
 
 Event = (
     RequestServed
-    | UpstreamAnswered
+    | UpstreamRequestEnded
     | TokenRequested
     | RateLimitSeen
     | CircuitChanged
@@ -184,15 +185,15 @@ Event = (
     | BlobRemoved
     | NotStored
     | BlobRepaired
-    | UpkeepEnded
+    | MaintenanceEnded
 )
 Emit = Callable[[Event], None]
 
 
 def to_all(*listeners: Emit) -> Emit:
-    """One Emit that tells every listener, in order.
+    """An ``Emit`` that passes each event to every listener, in order.
 
-    A log on a disk that is full must not fail what it would have told.
+    An OSError of a listener is ignored: a log on a full disk must not fail a pull (B44).
     """
 
     def emit(event: Event) -> None:

@@ -1,4 +1,4 @@
-"""Lines on their way to an open file: written by a thread, many with one call, in their order."""
+"""A thread that writes log lines to a file descriptor: in order, many lines with one system call."""
 
 from __future__ import annotations
 
@@ -9,40 +9,40 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-LINES_MAX: Final = 20_000  # lines waiting at most; what comes beyond is dropped and counted
-CHARACTERS_MAX: Final = 8 * 1024 * 1024  # of those lines: a path alone may have 16 KiB
+LINES_MAX: Final = 20_000  # lines in the queue; further ones are dropped and counted
+CHARACTERS_MAX: Final = 8 * 1024 * 1024  # in the queue; one path may have 16 KiB
 GATHER: Final = 0.02  # seconds between two writes under load, so that one call writes many lines
-CHUNK: Final = select.PIPE_BUF - 160  # bytes a call, with room for the line about dropped ones
-CLOSING: Final = 2.0  # seconds that the last lines may take
+CHUNK: Final = select.PIPE_BUF - 160  # bytes of one call, less the line about dropped lines
+CLOSING: Final = 2.0  # seconds to write the last lines
 
 
 class LogWriter:
-    """Takes lines until ``close``, and never lets anybody wait who has one.
+    """Queues lines and writes them in a thread until ``close``; ``put`` never blocks.
 
-    Each call writes whole lines, and no more than arrive in one piece should the file be a pipe that
-    several processes share (``PIPE_BUF``), unless one line alone is longer. What cannot be written,
-    since the disk is full or the reader of the pipe stands still, is dropped;
-    ``tell_dropped`` makes a line of how many that were, for when the file takes lines again.
+    Each call writes whole lines and at most ``PIPE_BUF`` bytes, unless a single line is longer: a
+    write of that size to a pipe is atomic (POSIX), so that processes can share the pipe. Lines are
+    dropped while the disk is full or nobody reads the pipe. ``format_dropped`` makes the line that
+    reports their number, which is written when the file accepts lines again.
     """
 
-    def __init__(self, descriptor: int, tell_dropped: Callable[[int], str]) -> None:
-        self._descriptor, self._tell_dropped = descriptor, tell_dropped
-        # Texts alone: objects that wait here would make the garbage collector look at everything
-        # again and again, which holds up answers by tens of milliseconds.
+    def __init__(self, descriptor: int, format_dropped: Callable[[int], str]) -> None:
+        self._descriptor, self._format_dropped = descriptor, format_dropped
+        # Plain strings: queued objects would make the garbage collector run full collections, each
+        # of which delays responses by tens of milliseconds.
         self._lines: deque[str] = deque()
-        self._added = self._taken = 0  # characters of all lines so far: by who puts them, by the thread
-        self._refused = 0  # lines that found no room; counted by who puts them
-        self._lost = 0  # lines that could not be written, less those that were told of
-        self._is_torn = False  # the last line in the file lacks its end
+        self._added = self._taken = 0  # characters queued (event loop) and written (thread)
+        self._rejected = 0  # lines dropped because the queue was full; counted by ``put``
+        self._lost = 0  # lines that could not be written and are not yet reported
+        self._is_torn = False  # the last line in the file is incomplete
         self._wake, self._closing = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
         self._thread.start()
 
     def put(self, line: str) -> None:
-        """Have a line written soon, ended by its line feed."""
+        """Queue ``line``, which ends with a line feed; drop it if the queue is full."""
         waiting = self._added - self._taken
         if len(self._lines) >= LINES_MAX or waiting + len(line) > CHARACTERS_MAX:
-            self._refused += 1
+            self._rejected += 1
             return
         self._added += len(line)
         self._lines.append(line)
@@ -50,7 +50,7 @@ class LogWriter:
             self._wake.set()
 
     def close(self) -> None:
-        """Return when everything has been written, or cannot be written in time."""
+        """Write the queued lines and stop; returns after ``CLOSING`` seconds at the latest."""
         self._closing.set()
         self._wake.set()
         self._thread.join(CLOSING)
@@ -58,12 +58,12 @@ class LogWriter:
     def _run(self) -> None:
         while not self._closing.is_set() or self._lines:
             self._wake.wait()
-            self._wake.clear()  # before looking: what comes from now on sets it again
+            self._wake.clear()  # before the queue is read: a later ``put`` sets it again
             self._write_all()
             self._closing.wait(GATHER)
 
     def _write_all(self) -> None:
-        """Write what is waiting, whole lines with each call."""
+        """Empty the queue, whole lines with each call."""
         chunk, count = bytearray(), 0
         while self._lines:
             text = self._lines.popleft()
@@ -79,8 +79,8 @@ class LogWriter:
 
     def _write(self, chunk: bytes, lines: int) -> None:
         before = b"\n" if self._is_torn else b""
-        if dropped := self._refused + self._lost:
-            before += self._tell_dropped(dropped).encode()
+        if dropped := self._rejected + self._lost:
+            before += self._format_dropped(dropped).encode()
         data = before + chunk
         written = 0
         try:
@@ -97,5 +97,5 @@ class LogWriter:
         while True:
             try:
                 return os.write(self._descriptor, data)
-            except BlockingIOError:  # whoever shares the file has made it so
+            except BlockingIOError:  # another process may set the shared file to non-blocking
                 select.select([], [self._descriptor], [], GATHER)
