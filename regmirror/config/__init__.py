@@ -1,1 +1,1 @@
-"""Configuration: keys, reading, changes."""
+"""Configuration: its keys, how it is loaded, and which changes need a restart."""

@@ -1,6 +1,6 @@
-"""Reading the configuration: defaults, then the file, then the environment, then the command line.
+"""Loading the configuration: defaults, file, environment and command line; the last one wins.
 
-Whatever is wrong becomes one ConfigError: the key, the value, the reason and the remedy.
+Every error is a ConfigError with key, value, reason and remedy. Secrets never appear in it.
 """
 
 from __future__ import annotations
@@ -24,37 +24,40 @@ from regmirror.urls import has_possible_authority, hide_userinfo
 
 PREFIX: Final = "REGMIRROR_"
 _NOT_KEYS: Final = {"REGMIRROR_CONFIG"}
-#: Keys whose values are never shown, nor anything below them. The URL of a webhook is a secret.
+#: Keys whose values, and the values below them, never appear in errors. A webhook URL is a secret.
 _SECRETS: Final = {"password", "secret", "webhooks"}
-#: A value of an unknown key, or in place of a table, may be anything, such as a password.
+#: Kinds of errors whose value may be a misplaced password: an unknown key, a value instead of a table.
 _UNKNOWN_VALUE: Final = {"extra_forbidden", "model_type", "model_attributes_type", "dict_type"}
 _QUOTED: Final = re.compile(r"'[^']{2,}'|\"[^\"]{2,}\"")
-#: Keys of later releases: refused rather than ignored, since ignoring them would open a door.
+#: Keys of later versions. They are errors: a mirror that ignored them would serve what they forbid.
 _NOT_YET: Final = (
-    ("access", "htpasswd", "this version serves pulls to everybody and cannot authenticate"),
-    ("storage", "url", "this version keeps content in files below storage.path"),
-    ("metadata", "url", "this version keeps metadata in SQLite below storage.path"),
-    ("hosted", "repositories", "this version mirrors upstreams and hosts nothing"),
+    ("access", "htpasswd", "this version cannot authenticate and serves pulls to every client"),
+    ("storage", "url", "this version stores content in files below storage.path"),
+    ("metadata", "url", "this version stores metadata in SQLite below storage.path"),
+    ("hosted", "repositories", "this version cannot host repositories"),
 )
 
 
 class _Environment(BaseSettings, Config):
-    """The same keys, read from REGMIRROR_SERVER__LISTEN and its like."""
+    """Reads the keys from environment variables, as in REGMIRROR_SERVER__LISTEN."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter="__")
 
 
 def find_file(chosen: str | None = None) -> Path | None:
-    """The configuration file: ``chosen``, $REGMIRROR_CONFIG, ./mirror.toml, /etc/regmirror."""
+    """The first of ``chosen``, $REGMIRROR_CONFIG, ./mirror.toml, /etc/regmirror/mirror.toml.
+
+    The first two are returned even if the file does not exist. None if there is no file.
+    """
     named = chosen or os.environ.get("REGMIRROR_CONFIG")
     if named:
         return Path(named)
-    usual = (Path("mirror.toml"), Path("/etc/regmirror/mirror.toml"))
-    return next((path for path in usual if path.is_file()), None)
+    default_paths = (Path("mirror.toml"), Path("/etc/regmirror/mirror.toml"))
+    return next((path for path in default_paths if path.is_file()), None)
 
 
 def load(path: Path | None = None, **overrides: dict[str, Any]) -> Config:
-    """Read, merge and validate; raises ConfigError.
+    """Read, merge and validate the configuration; raises ConfigError.
 
     ``overrides`` are tables from the command line, as in ``server={"workers": 2}``.
     """
@@ -72,7 +75,7 @@ def load(path: Path | None = None, **overrides: dict[str, Any]) -> Config:
 
 
 def take_snapshot(config: Config) -> Snapshot:
-    """The configuration with the state of its certificate files, which may be replaced in place."""
+    """The configuration with the current state of the certificate files that it names."""
     paths = list(tls_files(config.server.tls))
     for upstream in config.enabled_upstreams().values():
         paths += upstream_files(upstream)
@@ -93,13 +96,13 @@ def _read(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError("--config", str(path), (error.strerror or str(error)).lower()) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        # The parser quotes keys, and in a broken file a password may stand where a key belongs.
-        why = _QUOTED.sub("...", str(error))
-        raise ConfigError("--config", str(path), f"is not TOML: {why}") from None
+        # The parser quotes keys, and in an invalid file a password may be in the place of a key.
+        reason = _QUOTED.sub("...", str(error))
+        raise ConfigError("--config", str(path), f"is not TOML: {reason}") from None
     hosted = values.get("hosted")
     if isinstance(hosted, dict) and "default_upstream" in hosted:
-        # The overview of all keys shows this one below [hosted], where TOML makes it a key of
-        # that table: whoever copies the overview means the top level.
+        # An overview of the keys once showed this one after [hosted], where TOML makes it a key of
+        # that table. Files that were copied from it mean the top-level key.
         values.setdefault("default_upstream", hosted.pop("default_upstream"))
     return values
 
@@ -108,27 +111,29 @@ def _read_environment(values: dict[str, Any]) -> dict[str, Any]:
     known = {f"{PREFIX}{field}".upper() for field in Config.model_fields}
     for name in os.environ:
         upper = name.upper()
-        ours = upper.startswith(PREFIX) and upper not in _NOT_KEYS
-        if ours and upper.partition("__")[0] not in known:
-            raise ConfigError(name, None, "is not a configuration key (environment)")
+        is_ours = upper.startswith(PREFIX) and upper not in _NOT_KEYS
+        if is_ours and upper.partition("__")[0] not in known:
+            raise ConfigError(
+                name, None, "is not a configuration key; unset the variable or correct its name"
+            )
     try:
         found = EnvSettingsSource(_Environment)()
     except SettingsError as error:
         raise ConfigError("environment", None, str(error)) from None
-    below, above = values.get("upstreams", {}), found.get("upstreams")
-    if isinstance(above, dict) and isinstance(below, dict):
-        found["upstreams"] = _with_host_names(above, {*BUILT_IN, *below})
+    in_file, in_environment = values.get("upstreams", {}), found.get("upstreams")
+    if isinstance(in_environment, dict) and isinstance(in_file, dict):
+        found["upstreams"] = _with_host_names(in_environment, {*BUILT_IN, *in_file})
     return found
 
 
-def _with_host_names(tables: dict[str, Any], known: set[str]) -> dict[str, Any]:
-    """Read ``DOCKER_IO`` of a variable's name as the known upstream ``docker.io``."""
-    spelled = {re.sub("[^a-z0-9]", "_", host): host for host in known}
-    return {spelled.get(name, name): table for name, table in tables.items()}
+def _with_host_names(tables: dict[str, Any], hosts: set[str]) -> dict[str, Any]:
+    """Rename tables by upstream: ``docker_io``, from a variable's name, becomes ``docker.io``."""
+    by_variable = {re.sub("[^a-z0-9]", "_", host): host for host in hosts}
+    return {by_variable.get(name, name): table for name, table in tables.items()}
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """``above`` over ``below``, table by table."""
+    """The values of ``below``, overridden by those of ``above``; tables are merged key by key."""
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
@@ -138,14 +143,14 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 
 def _explain(error: ValidationError) -> ConfigError:
-    """The first thing that is wrong, in one sentence."""
+    """The first error of the validation as a ConfigError."""
     first = error.errors(include_url=False)[0]
     key = ".".join(f'"{part}"' if "." in str(part) else str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        reason = "is not a configuration key; see mirror.toml for all of them"
-        is_split = len(first["loc"]) == 3 and "." not in str(first["loc"][1])
-        if first["loc"][0] == "upstreams" and is_split:
-            reason += f'; a host name is quoted, as in [upstreams."{_host_in(first["loc"])}"]'
+        reason = "is not a configuration key; see mirror.toml for all keys"
+        is_unquoted = len(first["loc"]) == 3 and "." not in str(first["loc"][1])
+        if first["loc"][0] == "upstreams" and is_unquoted:
+            reason += f'; quote a host name, as in [upstreams."{_host_in(first["loc"])}"]'
     else:
         reason = re.sub(r"^(Value error|Assertion failed), ", "", first["msg"])
         reason = reason[0].lower() + reason[1:]
@@ -153,7 +158,7 @@ def _explain(error: ValidationError) -> ConfigError:
 
 
 def _visible_value(details: ErrorDetails) -> object:
-    """The value of a known key that holds no secret; None for every other value."""
+    """The value, if its key exists and is not secret; otherwise None."""
     value = details["input"]
     is_secret = any(str(part) in _SECRETS for part in details["loc"])
     if is_secret or details["type"] in _UNKNOWN_VALUE:
@@ -171,11 +176,15 @@ def _check_upstreams(config: Config) -> None:
         key = f'upstreams."{name}"'
         for host in (name, *upstream.aliases):
             if not is_host(host):
-                raise ConfigError(key, host, "is not a host name; write it in lower case")
+                raise ConfigError(
+                    key, host, "is not a host name; write the host in lower case, without scheme or path"
+                )
             if seen.setdefault(host, name) != name:
-                raise ConfigError(key, host, f"already names the upstream {seen[host]}")
+                raise ConfigError(
+                    key, host, f"already names the upstream {seen[host]}; remove one of the two"
+                )
         if upstream.enabled and not has_possible_authority(upstream_url(name, upstream)):
-            raise ConfigError(key, name, "is a host or a port that cannot exist; correct it or set url")
+            raise ConfigError(key, name, "is not a possible host and port; correct the name or set url")
     if config.default_upstream not in config.known_hosts():
         shown = hide_userinfo(config.default_upstream)
         remedy = f'is not one of the upstreams; add [upstreams."{shown}"]'
@@ -187,7 +196,7 @@ def _check_rules(config: Config) -> None:
         host = rule.match.partition("/")[0]
         if not set(host) & set("*?[") and host not in config.known_hosts():
             shown = hide_userinfo(host)
-            reason = f'begins with {shown!r}, which is no upstream; add [upstreams."{shown}"]'
+            reason = f'begins with {shown!r}, which is not an upstream; add [upstreams."{shown}"]'
             raise ConfigError(f"freshness.rules.{position}.match", rule.match, reason)
 
 
@@ -196,13 +205,13 @@ def _check_later_keys(config: Config) -> None:
         if value := getattr(getattr(config, table), key):
             raise ConfigError(f"{table}.{key}", value, f"{reason}; remove the key")
     if "pull" not in config.access.anonymous:
-        reason = 'this version serves pulls to everybody; write ["pull"]'
+        reason = 'this version serves pulls to every client; write ["pull"]'
         raise ConfigError("access.anonymous", config.access.anonymous, reason)
     if config.access.rules:
-        reason = "this version serves pulls to everybody and has no rules; remove the table"
+        reason = "this version serves pulls to every client and has no rules; remove the table"
         raise ConfigError("access.rules", None, reason)
     if config.webhooks:
-        raise ConfigError("webhooks", None, "this version sends none; remove the table")
+        raise ConfigError("webhooks", None, "this version cannot send webhooks; remove the table")
 
 
 def _check_files(config: Config) -> None:
@@ -215,6 +224,8 @@ def _check_files(config: Config) -> None:
         path = Path(text).expanduser()
         if text and not (path.is_file() and os.access(path, os.R_OK)):
             reason = "cannot be read" if path.exists() else "does not exist"
-            is_path = "/" in text or not key.endswith("password_file")  # else it may be the password
+            is_path = "/" in text or not key.endswith(
+                "password_file"
+            )  # otherwise the value may be the password itself
             reason = f"the file {reason}; correct the path or remove the key"
             raise ConfigError(key, text if is_path else None, reason)

@@ -1,7 +1,7 @@
-"""Every configuration key, its type and its default.
+"""Every configuration key with its type, default and constraints.
 
-``mirror.toml`` shows the same to people, and a test keeps the two equal. Reading files and the
-environment is ``regmirror.config.loader``; here are only values.
+``mirror.toml`` documents the keys for users; a test keeps it equal to the defaults here.
+``regmirror.config.loader`` reads the file and the environment.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d|w)")
 
 
 def parse_duration(value: object) -> float:
-    """Seconds in ``30s``, ``5m``, ``1h30m``, ``7d`` or ``0``."""
+    """The seconds of ``30s``, ``5m``, ``1h30m``, ``7d`` or ``0``; raises ValueError."""
     text = str(value).strip()
     if text in ("0", "0.0"):
         return 0.0
@@ -40,7 +40,7 @@ def parse_duration(value: object) -> float:
 
 
 def format_duration(seconds: float) -> str:
-    """The shortest text that ``parse_duration`` reads back."""
+    """The shortest text that ``parse_duration`` parses to ``seconds``."""
     for unit in ("d", "h", "m", "s"):
         if seconds >= _UNITS[unit] and seconds % _UNITS[unit] == 0:
             return f"{seconds / _UNITS[unit]:.0f}{unit}"
@@ -48,7 +48,7 @@ def format_duration(seconds: float) -> str:
 
 
 def parse_size(value: object) -> object:
-    """Refuse what ByteSize would take silently (negative, fractional or nonsense)."""
+    """Return ``value`` if it is a size; raises ValueError for some texts that ByteSize accepts."""
     if not re.fullmatch(r"[0-9]+(?:\.[0-9]+)?\s*(?:[kmgtpKMGTP]?i?[bB]?)", str(value).strip()):
         raise ValueError("write a size as 500MB, 50GB or 200MiB")
     return value
@@ -75,12 +75,12 @@ Duration = Annotated[float, BeforeValidator(parse_duration), PlainSerializer(for
 Size = Annotated[ByteSize, BeforeValidator(parse_size), PlainSerializer(format_size)]
 
 
-_NO_AUTHORITY = "names a host or a port that cannot exist; write host:port with a port from 1 to 65535"
-ANY_ADDRESS = "0.0.0.0"  # noqa: S104 - a mirror is for the machines around it
+_NO_AUTHORITY = "is not a possible host and port; write host:port with a port from 1 to 65535"
+ANY_ADDRESS = "0.0.0.0"  # noqa: S104 - a mirror serves other machines
 
 
 class Section(BaseModel):
-    """One table of the file; a key that is not listed is an error."""
+    """One table of the configuration; unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -117,7 +117,7 @@ class Storage(Section):
     min_free: Size = ByteSize(2**30)
 
 
-class MetadataStore(Section):
+class MetadataSection(Section):
     url: str = ""
 
 
@@ -174,7 +174,7 @@ class Webhook(Section):
 
 
 class Upstream(Section):
-    """One registry that is pulled from; its name in the table is the host that clients write."""
+    """One upstream; the name of its table is the host that clients write."""
 
     enabled: bool = True
     url: str = ""
@@ -200,7 +200,7 @@ class Upstream(Section):
     @classmethod
     def _url_is_a_host(cls, url: str) -> str:
         if url and not re.fullmatch(r"https?://[^/\s@?#]+/?", url):
-            raise ValueError("write http:// or https:// and a host, without path, user or query")
+            raise ValueError("write http://host or https://host, without path, user or query")
         if url and not has_possible_authority(url):
             raise ValueError(_NO_AUTHORITY)
         return url
@@ -250,7 +250,7 @@ class Config(Section):
     default_upstream: str = "docker.io"
     server: Server = Server()
     storage: Storage = Storage()
-    metadata: MetadataStore = MetadataStore()
+    metadata: MetadataSection = MetadataSection()
     freshness: Freshness = Freshness()
     gc: Gc = Gc()
     scrub: Scrub = Scrub()
@@ -261,41 +261,43 @@ class Config(Section):
 
     @field_validator("upstreams", mode="before")
     @classmethod
-    def _add_built_in(cls, given: Any) -> Any:
-        """A table of a built-in name overrides its keys; any other name is a new upstream."""
-        if not isinstance(given, dict):
-            return given
+    def _add_built_in(cls, tables: Any) -> Any:
+        """A table with a built-in name overrides keys of that upstream; other names add upstreams."""
+        if not isinstance(tables, dict):
+            return tables
         merged: dict[str, Any] = {name: dict(table) for name, table in BUILT_IN.items()}
-        for name, table in given.items():
+        for name, table in tables.items():
             merged[name] = {**merged.get(name, {}), **table} if isinstance(table, dict) else table
         return merged
 
     def enabled_upstreams(self) -> dict[str, Upstream]:
-        """The closed list: every upstream that may be asked, by canonical name."""
+        """The upstreams that may be contacted, by canonical name."""
         return {name: item for name, item in self.upstreams.items() if item.enabled}
 
     def known_hosts(self) -> dict[str, str]:
-        """Every name an upstream is reached by, aliases included, to its canonical name."""
+        """The canonical name of each enabled upstream, by each of its names and aliases."""
         enabled = self.enabled_upstreams()
         return {host: name for name, item in enabled.items() for host in (name, *item.aliases)}
 
 
 def upstream_url(name: str, upstream: Upstream) -> str:
-    """Where an upstream is: its ``url``, else its name by https (by http if ``insecure``)."""
+    """The base URL of an upstream: ``url``, by default https://NAME (http://NAME if ``insecure``)."""
     scheme = "http" if upstream.insecure else "https"
     return (upstream.url or f"{scheme}://{name}").rstrip("/")
 
 
 def split_address(address: str) -> tuple[str, int]:
-    """Host and port of ``host:port``, ``[::1]:port`` or ``:port`` (every address)."""
+    """The host and port of ``host:port``, ``[::1]:port`` or ``:port`` (every address); raises ValueError."""
     host, colon, port = address.rpartition(":")
     if not colon or not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535:
         raise ValueError("write an address as host:port, as in 0.0.0.0:5000")
     host = host.strip("[]") or ANY_ADDRESS
     try:
-        host.encode("idna")  # as the socket does
+        host.encode("idna")  # as the socket encodes it
     except UnicodeError:
-        raise ValueError("names a host that cannot exist; write an address as 0.0.0.0:5000") from None
+        raise ValueError(
+            "is not a possible host; write an address as host:port, as in 0.0.0.0:5000"
+        ) from None
     if "\0" in host:
-        raise ValueError("names a host that cannot exist; write an address as 0.0.0.0:5000")
+        raise ValueError("is not a possible host; write an address as host:port, as in 0.0.0.0:5000")
     return host, int(port)
