@@ -25,7 +25,7 @@ from regmirror.metadata.cache import MetadataCache
 from regmirror.metadata.gc import Removal
 from regmirror.metadata.inventory import Chore
 from regmirror.metadata.vacuum import give_back
-from regmirror.telemetry.events import Emit, UpkeepEnded
+from regmirror.telemetry.events import Emit, MaintenanceEnded
 
 COLLECTION: Final = "collection"
 EVICTION: Final = "eviction"
@@ -85,7 +85,7 @@ class MaintenanceScheduler:
             done = await self._capacity.enforce()
         if done.removed:
             seconds = time.monotonic() - began
-            self._emit(UpkeepEnded("eviction", done.checked, done.removed, done.bytes, seconds))
+            self._emit(MaintenanceEnded("eviction", done.checked, done.removed, done.bytes, seconds))
 
     async def collect_if_due(self) -> None:
         """Collect once per interval, in the process that gets the turn."""
@@ -113,7 +113,7 @@ class MaintenanceScheduler:
         if removed_manifests:
             toolkit.news.publish()
         seconds = time.monotonic() - began
-        self._emit(UpkeepEnded("collection", done.checked, done.removed, done.bytes, seconds))
+        self._emit(MaintenanceEnded("collection", done.checked, done.removed, done.bytes, seconds))
 
     async def scrub_if_due(self, repair: RepairBlob) -> None:
         """Verify everything once per interval, from where the last run was interrupted."""
@@ -128,7 +128,7 @@ class MaintenanceScheduler:
                 scrubber = toolkit.scrubber(self._emit, repair, config.rate)
                 done = await scrubber.scrub(lambda finding: None)
                 seconds = time.monotonic() - began
-                self._emit(UpkeepEnded("scrub", done.checked, done.corrupt, 0, seconds))
+                self._emit(MaintenanceEnded("scrub", done.checked, done.corrupt, 0, seconds))
 
     @contextmanager
     def _lock_failures_logged(self) -> Iterator[None]:

@@ -152,14 +152,14 @@ class Worker:
         Raises ConfigError for what cannot be used, and then nothing has changed.
         """
         changes = plan_changes(self._snapshot, take_snapshot(config))
-        wanted, resources = changes.wanted.config, self._resources
+        wanted, resources = changes.target.config, self._resources
         enabled, offline = wanted.enabled_upstreams(), wanted.freshness.offline
         replaced = resources.upstreams.renew(enabled, changes.upstreams, offline=offline)
         resources.metrics.follow_config(enabled, wanted.storage.max_size)
         resources.upkeep.follow_config(wanted)
         resources.metadata_cache.missing_max_age = wanted.freshness.missing_max_age
         resources.metadata_cache.clear_negative_cache()  # credentials may have changed
-        self._snapshot = changes.wanted
+        self._snapshot = changes.target
         if changes.tables:
             old, self._service = self._service, open_generation(resources, wanted)
             self._ending[old] = asyncio.create_task(self._end(old, replaced, [*self._ending.values()]))

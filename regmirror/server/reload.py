@@ -40,7 +40,9 @@ def say_reloaded(changes: Changes) -> None:
 
 def log_reloaded(changes: Changes) -> None:
     """The same for the log, where each process writes for itself."""
-    logs.note("configuration reloaded", tables=list(changes.tables), need_restart=list(changes.need_restart))
+    logs.log_info(
+        "configuration reloaded", tables=list(changes.tables), need_restart=list(changes.need_restart)
+    )
 
 
 def say(text: str) -> None:

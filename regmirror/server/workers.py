@@ -278,10 +278,10 @@ class _Parent:
             load_tls(config.server.tls)
             check_upstreams(config)
             changes = plan_changes(self._snapshot, take_snapshot(config))
-            self._snapshot = changes.wanted
-            self._begin = replace(self._begin, config=changes.wanted.config)
+            self._snapshot = changes.target
+            self._begin = replace(self._begin, config=changes.target.config)
             if self._begin.certificate:
-                self._begin.certificate.renew(changes.wanted.config.server.tls)
+                self._begin.certificate.renew(changes.target.config.server.tls)
             say_reloaded(changes)
             self._tell(signal.SIGHUP)
 

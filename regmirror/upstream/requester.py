@@ -21,7 +21,7 @@ from regmirror.errors import (
     UpstreamUnreachable,
 )
 from regmirror.singleflight import SingleFlight
-from regmirror.telemetry.events import Emit, Kind, RateLimitSeen, TokenRequested, UpstreamAnswered
+from regmirror.telemetry.events import Emit, Kind, RateLimitSeen, TokenRequested, UpstreamRequestEnded
 from regmirror.upstream import redirects
 from regmirror.upstream.auth.credentials import CredentialSource, credential_source
 from regmirror.upstream.auth.flow import Authenticator, Fetch, Find, Ping, Send, Step
@@ -307,7 +307,9 @@ class Requester:
 
     def _tell(self, call: UpstreamRequest, url: URL, status: int, started: float, reason: str = "") -> None:
         seconds = self._clock() - started
-        self._emit(UpstreamAnswered(self.name, call.kind, call.method, url.raw_path, status, seconds, reason))
+        self._emit(
+            UpstreamRequestEnded(self.name, call.kind, call.method, url.raw_path, status, seconds, reason)
+        )
 
     # --- tokens ---
 

@@ -11,7 +11,7 @@ import pytest
 import trustme
 
 from regmirror.errors import ConfigError
-from regmirror.telemetry.events import DownloadEnded, UpstreamAnswered
+from regmirror.telemetry.events import DownloadEnded, UpstreamRequestEnded
 from tests.fake_registry import FakeRegistry, basic_credentials, random_bytes
 from tests.integration.test_metrics import read_metrics
 from tests.mirror_fixture import NAME, run_program, wait_until
@@ -280,7 +280,7 @@ async def test_a_certificate_authority_that_is_replaced_in_place(start_mirror, u
         authority.cert_pem.write_to_path(str(file))
         await mirror.reload(upstreams={NAME: {"ca_file": str(file)}})
         assert (await mirror.get(TAG)).status == 200
-        assert mirror.events.of(UpstreamAnswered)[0].reason == "certificate"
+        assert mirror.events.of(UpstreamRequestEnded)[0].reason == "certificate"
 
 
 def server_context(authority):

@@ -25,7 +25,7 @@ from regmirror.oci.names import Digest, Repository, Tag
 from regmirror.telemetry.events import (
     BytesFetched,
     RateLimitSeen,
-    UpstreamAnswered,
+    UpstreamRequestEnded,
     VerificationFailed,
 )
 from regmirror.upstream.client import ManifestHead
@@ -331,7 +331,7 @@ async def test_every_request_and_all_bytes_are_told(client, cdn, upstream, image
     """B81: paths without their queries, storage included."""
     await client.get_manifest(ALPINE, LATEST)
     await client.fetch(layer)
-    answered = client.told(UpstreamAnswered)
+    answered = client.told(UpstreamRequestEnded)
     assert [(event.kind, event.method, event.status) for event in answered] == [
         ("manifest", "GET", 200),
         ("blob", "GET", 307),

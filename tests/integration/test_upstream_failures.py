@@ -17,7 +17,7 @@ from regmirror.errors import (
     UpstreamUnreachable,
 )
 from regmirror.oci.names import Digest
-from regmirror.telemetry.events import UpstreamAnswered
+from regmirror.telemetry.events import UpstreamRequestEnded
 from regmirror.upstream.receive_buffers import POOL
 from tests.fake_registry import DropBeforeResponse, FakeRegistry, FakeStorage, Redirect, random_bytes
 from tests.integration.asking import (
@@ -41,7 +41,7 @@ async def reason_of(client, kind):
         await client.get_manifest(ALPINE, LATEST)
     assert type(caught.value) is kind
     assert str(caught.value).startswith(f"{NAME}: ")
-    (told,) = client.told(UpstreamAnswered)
+    (told,) = client.told(UpstreamRequestEnded)
     assert (told.status, told.reason) == (0, caught.value.reason)
     return caught.value.reason
 
