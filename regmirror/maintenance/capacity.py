@@ -108,9 +108,7 @@ class Capacity:
         """Evict for ``deficit``, as far as possible; blobs that are being read stay."""
         summary, after = GcSummary(), None
         await self._flush_pulls()
-        orphaned = await asyncio.to_thread(
-            self._staging.remove_orphans, deficit.wanted, is_dry=self._is_dry
-        )
+        orphaned = await asyncio.to_thread(self._staging.remove_orphans, deficit.wanted, is_dry=self._is_dry)
         for digest, size in orphaned:
             summary.add(Removal(digest, size, "left by an interrupted download"), report)
         while True:

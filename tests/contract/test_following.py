@@ -13,7 +13,7 @@ from regmirror.downloads import transfer
 from regmirror.downloads.registry import Downloads
 from regmirror.errors import Unavailable, UpstreamFailed
 from regmirror.telemetry.events import DownloadEnded, FollowersChanged
-from tests.mirror_fixture import open_files, until
+from tests.mirror_fixture import list_open_files, wait_until
 from tests.unit.downloads.scripted import DATA, DIGEST, REPOSITORY, Bench, Says, Script, broken, read_all
 
 
@@ -170,7 +170,9 @@ async def test_a_follower_gives_no_right_and_leaves_no_file_open(
     reader.close()
     assert sum(event.delta for event in other_bench.events.of(FollowersChanged)) == 0
     root = str(other_bench.store.root)
-    await until(lambda: not [name for name in open_files() if name.startswith(root)], "every file is closed")
+    await wait_until(
+        lambda: not [name for name in list_open_files() if name.startswith(root)], "every file is closed"
+    )
 
 
 async def test_a_download_that_is_detached_ends_the_follower(

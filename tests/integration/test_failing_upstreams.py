@@ -4,22 +4,29 @@ import asyncio
 import json
 import re
 import ssl
+from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
 
 from regmirror.telemetry.events import DownloadEnded, RequestServed, UpstreamRequestEnded
+from tests.conftest import StartMirror
 from tests.fake_registry import (
+    Action,
     BlackHole,
-    DropBeforeAnswer,
+    DropBeforeResponse,
     FakeRegistry,
     Html,
+    Image,
+    Index,
     RateLimit,
     Status,
     Truncate,
     random_bytes,
 )
 from tests.integration.pulling import pull_image
+from tests.mirror_fixture import InProcessMirror, Response
 
 TAG = "/v2/team/app/manifests/1"
 MAX_AGE = 300  # seconds: the default of freshness.tag_max_age
@@ -31,48 +38,51 @@ FAILURES = {
     "502": Status(502, {"Content-Type": "text/html"}, b"<h1>Bad Gateway</h1>"),
     "503": Status(503, {"Retry-After": "5"}),
     "429": Status(429, {"Retry-After": "30"}),
-    "reset": DropBeforeAnswer(reset=True),
-    "closed": DropBeforeAnswer(),
+    "reset": DropBeforeResponse(reset=True),
+    "closed": DropBeforeResponse(),
     "captive portal": Html(),
 }
 
 
 @pytest.fixture
-def image(upstream):
+def image(upstream: FakeRegistry) -> Image:
     return upstream.add_image("team/app", "1", [random_bytes(200_000)])
 
 
-def only_an_error(answer, status, code=None):
+def only_an_error(response: Response, status: int, code: str | None = None) -> dict[str, Any]:
     """Check an error answer: OCI JSON, and nothing that belongs to content or to the upstream (B9)."""
-    assert answer.status == status
-    assert answer.headers["Content-Type"] == "application/json"
-    assert answer.headers["Docker-Distribution-Api-Version"] == "registry/2.0"
-    assert not {*CONTENT_HEADERS, "WWW-Authenticate", "Set-Cookie"} & set(answer.headers)
-    errors = answer.json()["errors"]
+    assert response.status == status
+    assert response.headers["Content-Type"] == "application/json"
+    assert response.headers["Docker-Distribution-Api-Version"] == "registry/2.0"
+    assert not {*CONTENT_HEADERS, "WWW-Authenticate", "Set-Cookie"} & set(response.headers)
+    errors = response.json()["errors"]
     assert [set(error) for error in errors] == [{"code", "message", "detail"}]
     assert re.fullmatch("[A-Z_]+", errors[0]["code"])
     if code:
         assert errors[0]["code"] == code
-    return errors[0]
+    error: dict[str, Any] = errors[0]
+    return error
 
 
 # --- a stale answer ---
 
 
 @pytest.mark.parametrize("failure", FAILURES)
-async def test_a_cached_tag_outlives_its_upstreams_failure(mirror, upstream, image, failure):
+async def test_a_cached_tag_outlives_its_upstreams_failure(
+    mirror: InProcessMirror, upstream: FakeRegistry, image: Image, failure: str
+) -> None:
     """B33: 200 from the store, said so by headers, counted as stale, and over when the upstream is back."""
     await pull_image(mirror, image)
     mirror.clock.advance(MAX_AGE + 1)
     fault = upstream.fault(FAILURES[failure], kind="manifest", times=None)
 
     for method, body in (("HEAD", b""), ("GET", image.manifest)):
-        answer = await mirror.request(method, TAG)
+        response = await mirror.request(method, TAG)
 
-        assert (answer.status, answer.body) == (200, body)
-        assert answer.headers["Docker-Content-Digest"] == image.digest
-        assert answer.headers["Cache-Status"] == "regmirror; hit; detail=stale"
-        assert re.fullmatch(r'299 - "registry\.test[^"]*"', answer.headers["Warning"])
+        assert (response.status, response.body) == (200, body)
+        assert response.headers["Docker-Content-Digest"] == image.digest
+        assert response.headers["Cache-Status"] == "regmirror; hit; detail=stale"
+        assert re.fullmatch(r'299 - "registry\.test[^"]*"', response.headers["Warning"])
         assert mirror.events.of(RequestServed)[-1].result == "stale"
 
     fault.remove()
@@ -82,16 +92,18 @@ async def test_a_cached_tag_outlives_its_upstreams_failure(mirror, upstream, ima
     assert "Warning" not in recovered.headers
 
 
-async def test_a_cached_tag_outlives_its_upstream(mirror, upstream, image):
+async def test_a_cached_tag_outlives_its_upstream(
+    mirror: InProcessMirror, upstream: FakeRegistry, image: Image
+) -> None:
     """B33: with nobody at home, too."""
     await pull_image(mirror, image)
     mirror.clock.advance(MAX_AGE + 1)
     await upstream.stop()
 
-    answer = await mirror.get(TAG)
+    response = await mirror.get(TAG)
 
-    assert answer.body == image.manifest
-    assert answer.headers["Warning"].startswith('299 - "registry.test: ')
+    assert response.body == image.manifest
+    assert response.headers["Warning"].startswith('299 - "registry.test: ')
     metrics = (await mirror.get("/metrics")).body.decode()
     name = 'regmirror_requests_total{kind="manifest",result="stale",upstream="registry.test"}'
     assert f"{name} 1.0" in metrics
@@ -99,21 +111,21 @@ async def test_a_cached_tag_outlives_its_upstream(mirror, upstream, image):
 
 
 async def test_nobody_waits_for_a_slow_upstream_while_a_stale_answer_is_at_hand(
-    start_mirror, upstream, image
-):
+    start_mirror: StartMirror, upstream: FakeRegistry, image: Image
+) -> None:
     """B33: the question goes on in the background, and its answer is there for the next pull."""
-    mirror = await start_mirror(patience=0.05)
+    mirror = await start_mirror(stale_deadline=0.05)
     await pull_image(mirror, image)
     mirror.clock.advance(MAX_AGE + 1)
     gate = upstream.hold("manifest")
 
-    answers = [await mirror.get(TAG), await mirror.get(TAG)]
+    responses = [await mirror.get(TAG), await mirror.get(TAG)]
 
-    assert {answer.headers["Cache-Status"] for answer in answers} == {"regmirror; hit; detail=stale"}
-    assert "slow" in answers[0].headers["Warning"]
+    assert {response.headers["Cache-Status"] for response in responses} == {"regmirror; hit; detail=stale"}
+    assert "slow" in responses[0].headers["Warning"]
     assert upstream.count("manifest", "HEAD") == 1, "both waited for one question"
     gate.release()
-    await mirror.events.until(lambda: len(mirror.events.of(UpstreamRequestEnded)) == 4)
+    await mirror.events.wait_until(lambda: len(mirror.events.of(UpstreamRequestEnded)) == 4)
     assert (await mirror.get(TAG)).headers["Cache-Status"] in (
         "regmirror; hit",
         "regmirror; fwd=stale; fwd-status=200",
@@ -121,7 +133,9 @@ async def test_nobody_waits_for_a_slow_upstream_while_a_stale_answer_is_at_hand(
     assert upstream.count("manifest", "HEAD") == 1
 
 
-async def test_a_stale_answer_has_its_limit(mirror, upstream, image):
+async def test_a_stale_answer_has_its_limit(
+    mirror: InProcessMirror, upstream: FakeRegistry, image: Image
+) -> None:
     """B33: stale-if-error has an end, after which the upstream's failure is said."""
     await pull_image(mirror, image)
     await upstream.stop()
@@ -139,7 +153,9 @@ async def test_a_stale_answer_has_its_limit(mirror, upstream, image):
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
-async def test_what_an_upstream_does_not_give_is_unknown(mirror, upstream, image, status):
+async def test_what_an_upstream_does_not_give_is_unknown(
+    mirror: InProcessMirror, upstream: FakeRegistry, image: Image, status: int
+) -> None:
     """B34, B9: 404, so that clients ask their next host, and never the upstream's own challenge."""
     challenge = {"WWW-Authenticate": 'Basic realm="upstream"', "Set-Cookie": "a=b"}
     upstream.fault(Status(status, challenge, b"<html>"), times=None)
@@ -151,11 +167,11 @@ async def test_what_an_upstream_does_not_give_is_unknown(mirror, upstream, image
         "/v2/team/app/tags/list": "NAME_UNKNOWN",
     }.items():
         head = await mirror.head(path.replace("app", "head"))
-        answer = await mirror.get(path)
+        response = await mirror.get(path)
 
-        only_an_error(answer, 404, code)
+        only_an_error(response, 404, code)
         assert (head.status, head.body) == (404, b"")
-        assert set(head.headers) == set(answer.headers)
+        assert set(head.headers) == set(response.headers)
 
 
 @pytest.mark.parametrize(
@@ -167,10 +183,12 @@ async def test_what_an_upstream_does_not_give_is_unknown(mirror, upstream, image
         (Status(503), 502, "UNAVAILABLE"),
         (Status(418), 502, "UNAVAILABLE"),
         (Html(), 502, "UNAVAILABLE"),
-        (DropBeforeAnswer(reset=True), 502, "UNAVAILABLE"),
+        (DropBeforeResponse(reset=True), 502, "UNAVAILABLE"),
     ],
 )
-async def test_what_an_upstream_cannot_do_is_said(mirror, upstream, image, fault, status, code):
+async def test_what_an_upstream_cannot_do_is_said(
+    mirror: InProcessMirror, upstream: FakeRegistry, image: Image, fault: Action, status: int, code: str
+) -> None:
     """B34, B86: before any header of content, so that clients fall back at once."""
     failing = upstream.fault(fault, times=None)
 
@@ -180,20 +198,20 @@ async def test_what_an_upstream_cannot_do_is_said(mirror, upstream, image, fault
         f"/v2/team/app/blobs/{NOTHING}",
         "/v2/a/tags/list",
     ):
-        answer = await mirror.get(path)
+        response = await mirror.get(path)
         failing.remove()
         await mirror.get("/v2/team/app/manifests/well")  # so that they are no three in a row
         failing = upstream.fault(fault, times=None)
 
-        error = only_an_error(answer, status, code)
+        error = only_an_error(response, status, code)
         assert error["detail"]["upstream"] == "registry.test"
         assert error["detail"]["reason"]
         wanted = {"30", "60"} if status == 429 else {None}
-        assert answer.headers.get("Retry-After") in wanted
+        assert response.headers.get("Retry-After") in wanted
 
 
 @pytest.mark.parametrize("accepts", [True, False])
-async def test_a_black_hole_is_answered(start_mirror, accepts):
+async def test_a_black_hole_is_answered(start_mirror: StartMirror, accepts: bool) -> None:
     """B35, B34: a host that swallows everything is a 504 within the configured times."""
     async with BlackHole(accepts=accepts) as hole:
         limits = {"connect_timeout": "100ms", "read_timeout": "100ms"}
@@ -206,7 +224,9 @@ async def test_a_black_hole_is_answered(start_mirror, accepts):
         assert error["detail"]["reason"] == "circuit-open"
 
 
-async def test_a_hung_upstream_delays_nobody_else(start_mirror, upstream, image):
+async def test_a_hung_upstream_delays_nobody_else(
+    start_mirror: StartMirror, upstream: FakeRegistry, image: Image
+) -> None:
     """B35: neither another upstream nor what is cached of this one."""
     async with FakeRegistry() as other:
         theirs = other.add_image("org/tool", "1", [b"other"])
@@ -217,7 +237,7 @@ async def test_a_hung_upstream_delays_nobody_else(start_mirror, upstream, image)
         gate = upstream.hold()
         hung = [asyncio.create_task(mirror.get("/v2/team/app/manifests/2")) for _ in range(20)]
         hung += [asyncio.create_task(mirror.get(f"/v2/team/x{i}/manifests/1")) for i in range(80)]
-        await gate.reached(10)
+        await gate.wait_for_arrivals(10)
 
         assert (await mirror.get(TAG)).body == image.manifest
         assert (await mirror.get(f"/v2/team/app/blobs/{image.config_digest}")).body == image.config
@@ -230,18 +250,18 @@ async def test_a_hung_upstream_delays_nobody_else(start_mirror, upstream, image)
 
 
 @pytest.fixture
-def authority():
+def authority() -> trustme.CA:
     return trustme.CA()
 
 
 @pytest.fixture
-def certificate(authority):
+def certificate(authority: trustme.CA) -> ssl.SSLContext:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert("127.0.0.1").configure_cert(context)
     return context
 
 
-async def reason_of(start_mirror, url, **limits):
+async def reason_of(start_mirror: StartMirror, url: str, **limits: Any) -> Any:
     """The error's reason for an upstream at ``url``, in the answer and in the log's event."""
     mirror = await start_mirror({"registry.test": url}, upstreams={"registry.test": limits})
     error = only_an_error(await mirror.get(TAG), 502, "UNAVAILABLE")
@@ -250,7 +270,9 @@ async def reason_of(start_mirror, url, **limits):
     return error["detail"]["reason"]
 
 
-async def test_why_an_upstream_cannot_be_reached_is_told_apart(start_mirror, upstream, certificate):
+async def test_why_an_upstream_cannot_be_reached_is_told_apart(
+    start_mirror: StartMirror, upstream: FakeRegistry, certificate: ssl.SSLContext
+) -> None:
     """B38: a name that does not resolve, a closed port, no TLS, an unknown authority."""
     closed = FakeRegistry()
     await closed.start()
@@ -264,7 +286,9 @@ async def test_why_an_upstream_cannot_be_reached_is_told_apart(start_mirror, ups
         assert secure.count() == 0
 
 
-async def test_an_authority_can_be_named(start_mirror, certificate, authority, tmp_path):
+async def test_an_authority_can_be_named(
+    start_mirror: StartMirror, certificate: ssl.SSLContext, authority: trustme.CA, tmp_path: Path
+) -> None:
     """B38: the remedy that the error names."""
     file = tmp_path / "ca.pem"
     authority.cert_pem.write_to_path(str(file))
@@ -277,15 +301,18 @@ async def test_an_authority_can_be_named(start_mirror, certificate, authority, t
         assert (await mirror.get(TAG)).body == image.manifest
 
 
-async def test_an_error_after_the_first_byte_adds_nothing_to_the_body(mirror, upstream, image):
+async def test_an_error_after_the_first_byte_adds_nothing_to_the_body(
+    mirror: InProcessMirror, upstream: FakeRegistry, image: Image
+) -> None:
     """B9: the connection ends by FIN short of Content-Length; no second answer is written into it."""
     layer = image.layers[0]
+    assert isinstance(layer, bytes)
     upstream.fault(Truncate(100_000), kind="blob", times=1)
     upstream.fault(Status(404), kind="blob", skip=1, times=None)
     await mirror.get(TAG)
 
     path = f"/v2/team/app/blobs/{image.layer_digests[0]}"
-    received = await mirror.talk(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    received = await mirror.send_raw(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
 
     head, _, body = received.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200")
@@ -298,20 +325,28 @@ async def test_an_error_after_the_first_byte_adds_nothing_to_the_body(mirror, up
 
 
 @pytest.mark.parametrize("number", [0, 1])
-async def test_a_blob_that_cannot_be_had_fails_before_its_headers(mirror, upstream, image, number):
+async def test_a_blob_that_cannot_be_had_fails_before_its_headers(
+    mirror: InProcessMirror, upstream: FakeRegistry, image: Image, number: int
+) -> None:
     """B86: dockerd and containerd fall back as long as no byte has come."""
     await mirror.get(TAG)
     upstream.fault(Status(500), kind="blob", times=None)
 
-    answer = await mirror.get(f"/v2/team/app/blobs/{image.blob_digests[number]}")
-    only_an_error(answer, 502)
-    assert answer.status == 502
+    response = await mirror.get(f"/v2/team/app/blobs/{image.blob_digests[number]}")
+    only_an_error(response, 502)
+    assert response.status == 502
 
 
-async def test_a_defect_of_ours_is_an_error_of_the_api(mirror, upstream, image, monkeypatch, caplog):
+async def test_a_defect_of_ours_is_an_error_of_the_api(
+    mirror: InProcessMirror,
+    upstream: FakeRegistry,
+    image: Image,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """B9: what nobody foresaw is a 500 in JSON, counted and logged, and the next request works."""
 
-    def fail(*_):
+    def fail(*_: Any) -> None:
         raise ZeroDivisionError("on purpose")
 
     with monkeypatch.context() as broken:
@@ -329,31 +364,33 @@ async def test_a_defect_of_ours_is_an_error_of_the_api(mirror, upstream, image, 
 # --- limits, and no network ---
 
 
-async def test_rate_limits_become_gauges(mirror, upstream, image):
+async def test_rate_limits_become_gauges(
+    mirror: InProcessMirror, upstream: FakeRegistry, image: Image
+) -> None:
     """B31: what Docker Hub says of its limit is in /metrics, and not in our own answers."""
     upstream.rate_limit = RateLimit(limit=100, remaining=76)
 
-    answer = await mirror.get(TAG)
+    response = await mirror.get(TAG)
 
-    assert not [name for name in answer.headers if "ratelimit" in name.lower()]
+    assert not [name for name in response.headers if "ratelimit" in name.lower()]
     metrics = (await mirror.get("/metrics")).body.decode()
     assert 'regmirror_upstream_ratelimit_limit{upstream="registry.test"} 100.0' in metrics
     assert 'regmirror_upstream_ratelimit_remaining{upstream="registry.test"} 75.0' in metrics
 
 
-async def pull(mirror, index):
+async def pull(mirror: InProcessMirror, index: Index) -> Any:
     """Pull an index with everything in it, by tag; the bodies by path."""
     paths = [TAG, "/v2/team/app/tags/list"]
     for image in index.images:
         paths.append(f"/v2/team/app/manifests/{image.digest}")
         paths += [f"/v2/team/app/blobs/{digest}" for digest in image.blob_digests]
-    answers = {path: await mirror.get(path) for path in paths}
-    assert {answer.status for answer in answers.values()} == {200}
-    return {path: answer.body for path, answer in answers.items()}
+    responses = {path: await mirror.get(path) for path in paths}
+    assert {response.status for response in responses.values()} == {200}
+    return {path: response.body for path, response in responses.items()}
 
 
 @pytest.fixture
-def index(upstream):
+def index(upstream: FakeRegistry) -> Index:
     images = [
         upstream.add_image("team/app", None, [random_bytes(5000, seed)], platform=f"linux/{name}")
         for seed, name in enumerate(["amd64", "arm64"])
@@ -362,7 +399,9 @@ def index(upstream):
 
 
 @pytest.mark.parametrize("age", [0, 86400])
-async def test_every_cached_image_is_served_without_network(start_mirror, upstream, index, age):
+async def test_every_cached_image_is_served_without_network(
+    start_mirror: StartMirror, upstream: FakeRegistry, index: Index, age: int
+) -> None:
     """B32: also right after a start, and when the tag is no longer fresh."""
     first = await start_mirror()
     pulled = await pull(first, index)
@@ -375,7 +414,7 @@ async def test_every_cached_image_is_served_without_network(start_mirror, upstre
     assert await pull(second, index) == pulled
 
 
-async def test_offline_asks_nobody(start_mirror, upstream, index):
+async def test_offline_asks_nobody(start_mirror: StartMirror, upstream: FakeRegistry, index: Index) -> None:
     """B37: no connection of any kind, whatever is asked, however old it is."""
     first = await start_mirror()
     pulled = await pull(first, index)
@@ -395,15 +434,17 @@ async def test_offline_asks_nobody(start_mirror, upstream, index):
             f"team/new/blobs/{index.images[0].config_digest}",
             "team/new/tags/list",
         ):
-            answer = await mirror.request(method, f"/v2/{missing}")
-            assert answer.status == 404, missing
+            response = await mirror.request(method, f"/v2/{missing}")
+            assert response.status == 404, missing
         assert (await mirror.request(method, TAG)).headers["Cache-Status"] == "regmirror; hit"
     referrers = await mirror.get(f"/v2/team/app/referrers/{index.digest}")
     assert (referrers.status, referrers.json()["manifests"]) == (200, [])
     assert upstream.connections == connections
 
 
-async def test_offline_with_nothing_stored_makes_no_connection(start_mirror, upstream, index):
+async def test_offline_with_nothing_stored_makes_no_connection(
+    start_mirror: StartMirror, upstream: FakeRegistry, index: Index
+) -> None:
     """B37: the first thing an offline mirror does is not to look whether it is online."""
     mirror = await start_mirror(freshness={"offline": True})
 

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from regmirror.telemetry.events import KINDS, RESULTS, DownloadEnded
 from tests.fake_registry import Corrupt, Status, random_bytes
-from tests.mirror_fixture import NAME, run_program, until
+from tests.mirror_fixture import NAME, run_program, wait_until
 
 BLOB = random_bytes(300_000)
 APP = "/v2/team/app"
@@ -103,7 +103,7 @@ async def test_the_sum_of_all_results_is_the_number_of_requests(upstream, storag
         statuses = Counter(await asyncio.gather(*asks, *leaves))
         made = len(asks) + len(leaves)
         assert sum(statuses.values()) == made
-        await until(lambda: program.log.count('"event":"request"') >= made, "all have ended")
+        await wait_until(lambda: program.log.count('"event":"request"') >= made, "all have ended")
         for _ in range(4):  # whichever worker answers
             metrics = await read_metrics(program)
             assert total(metrics, "regmirror_requests_total") == made
@@ -118,8 +118,8 @@ COUNTER = "regmirror_requests_total"
 
 
 async def _ask(program, path):
-    answer = await program.talk(f"GET {path} HTTP/1.1\r\nHost: m\r\nConnection: close\r\n\r\n".encode())
-    return answer[9:12].decode()
+    response = await program.send_raw(f"GET {path} HTTP/1.1\r\nHost: m\r\nConnection: close\r\n\r\n".encode())
+    return response[9:12].decode()
 
 
 async def _ask_and_leave(program, path):
@@ -153,7 +153,7 @@ async def test_wrong_bytes_are_counted(mirror, upstream):
     """B2, B6: an operator sees which upstream lies."""
     digest = upstream.add_blob("team/app", BLOB)
     upstream.fault(Corrupt(), kind="blob", method="GET")
-    await mirror.talk(f"GET {APP}/blobs/{digest} HTTP/1.0\r\n\r\n".encode())
+    await mirror.send_raw(f"GET {APP}/blobs/{digest} HTTP/1.0\r\n\r\n".encode())
     await mirror.events.wait_for(DownloadEnded)
     metrics = await read_metrics(mirror)
     assert metrics["regmirror_verification_failures_total", "blob", NAME] == 1

@@ -27,7 +27,7 @@ from regmirror.errors import (
 from regmirror.oci.names import Digest, Repository
 from regmirror.telemetry.events import DownloadEnded
 from tests.fake_registry import random_bytes
-from tests.mirror_fixture import until
+from tests.mirror_fixture import wait_until
 from tests.unit.downloads.scripted import DATA, DIGEST, REPOSITORY, Bench, Says, Script, broken, read_all
 
 OTHER = Repository("other.test", "team/app")
@@ -72,8 +72,8 @@ def named(number: int) -> Repository:
     return Repository("registry.test", f"invented/name{number}")
 
 
-def from_other(*answers: Says, **more: Any) -> Script:
-    return Script([*answers], repository=OTHER, **more)
+def from_other(*responses: Says, **more: Any) -> Script:
+    return Script([*responses], repository=OTHER, **more)
 
 
 # --- what proves the right of a repository ---
@@ -171,7 +171,7 @@ async def change_upstreams(
     first, _ = await downloads.join(digest, hanging.source)
     assert first.proves(REPOSITORY)
     second, _ = await downloads.join(digest, going_on.source)
-    await until(lambda: going_on.asked == [stop], "the other one goes on")
+    await wait_until(lambda: going_on.asked == [stop], "the other one goes on")
     while await second.wait_until_readable(len(data) - 2) < len(data) - 1:
         pass
     return first, second, rest
@@ -355,10 +355,10 @@ async def test_a_download_whose_clients_have_all_left_is_ended_before_it_has_beg
     monkeypatch.setattr(sharing, "ABANDONED", 0.0)
     script = Script([Says()], gate=asyncio.Event())
     tasks = [asyncio.create_task(downloads.join(DIGEST, script.source)) for _ in range(2)]
-    await until(lambda: bench.staged() != [], "the download has begun")
+    await wait_until(lambda: bench.staged() != [], "the download has begun")
     for task in tasks:
         task.cancel()
-    await until(lambda: len(downloads) == 0, "it has ended")
+    await wait_until(lambda: len(downloads) == 0, "it has ended")
     assert bench.staged() == []
 
 
@@ -387,7 +387,7 @@ async def test_downloads_beyond_the_limit_wait_for_their_turn_and_hold_nothing(b
     hung = Script([Says()], gate=asyncio.Event())
     digest = Digest.of(b"another")
     first = asyncio.create_task(downloads.join(DIGEST, hung.source))
-    await until(lambda: bench.staged() != [], "the first has begun")
+    await wait_until(lambda: bench.staged() != [], "the first has begun")
     second = asyncio.create_task(downloads.join(digest, replace(hung.source, repository=named(1))))
     await asyncio.sleep(0.02)
     assert len(bench.staged()) == 1
