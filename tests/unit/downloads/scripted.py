@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from regmirror.blobs import base as blobs
 from regmirror.blobs.base import Blob
 from regmirror.blobs.local import LocalBlobStore
 from regmirror.blobs.staging import DownloadState, Staging
+from regmirror.downloads.registry import Downloads
 from regmirror.downloads.source import Body, Source, Splice
 from regmirror.downloads.transfer_context import TransferContext
 from regmirror.errors import UpstreamFailed
 from regmirror.oci.names import Digest, Repository
+from regmirror.telemetry.events import NotStored
 from tests.fake_registry import random_bytes
 from tests.mirror_fixture import EventLog
 
@@ -25,6 +30,8 @@ DATA = random_bytes(10_000)
 DIGEST = Digest.of(DATA)
 REPOSITORY = Repository("registry.test", "team/app")
 PIECE = 1_000
+FULL = OSError(28, "No space left on device")
+OpenDownloads = Callable[..., Downloads]
 
 broken = UpstreamFailed("registry.test", "broke off", reason="truncated")
 no_range = UpstreamFailed("registry.test", "sent another part of the blob", reason="range")
@@ -110,15 +117,34 @@ class Script:
             yield body
 
 
-async def read_all(blob: Blob) -> bytes:
-    """Everything, as it becomes readable."""
-    position, received = 0, b""
+async def read_all(blob: Blob, start: int = 0, into: bytearray | None = None) -> bytes:
+    """Everything from ``start``, as it becomes readable; ``into`` keeps the bytes before a failure."""
+    position, received = start, bytearray() if into is None else into
     while (limit := await blob.wait_until_readable(position)) > position:
-        received += b"".join([piece async for piece in blob.read(position, limit)])
+        pieces = [piece async for piece in blob.read(position, limit)]
+        assert all(0 < len(piece) <= blobs.PIECE for piece in pieces)
+        received += b"".join(pieces)
         position = limit
         if position == blob.size:
             break
-    return received
+    return bytes(received)
+
+
+def refuse_staging(monkeypatch: pytest.MonkeyPatch, bench: Bench, error: OSError = FULL) -> None:
+    """Let no staged file be opened."""
+
+    def refuse(digest: Digest) -> None:
+        raise error
+
+    monkeypatch.setattr(bench.staging, "open", refuse)
+
+
+def assert_nothing_stored(bench: Bench, reason: str = "disk", count: int = 1) -> None:
+    """No file and no row, and ``count`` events with the reason."""
+    assert bench.staged() == []
+    assert bench.stored() is None
+    assert bench.recorded == []
+    assert [event.reason for event in bench.events.of(NotStored)] == [reason] * count
 
 
 class Bench:

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from regmirror.downloads import fetcher as fetching
 from regmirror.downloads import registry as sharing
-from regmirror.downloads import start_limiter as starting
 from regmirror.downloads.download import Download
 from regmirror.downloads.follower import Follower
 from regmirror.downloads.registry import Downloads
@@ -27,39 +22,13 @@ from regmirror.errors import (
 from regmirror.oci.names import Digest, Repository
 from regmirror.telemetry.events import DownloadEnded
 from tests.fake_registry import random_bytes
-from tests.mirror_fixture import wait_until
+from tests.mirror_fixture import until
 from tests.unit.downloads.scripted import DATA, DIGEST, REPOSITORY, Bench, Says, Script, broken, read_all
 
 OTHER = Repository("other.test", "team/app")
 LARGE = random_bytes(200_000)
 LARGE_DIGEST = Digest.of(LARGE)
 ABSENT = UpstreamNotFound("registry.test", "has no such blob")
-
-
-@pytest.fixture
-def bulk() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(2) as pool:
-        yield pool
-
-
-@pytest.fixture
-def bench(tmp_path: Path, bulk: ThreadPoolExecutor) -> Bench:
-    return Bench(tmp_path, bulk)
-
-
-@pytest.fixture
-async def downloads(bench: Bench) -> AsyncIterator[Downloads]:
-    downloads = Downloads(bench.context)
-    yield downloads
-    await downloads.close()
-
-
-@pytest.fixture
-async def elsewhere(tmp_path: Path, bulk: ThreadPoolExecutor) -> AsyncIterator[Downloads]:
-    """The downloads of another process on the same storage."""
-    downloads = Downloads(Bench(tmp_path, bulk).context)
-    yield downloads
-    await downloads.close()
 
 
 @pytest.fixture
@@ -72,8 +41,8 @@ def named(number: int) -> Repository:
     return Repository("registry.test", f"invented/name{number}")
 
 
-def from_other(*responses: Says, **more: Any) -> Script:
-    return Script([*responses], repository=OTHER, **more)
+def from_other(*answers: Says, **more: Any) -> Script:
+    return Script([*answers], repository=OTHER, **more)
 
 
 # --- what proves the right of a repository ---
@@ -171,7 +140,7 @@ async def change_upstreams(
     first, _ = await downloads.join(digest, hanging.source)
     assert first.proves(REPOSITORY)
     second, _ = await downloads.join(digest, going_on.source)
-    await wait_until(lambda: going_on.asked == [stop], "the other one goes on")
+    await until(lambda: going_on.asked == [stop], "the other one goes on")
     while await second.wait_until_readable(len(data) - 2) < len(data) - 1:
         pass
     return first, second, rest
@@ -343,83 +312,3 @@ async def test_a_reader_that_joins_one_failure_after_the_other_is_told_to_come_a
     assert len(tries) == 2
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-
-
-# --- how many may begin ---
-
-
-async def test_a_download_whose_clients_have_all_left_is_ended_before_it_has_begun(
-    downloads: Downloads, bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """B100: nobody waits for the upstream's answer any more."""
-    monkeypatch.setattr(sharing, "ABANDONED", 0.0)
-    script = Script([Says()], gate=asyncio.Event())
-    tasks = [asyncio.create_task(downloads.join(DIGEST, script.source)) for _ in range(2)]
-    await wait_until(lambda: bench.staged() != [], "the download has begun")
-    for task in tasks:
-        task.cancel()
-    await wait_until(lambda: len(downloads) == 0, "it has ended")
-    assert bench.staged() == []
-
-
-async def test_a_client_whose_deadline_is_extended_keeps_its_download(
-    downloads: Downloads, bench: Bench
-) -> None:
-    """B20: whoever waits again in the same moment causes no second request."""
-    gate = asyncio.Event()
-    script = Script([Says()], gate=gate)
-    try:
-        async with asyncio.timeout(0.02):
-            await downloads.join(DIGEST, script.source)
-    except TimeoutError:
-        again = asyncio.create_task(downloads.join(DIGEST, script.source))
-    await asyncio.sleep(0)
-    gate.set()
-    follower, joined = await again
-    assert joined
-    assert script.asked == [0]
-    follower.close()
-
-
-async def test_downloads_beyond_the_limit_wait_for_their_turn_and_hold_nothing(bench: Bench) -> None:
-    """B100, B35: those of another upstream do not wait for them."""
-    downloads = Downloads(bench.context, _limiter=starting.StartLimiter(limit=1))
-    hung = Script([Says()], gate=asyncio.Event())
-    digest = Digest.of(b"another")
-    first = asyncio.create_task(downloads.join(DIGEST, hung.source))
-    await wait_until(lambda: bench.staged() != [], "the first has begun")
-    second = asyncio.create_task(downloads.join(digest, replace(hung.source, repository=named(1))))
-    await asyncio.sleep(0.02)
-    assert len(bench.staged()) == 1
-    data = from_other(Says(b"another"))
-    follower, joined = await downloads.join(digest, data.source)
-    assert joined
-    assert await read_all(follower) == b"another"
-    follower.close()
-    for task in (first, second):
-        task.cancel()
-    await asyncio.gather(first, second, return_exceptions=True)
-    await downloads.close()
-
-
-async def test_a_turn_that_does_not_come_is_an_answer(bench: Bench) -> None:
-    """B34: 503 with Retry-After."""
-    downloads = Downloads(bench.context, _limiter=starting.StartLimiter(limit=0, turn_max=0.01))
-    with pytest.raises(Unavailable, match="downloads wait") as raised:
-        await downloads.join(DIGEST, Script([Says()]).source)
-    assert raised.value.retry_after == 5
-    await downloads.close()
-
-
-async def test_names_of_readers_that_have_left_are_forgotten(downloads: Downloads, bench: Bench) -> None:
-    """B100: a long download does not grow with the names that were invented meanwhile."""
-    gate = asyncio.Event()
-    first, _ = await downloads.join(DIGEST, Script([Says(gate=gate)]).source)
-    for number in range(50):
-        follower, _ = await downloads.join(DIGEST, Script([Says()], repository=named(number)).source)
-        follower.close()
-    download = downloads.find(DIGEST)
-    assert download is not None
-    assert [source.repository for source in download.sources.untried] == [REPOSITORY]
-    gate.set()
-    first.close()

@@ -3,33 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
+from regmirror.downloads import registry
 from regmirror.downloads.registry import Downloads
 from regmirror.errors import Unavailable, UpstreamContentInvalid, UpstreamFailed, UpstreamNotFound
-from regmirror.oci.names import Digest
+from regmirror.oci.names import Digest, Repository
 from regmirror.telemetry.events import DownloadEnded, DownloadStarted, FollowersChanged
-from tests.mirror_fixture import list_open_files, wait_until
-from tests.unit.downloads.scripted import DATA, DIGEST, Bench, Says, Script, broken, read_all
+from tests.mirror_fixture import open_files, until
+from tests.unit.downloads.scripted import DATA, DIGEST, REPOSITORY, Bench, Says, Script, broken, read_all
 
 SIZE = len(DATA)
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    with ThreadPoolExecutor(2) as bulk:
-        yield Bench(tmp_path, bulk)
-
-
-@pytest.fixture
-async def downloads(bench: Bench) -> AsyncIterator[Downloads]:
-    downloads = Downloads(bench.context)
-    yield downloads
-    await downloads.close()
 
 
 async def test_the_first_starts_a_download_and_the_others_join_it(downloads: Downloads, bench: Bench) -> None:
@@ -81,7 +66,7 @@ async def test_who_leaves_while_waiting_for_the_upstream_disturbs_nobody(
     gate = asyncio.Event()
     script = Script([Says()], gate=gate)
     tasks = [asyncio.create_task(downloads.join(DIGEST, script.source)) for _ in range(2)]
-    await wait_until(lambda: len(downloads) == 1, "the download has begun")
+    await until(lambda: len(downloads) == 1, "the download has begun")
     tasks[0].cancel()
     await asyncio.wait([tasks[0]])
     gate.set()
@@ -159,7 +144,7 @@ async def test_the_file_is_closed_when_the_last_reader_has_left(downloads: Downl
     """B17: no descriptor leaks, whichever order download and readers end in."""
 
     def ours() -> list[str]:
-        return [name for name in list_open_files() if name.startswith(str(bench.store.root))]
+        return [name for name in open_files() if name.startswith(str(bench.store.root))]
 
     script = Script([Says()])
     first, _ = await downloads.join(DIGEST, script.source)
@@ -168,7 +153,7 @@ async def test_the_file_is_closed_when_the_last_reader_has_left(downloads: Downl
     await bench.events.wait_for(DownloadEnded)
     assert await read_all(second) == DATA
     second.close()
-    await wait_until(lambda: not ours(), "every file is closed")
+    await until(lambda: not ours(), "every file is closed")
     early, _ = await downloads.join(Digest.of(b"x"), Script([Says(b"x")]).source)
     early.close()
     early.close()
@@ -176,7 +161,7 @@ async def test_the_file_is_closed_when_the_last_reader_has_left(downloads: Downl
     absent = Script([Says(error=UpstreamNotFound("registry.test", "no"), refuses=True)])
     with pytest.raises(UpstreamNotFound):
         await downloads.join(Digest.of(b"y"), absent.source)
-    await wait_until(lambda: not ours(), "every file is closed")
+    await until(lambda: not ours(), "every file is closed")
 
 
 async def test_closing_stops_downloads_and_keeps_what_has_arrived(downloads: Downloads, bench: Bench) -> None:
@@ -205,3 +190,52 @@ async def test_listeners_are_told_of_downloads_and_readers(downloads: Downloads,
     assert sum(event.delta for event in bench.events.of(FollowersChanged)) == 0
     assert (ended.digest, ended.size, ended.resumed, ended.error) == (DIGEST, SIZE, 1, "")
     assert (ended.upstream, ended.repository) == ("registry.test", "team/app")
+
+
+async def test_a_download_whose_clients_have_all_left_is_ended_before_it_has_begun(
+    downloads: Downloads, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """B100: nobody waits for the upstream's answer any more."""
+    monkeypatch.setattr(registry, "ABANDONED", 0.0)
+    script = Script([Says()], gate=asyncio.Event())
+    tasks = [asyncio.create_task(downloads.join(DIGEST, script.source)) for _ in range(2)]
+    await until(lambda: bench.staged() != [], "the download has begun")
+    for task in tasks:
+        task.cancel()
+    await until(lambda: len(downloads) == 0, "it has ended")
+    assert bench.staged() == []
+
+
+async def test_a_client_whose_deadline_is_extended_keeps_its_download(
+    downloads: Downloads, bench: Bench
+) -> None:
+    """B20: whoever waits again in the same moment causes no second request."""
+    gate = asyncio.Event()
+    script = Script([Says()], gate=gate)
+    try:
+        async with asyncio.timeout(0.02):
+            await downloads.join(DIGEST, script.source)
+    except TimeoutError:
+        again = asyncio.create_task(downloads.join(DIGEST, script.source))
+    await asyncio.sleep(0)
+    gate.set()
+    follower, joined = await again
+    assert joined
+    assert script.asked == [0]
+    follower.close()
+
+
+async def test_names_of_readers_that_have_left_are_forgotten(downloads: Downloads, bench: Bench) -> None:
+    """B100: a long download does not grow with the names that were invented meanwhile."""
+    gate = asyncio.Event()
+    first, _ = await downloads.join(DIGEST, Script([Says(gate=gate)]).source)
+    for number in range(50):
+        follower, _ = await downloads.join(
+            DIGEST, Script([Says()], repository=Repository("registry.test", f"invented/name{number}")).source
+        )
+        follower.close()
+    download = downloads.find(DIGEST)
+    assert download is not None
+    assert [source.repository for source in download.sources.untried] == [REPOSITORY]
+    gate.set()
+    first.close()

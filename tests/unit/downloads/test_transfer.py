@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -28,23 +27,6 @@ from tests.unit.downloads.scripted import DATA, DIGEST, Bench, Says, Script, bro
 SIZE = len(DATA)
 StartTransfer = Callable[..., tuple[Download, asyncio.Task[None]]]
 NOT_FOUND = UpstreamNotFound("registry.test", "has no such blob")
-
-
-@pytest.fixture
-def bulk() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(2) as pool:
-        yield pool
-
-
-@pytest.fixture
-def bench(tmp_path: Path, bulk: ThreadPoolExecutor) -> Bench:
-    return Bench(tmp_path, bulk)
-
-
-@pytest.fixture
-def other(tmp_path: Path, bulk: ThreadPoolExecutor) -> Bench:
-    """What another process has on the same storage."""
-    return Bench(tmp_path, bulk)
 
 
 @pytest.fixture

@@ -1,0 +1,207 @@
+"""Bytes on their way into a file, and what readers get when the disk fails in the middle (B44)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from regmirror.errors import (
+    RegistryError,
+    UpstreamContentInvalid,
+)
+from regmirror.telemetry.events import DownloadEnded
+from tests.mirror_fixture import open_files, until
+from tests.unit.downloads.scripted import (
+    DATA,
+    DIGEST,
+    Bench,
+    OpenDownloads,
+    Says,
+    Script,
+    assert_nothing_stored,
+    broken,
+    read_all,
+)
+
+SIZE = len(DATA)
+
+
+sizes = pytest.mark.parametrize("size", [-1, None], ids=["known size", "unknown size"])
+
+
+@sizes
+async def test_what_was_written_is_read_and_the_rest_passes(
+    bench: Bench, open_downloads: OpenDownloads, full_after: Callable[[int], None], size: int | None
+) -> None:
+    """B44: from the connection that is open, nothing is fetched twice; the file goes at once."""
+    full_after(4_321)
+    script = Script([Says(size=size)])
+    blob, _ = await open_downloads(bench).join(DIGEST, script.source)
+    assert await read_all(blob) == DATA
+    assert blob.descriptor is None
+    blob.close()
+    assert script.asked == [0]
+    assert_nothing_stored(bench)
+
+
+async def test_each_further_reader_goes_on_by_a_request_of_its_own(
+    bench: Bench, open_downloads: OpenDownloads, full_after: Callable[[int], None]
+) -> None:
+    """B44: one request for each client at most, from where the file ended."""
+    full_after(4_000)
+    gate = asyncio.Event()
+
+    downloads, script = open_downloads(bench), Script([Says()], gate=gate)
+    joins = [asyncio.create_task(downloads.join(DIGEST, script.source)) for _ in range(5)]
+    await asyncio.sleep(0)
+    gate.set()
+    blobs = [(await join)[0] for join in joins]
+    assert await asyncio.gather(*map(read_all, blobs)) == [DATA] * 5
+    for blob in blobs:
+        blob.close()
+    assert script.asked == [0, *[4_000] * 4]
+    assert_nothing_stored(bench, count=5)
+
+
+async def test_a_part_that_begins_elsewhere_passes_unverified(
+    bench: Bench, open_downloads: OpenDownloads, full_after: Callable[[int], None]
+) -> None:
+    """B44: the client asked for a part, and has the digest of the whole."""
+    full_after(4_000)
+    script = Script([Says()])
+    blob, _ = await open_downloads(bench).join(DIGEST, script.source)
+    assert await read_all(blob, start=9_000) == DATA[9_000:]
+    assert await read_all(blob, start=2_000) == DATA[2_000:]
+    blob.close()
+    assert script.asked == [0, 9_000, 2_000]
+
+
+async def test_whoever_comes_while_others_are_passed_to_tries_the_disk_anew(
+    bench: Bench,
+    open_downloads: OpenDownloads,
+    full_after: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """B44: and what he starts is not disturbed by the end of theirs."""
+    full_after(4_000)
+    first_gate, second_gate = asyncio.Event(), asyncio.Event()
+    script = Script([Says(gate=first_gate), Says(gate=second_gate)])
+    downloads = open_downloads(bench)
+    first, _ = await downloads.join(DIGEST, script.source)
+    await until(lambda: first.is_passing, "the disk has failed")
+    monkeypatch.undo()
+    second, joined = await downloads.join(DIGEST, script.source)
+    assert not joined
+    first_gate.set()
+    assert await read_all(first) == DATA
+    first.close()
+    await bench.events.wait_for(DownloadEnded)
+    third, joined = await downloads.join(DIGEST, script.source)
+    assert joined
+    second_gate.set()
+    assert [*await asyncio.gather(read_all(second), read_all(third))] == [DATA, DATA]
+    second.close()
+    third.close()
+    await bench.events.wait_for(DownloadEnded, 2)
+    assert script.asked == [0, 0]
+    assert bench.stored() == DATA
+
+
+async def test_a_reader_that_begins_elsewhere_frees_what_nobody_takes(
+    bench: Bench, open_downloads: OpenDownloads, full_after: Callable[[int], None]
+) -> None:
+    """B44: it may be the connection that he is waiting for."""
+    full_after(4_000)
+    says = Says(stop=6_000, gate=asyncio.Event())
+    blob, _ = await open_downloads(bench).join(DIGEST, Script([says, Says()]).source)
+    assert await read_all(blob, start=9_000) == DATA[9_000:]
+    (ended,) = await bench.events.wait_for(DownloadEnded)
+    assert "No space left on device" in ended.error
+    blob.close()
+
+
+async def test_nobody_is_left_to_pass_bytes_to(
+    bench: Bench, open_downloads: OpenDownloads, full_after: Callable[[int], None]
+) -> None:
+    """B16, B17: a reader that leaves ends its fetching, and leaves no task and no file behind."""
+    full_after(4_000)
+    says = Says(stop=6_000, gate=asyncio.Event())
+    downloads = open_downloads(bench)
+    blob, _ = await downloads.join(DIGEST, Script([says]).source)
+    await until(lambda: blob.is_passing, "the disk has failed")
+    assert await blob.wait_until_readable(0) == 4_000
+    blob.close()
+    await bench.events.wait_for(DownloadEnded)
+    await until(lambda: not downloads._tasks, "the tasks have ended")
+    assert [name for name in open_files() if name.startswith(str(bench.store.root))] == []
+    assert "No space left on device" in bench.events.of(DownloadEnded)[0].error
+
+
+async def test_the_file_is_closed_once_its_readers_are_past_it(
+    bench: Bench, open_downloads: OpenDownloads, full_after: Callable[[int], None]
+) -> None:
+    """B44: a file without a name frees its bytes when it is closed."""
+
+    def ours() -> list[str]:
+        return [name for name in open_files() if name.startswith(str(bench.store.root))]
+
+    full_after(4_000)
+    says = Says(gate=asyncio.Event())
+    blob, _ = await open_downloads(bench).join(DIGEST, Script([says]).source)
+    limit = 0
+    while (limit := await blob.wait_until_readable(limit)) <= 4_000:
+        pass
+    assert ours() == []
+    says.release()
+    blob.close()
+
+
+# --- two processes ---
+
+
+async def test_a_follower_meets_the_same_fault_by_itself(
+    bench: Bench, other: Bench, open_downloads: OpenDownloads, full_after: Callable[[int], None]
+) -> None:
+    """B13, B44: it has what was written, and goes on from there by its own request."""
+    full_after(6_000)
+    gate = asyncio.Event()
+
+    first, second = Script([Says(gate=gate)]), Script([Says()])
+    mine, _ = await open_downloads(bench).join(DIGEST, first.source)
+    theirs, _ = await open_downloads(other).join(DIGEST, second.source)
+    gate.set()
+    bodies = await asyncio.gather(read_all(mine), read_all(theirs))
+    assert [*bodies] == [DATA, DATA]
+    mine.close()
+    theirs.close()
+    assert first.asked == [0]
+    assert second.asked in ([0], [6_000])
+    assert other.staged() == []
+    assert other.stored() is None
+
+
+async def test_a_follower_hashes_what_the_other_had_written(
+    bench: Bench, other: Bench, open_downloads: OpenDownloads, full_after: Callable[[int], None]
+) -> None:
+    """B2, B44: wrong bytes that are in the file already do not pass as a whole."""
+    gate = asyncio.Event()
+    wrong = b"?" + DATA[1:]
+    says = Says(wrong, stop=6_000, size=SIZE, gate=gate, error=broken)
+    mine, _ = await open_downloads(bench).join(DIGEST, Script([says, Says(wrong)]).source)
+    downloads = open_downloads(other)
+    theirs, _ = await downloads.join(DIGEST, Script([Says()]).source)
+    limit = 0
+    while limit < 6_000:
+        limit = await theirs.wait_until_readable(limit)
+    full_after(0)
+    gate.set()
+    with pytest.raises(RegistryError):
+        await read_all(mine)
+    received = bytearray()
+    with pytest.raises(UpstreamContentInvalid):
+        await read_all(theirs, into=received)
+    assert len(received) == SIZE - 1
+    mine.close()
+    theirs.close()
