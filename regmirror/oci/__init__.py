@@ -1,1 +1,1 @@
-"""Names, paths, manifests and patterns as values."""
+"""Names, request paths, manifests and globs of the OCI specifications, as values."""

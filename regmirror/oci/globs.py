@@ -1,7 +1,8 @@
-"""Patterns over names: only ``**`` crosses slashes, all else stays within one component.
+"""Globs over names of repositories and images.
 
-``team-a/**`` matches everything below ``team-a``; ``*`` is any number of characters, ``?`` is one,
-``[0-9]`` one of a set, ``[!0-9]`` one that is not in it.
+``*`` matches any number of characters, ``?`` one character, ``[0-9]`` one of a set and ``[!0-9]``
+one that is not in the set; none of them matches a slash. ``**`` matches slashes too, so that
+``team-a/**`` matches everything below ``team-a``.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ def _translate(token: str) -> str:
 
 @lru_cache(maxsize=1024)
 def compile_glob(pattern: str) -> re.Pattern[str]:
-    """The regular expression for ``pattern``; ValueError for a set that makes no sense (``[z-a]``)."""
+    """The regular expression for ``pattern``; raises ValueError for an invalid set such as ``[z-a]``."""
     parts, end = [], 0
     for match in _TOKEN.finditer(pattern):
         parts += [re.escape(pattern[end : match.start()]), _translate(match.group())]
         end = match.end()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", FutureWarning)  # sets that look like operations on sets
+            warnings.simplefilter("error", FutureWarning)  # raised for set operations such as [a--b]
             return re.compile("".join(parts) + re.escape(pattern[end:]), re.DOTALL)
     except (re.error, FutureWarning) as error:
         raise ValueError(f"{pattern!r} is not a pattern: {error}") from None
@@ -45,5 +46,5 @@ def matches(pattern: str, text: str) -> bool:
 
 
 def matches_any(patterns: list[str], text: str) -> bool:
-    """Whether one of ``patterns`` matches."""
+    """Whether at least one of ``patterns`` matches the whole of ``text``."""
     return any(matches(pattern, text) for pattern in patterns)

@@ -1,7 +1,8 @@
-"""Manifests: kept byte for byte, read only for what they reference.
+"""Manifests: stored byte for byte, parsed only for their media type and references.
 
-Media types and fields are those of the OCI image specification v1.1 ("Image Manifest",
-"Image Index") and of Docker's schema 2; everything unknown passes through untouched.
+Media types and fields are those of the OCI image specification v1.1 ("OCI Image Manifest
+Specification", "OCI Image Index Specification") and of Docker's image manifest version 2,
+schemas 1 and 2. Unknown fields are ignored and unknown media types are allowed.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ DOCKER_MANIFEST: Final = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_SCHEMA1_SIGNED: Final = "application/vnd.docker.distribution.manifest.v1+prettyjws"
 DOCKER_SCHEMA1: Final = "application/vnd.docker.distribution.manifest.v1+json"
 
-#: Asked of every upstream, whatever the client accepts: a digest names one byte string.
+#: The Accept header of every upstream request, independent of the client: a digest is one byte string.
 ACCEPTED: Final = (
     OCI_INDEX,
     OCI_MANIFEST,
@@ -30,20 +31,21 @@ ACCEPTED: Final = (
     "application/vnd.oci.artifact.manifest.v1+json",
     "*/*",
 )
-MANIFEST_MAX: Final = 8 * 1024 * 1024  # bytes; clients refuse more than about 4.4 MB
-_VAGUE: Final = {"", "application/json", "text/plain", "application/octet-stream"}
+MANIFEST_MAX: Final = 8 * 1024 * 1024  # bytes; clients reject manifests above about 4.4 MB
+_GENERIC: Final = {"", "application/json", "text/plain", "application/octet-stream"}
 _NAME: Final = r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}"
 _MEDIA_TYPE: Final = re.compile(f"{_NAME}/{_NAME}")  # RFC 6838 section 4.2
-_SIZE_END: Final = 2**63  # what a database and every client can still count
+_SIZE_END: Final = 2**63  # exclusive; integers of SQLite and of Go clients have 64 bits
 
 
 @dataclass(frozen=True, slots=True)
 class Descriptor:
-    """A reference to content (image specification, "Descriptor") and what it is used as.
+    """A descriptor (image specification, "OCI Content Descriptors") and its role in a manifest.
 
-    ``role`` is ``config``, ``layer``, ``manifest`` (a child of an index) or ``subject``.
-    ``fetchable`` is false where the content may live elsewhere than in the repository
-    (foreign layers, subjects): such a reference proves nothing about the repository.
+    ``size`` is in bytes, -1 if the manifest states no valid size. ``role`` is ``config``,
+    ``layer``, ``manifest`` (a child of an index) or ``subject``. ``fetchable`` is false if the
+    content may be absent from the repository (foreign layers, subjects): such a reference is no
+    evidence that the repository has the content.
     """
 
     digest: Digest
@@ -55,7 +57,7 @@ class Descriptor:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """A manifest as the upstream said it: its bytes, their digest, the media type."""
+    """A manifest as the upstream sent it: its bytes, their digest and the media type."""
 
     digest: Digest
     media_type: str
@@ -68,7 +70,7 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True)
 class ManifestSummary:
-    """A manifest without its bytes: what HEAD tells of it."""
+    """The digest, media type and size in bytes of a manifest, as a response to HEAD reports them."""
 
     digest: Digest
     media_type: str
@@ -80,7 +82,7 @@ class NotAManifest(ValueError):
 
 
 def parse_document(payload: bytes) -> dict[str, Any]:
-    """The JSON object in ``payload``; raises NotAManifest for anything else (HTML, lists …)."""
+    """The JSON object in ``payload``; raises NotAManifest for anything else, such as HTML or a list."""
     try:
         document = json.loads(payload)
     except (ValueError, RecursionError) as error:
@@ -91,18 +93,20 @@ def parse_document(payload: bytes) -> dict[str, Any]:
 
 
 def names_a_kind(media_type: str) -> bool:
-    """Whether this can be the media type of a manifest: well formed, and not just "some JSON"."""
-    return media_type.lower() not in _VAGUE and _MEDIA_TYPE.fullmatch(media_type) is not None
+    """Whether ``media_type`` is well formed (RFC 6838 section 4.2) and not generic, such as JSON."""
+    return media_type.lower() not in _GENERIC and _MEDIA_TYPE.fullmatch(media_type) is not None
 
 
 def media_type_of(document: dict[str, Any], content_type: str) -> str:
-    """The bare media type: what the upstream said, else what the document shows it to be.
+    """The media type of a manifest, without parameters; raises NotAManifest if there is none.
 
-    It becomes a header of our answers, so whatever is no media type is passed over.
+    The first of: the upstream's Content-Type, the field ``mediaType``, the type that the fields of
+    ``document`` imply. Malformed and generic types are skipped, since the result becomes a response
+    header.
     """
-    said = content_type.partition(";")[0].strip()
-    if names_a_kind(said):
-        return said
+    sent = content_type.partition(";")[0].strip()
+    if names_a_kind(sent):
+        return sent
     declared = document.get("mediaType")
     if isinstance(declared, str) and names_a_kind(declared):
         return declared
@@ -112,18 +116,18 @@ def media_type_of(document: dict[str, Any], content_type: str) -> str:
         return OCI_INDEX
     if "layers" in document or "config" in document:
         return OCI_MANIFEST
-    raise NotAManifest("a document of no known kind")
+    raise NotAManifest("the document is neither a manifest nor an index")
 
 
 def describes_content(document: dict[str, Any]) -> bool:
-    """Whether ``document`` has the shape of a manifest; an API error or a status page has not."""
+    """Whether ``document`` has the fields of a manifest, unlike an API error or a status page (B10)."""
     if "errors" in document and "schemaVersion" not in document:
         return False
     return isinstance(document.get("schemaVersion"), int) or isinstance(document.get("mediaType"), str)
 
 
 def references(document: dict[str, Any]) -> list[Descriptor]:
-    """Everything the manifest names, in its order; malformed descriptors are passed over."""
+    """The descriptors in a manifest: config, layers, manifests and subject; malformed ones are skipped."""
     found = [_descriptor(document.get("config"), "config")]
     found += [_descriptor(item, "layer") for item in _items(document, "layers", "blobs")]
     found += [_descriptor(item, "manifest") for item in _items(document, "manifests")]
@@ -133,7 +137,7 @@ def references(document: dict[str, Any]) -> list[Descriptor]:
 
 
 def platform_of(item: dict[str, Any]) -> str:
-    """``os/architecture[/variant]`` of an index entry, or an empty text."""
+    """``os/architecture[/variant]`` of an index entry (image specification, "platform"); else empty."""
     platform = item.get("platform")
     if not isinstance(platform, dict):
         return ""

@@ -1,7 +1,7 @@
-"""Names as values that cannot be invalid: digests, tags, repositories, image names.
+"""Digests, tags and repositories as values that are always valid: constructors raise.
 
-The grammar is the OCI distribution specification's ("Pulling manifests") with a limit of
-255 characters on a repository name. Constructors raise; whoever holds a value may trust it.
+The grammar is that of the OCI distribution specification ("Pulling manifests"), which recommends
+the limit of 255 characters for a host and a repository name.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from regmirror.errors import DigestInvalid, ManifestUnknown, NameInvalid
 
 
 class Hasher(Protocol):
-    """The part of a ``hashlib`` object that is used here."""
+    """The methods of a ``hashlib`` object that this project uses."""
 
     def update(self, data: bytes | bytearray | memoryview, /) -> None: ...
     def hexdigest(self) -> str: ...
@@ -31,7 +31,10 @@ NAME_MAX: Final = 255
 
 
 class Digest(str):
-    """``algorithm:hex`` of the algorithms that can be verified here: sha256 and sha512."""
+    """``sha256:HEX`` or ``sha512:HEX`` (image specification, "Digests").
+
+    Raises DigestInvalid for anything else.
+    """
 
     __slots__ = ()
 
@@ -59,7 +62,7 @@ class Digest(str):
 
 
 class Tag(str):
-    """A name that may move to another manifest at any time."""
+    """A tag (distribution specification, "Pulling manifests"); raises ManifestUnknown for other texts."""
 
     __slots__ = ()
 
@@ -73,13 +76,13 @@ Reference = Digest | Tag
 
 
 def parse_reference(text: str) -> Reference:
-    """A text with a colon is a digest, any other a tag (specification, "Pulling manifests")."""
+    """The digest (with a colon) or tag in ``text``; raises DigestInvalid or ManifestUnknown."""
     return Digest(text) if ":" in text else Tag(text)
 
 
 @dataclass(frozen=True, slots=True)
 class Repository:
-    """Where content lives: the canonical name of an upstream and a name there."""
+    """A name on an upstream, which is given by its canonical name; raises NameInvalid."""
 
     upstream: str
     name: str
@@ -98,12 +101,12 @@ def is_host(text: str) -> bool:
 
 
 def looks_like_host(component: str) -> bool:
-    """Whether a first path component names a host, by the rule every client follows."""
+    """Whether clients read a first path component as a host: with a dot or colon, or ``localhost``."""
     return "." in component or ":" in component or component == "localhost"
 
 
 def split_image(text: str) -> tuple[str, str]:
-    """Split ``name[:tag][@digest]`` into name and reference text; ``latest`` without one."""
+    """Split ``name[:tag][@digest]`` into name and reference; without a reference it is ``latest``."""
     name, at, digest = text.partition("@")
     head, slash, last = name.rpartition("/")
     last, colon, tag = last.partition(":")

@@ -1,10 +1,10 @@
-"""Which request is meant by a path: a pure function from a URL to values.
+"""Request paths (distribution specification, "Endpoints") as values.
 
-Paths are read from the right end, since a repository's name may itself contain ``manifests``,
-``blobs``, ``tags`` or ``uploads``. An upstream is named in one of four ways, of which the more
-explicit wins: prefix (``/ghcr.io/v2/…``), first component (``/v2/ghcr.io/…``), ``?ns=``,
-default. The list of upstreams is closed: any other host is refused here, before anything else
-can happen.
+A path is parsed from its right end, since the name of a repository may contain ``manifests``,
+``blobs``, ``tags`` or ``uploads``. A request names its upstream in one of four ways; the first
+one present wins: prefix (``/ghcr.io/v2/…``), first component (``/v2/ghcr.io/…``), ``?ns=``
+(distribution specification, "Registry Proxying"), default. Hosts that are not configured are
+rejected here, before any other work.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ DOCKER_HUB: Final = "docker.io"
 
 @dataclass(frozen=True, slots=True)
 class Path:
-    """A path under ``/v2/``, taken apart but not yet believed.
+    """A path below ``/v2/``, split but not validated.
 
-    ``prefix`` is the component before ``/v2``; ``name`` is as the client wrote it;
+    ``prefix`` is the component before ``/v2``, ``name`` the repository as the client wrote it,
     ``argument`` the reference, digest or upload session.
     """
 
@@ -36,7 +36,7 @@ class Path:
 
 
 def decode(raw_path: str) -> str:
-    """Percent-decode once; raises NameInvalid for what no registry path can contain."""
+    """Percent-decode a path once; raises NameInvalid for NUL characters and for invalid UTF-8."""
     if "%" not in raw_path and raw_path.isascii():
         return raw_path
     try:
@@ -49,7 +49,10 @@ def decode(raw_path: str) -> str:
 
 
 def split(path: str) -> Path | None:
-    """Take a decoded path apart; None where it is not below ``/v2`` or ``/<host>/v2``."""
+    """Split a decoded path; None unless it is below ``/v2`` or ``/HOST/v2``.
+
+    Raises NameUnknown for an endpoint that the specification does not have.
+    """
     prefix = ""
     if not (path.startswith("/v2/") or path == "/v2"):
         prefix, found, rest = path[1:].partition("/v2")
@@ -83,7 +86,7 @@ def _split_tail(parts: list[str], prefix: str) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Patterns:
-    """Which repositories of an upstream may be pulled; ``deny`` wins."""
+    """Globs of the repositories of an upstream that may be pulled; ``deny`` overrides ``allow``."""
 
     allow: list[str]
     deny: list[str]
@@ -91,17 +94,17 @@ class Patterns:
 
 @dataclass(frozen=True, slots=True)
 class UpstreamTable:
-    """The closed list of upstreams: every host and alias to its canonical name."""
+    """The configured upstreams: ``hosts`` maps each name and alias to its canonical name."""
 
     hosts: dict[str, str]
     default: str
     patterns: dict[str, Patterns] = field(default_factory=dict)
 
     def resolve(self, name: str, *, prefix: str = "", ns: list[str] | None = None) -> Repository:
-        """The one repository that all spellings of it mean.
+        """The repository that a request names; all spellings of one repository give one value (B58).
 
-        Raises NameInvalid for malformed hosts and names, NameUnknown for hosts that are not in
-        the list, Denied for repositories the configuration does not allow.
+        Raises NameInvalid for malformed hosts and names, NameUnknown for hosts that are not
+        configured, Denied for repositories that ``allow`` and ``deny`` exclude.
         """
         upstream, name = self._split_host(name, prefix, ns or [])
         if upstream == DOCKER_HUB and "/" not in name:
@@ -111,12 +114,12 @@ class UpstreamTable:
         return repository
 
     def resolve_upstream(self, *, prefix: str = "", ns: list[str] | None = None) -> str | None:
-        """The upstream that a request without repository (``_catalog``) is limited to."""
+        """The upstream of a request without a repository (``_catalog``); None if it names none."""
         host = prefix.lower() or _one_ns(ns or [])
-        return self._known(host) if host else None
+        return self._get_upstream(host) if host else None
 
     def namespace(self, name: str, *, prefix: str = "", ns: list[str] | None = None) -> str:
-        """The ``ns`` that chooses the upstream; empty if something more explicit does."""
+        """The ``ns`` that selects the upstream; empty if a prefix or the first component selects it."""
         first, slash, _ = name.partition("/")
         is_explicit = bool(prefix) or (bool(slash) and first in self.hosts)
         return "" if is_explicit else _one_ns(ns or [])
@@ -126,19 +129,19 @@ class UpstreamTable:
         named = self.hosts.get(first) if slash else None
         from_ns = _one_ns(ns)
         if prefix:
-            upstream = self._known(prefix.lower())
+            upstream = self._get_upstream(prefix.lower())
             return upstream, rest if named == upstream else name
         if named is not None:
             return named, rest
         if from_ns:
-            return self._known(from_ns), name
+            return self._get_upstream(from_ns), name
         if slash and looks_like_host(first):
-            self._known(first.lower())
-        return self._known(self.default), name
+            self._get_upstream(first.lower())
+        return self._get_upstream(self.default), name
 
-    def _known(self, host: str) -> str:
+    def _get_upstream(self, host: str) -> str:
         if not is_host(host):
-            raise NameInvalid(f"{host[:200]!r} is not the name of a registry")
+            raise NameInvalid(f"{host[:200]!r} is not a host name")
         upstream = self.hosts.get(host) or self.hosts.get(host.removesuffix(":443"))
         if upstream is None:
             raise NameUnknown(f"{host} is not an upstream of this mirror")
@@ -155,5 +158,5 @@ class UpstreamTable:
 def _one_ns(values: list[str]) -> str:
     hosts = {value.strip().lower() for value in values if value.strip()}
     if len(hosts) > 1:
-        raise NameInvalid("ns is given several times with different values")
+        raise NameInvalid("ns has several different values")
     return hosts.pop() if hosts else ""
