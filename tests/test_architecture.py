@@ -40,6 +40,97 @@ HAVE_A_DATABASE = {"metadata", "maintenance", "server"}  # those after metadata 
 LINES_MAX = 400
 FUNCTION_MAX = 50
 
+#: Modules that no unit test of the same name covers, and why.
+TESTED_BY_OTHERS = {
+    "__init__.py": "has no code but the version",
+    "__main__.py": "every test that starts the program runs it",
+    "migrations": "tests/unit/metadata/test_upgrade.py runs all of them",
+}
+#: Modules whose test file is still to be written. This list only shrinks.
+WITHOUT_TESTS = {
+    "blobs/base.py",
+    "blobs/local.py",
+    "blobs/memory.py",
+    "cli/check_config.py",
+    "cli/client_config.py",
+    "cli/context.py",
+    "cli/image_contents.py",
+    "cli/inspect_image.py",
+    "cli/list_images.py",
+    "cli/maintenance.py",
+    "cli/naming.py",
+    "cli/output.py",
+    "cli/scrub.py",
+    "cli/status.py",
+    "cli/toml.py",
+    "config/diff.py",
+    "downloads/download.py",
+    "downloads/follower.py",
+    "downloads/start_limiter.py",
+    "downloads/state_file.py",
+    "downloads/transfer_context.py",
+    "downloads/writer.py",
+    "errors.py",
+    "maintenance/capacity.py",
+    "maintenance/gc.py",
+    "maintenance/purge.py",
+    "maintenance/reconcile.py",
+    "maintenance/remover.py",
+    "maintenance/scheduler.py",
+    "maintenance/scrub.py",
+    "maintenance/toolkit.py",
+    "metadata/database.py",
+    "metadata/gc_queue.py",
+    "metadata/inventory.py",
+    "metadata/pins.py",
+    "metadata/reachability.py",
+    "metadata/records.py",
+    "metadata/reports.py",
+    "metadata/schema.py",
+    "metadata/totals.py",
+    "mirror/cache_status.py",
+    "mirror/listings.py",
+    "mirror/mirror.py",
+    "mirror/resolver.py",
+    "mirror/upstream_access.py",
+    "offload.py",
+    "server/app.py",
+    "server/generation.py",
+    "server/listener.py",
+    "server/reload.py",
+    "server/signals.py",
+    "server/workers.py",
+    "telemetry/logs.py",
+    "telemetry/metrics.py",
+    "upstream/auth/docker_config.py",
+    "upstream/client.py",
+    "upstream/detached_body.py",
+    "upstream/error_mapping.py",
+    "upstream/health/activity.py",
+    "upstream/health/prober.py",
+    "upstream/health/shared_state.py",
+    "upstream/limiter.py",
+    "upstream/pagination.py",
+    "upstream/proxies.py",
+    "upstream/redirects.py",
+    "upstream/registry.py",
+    "upstream/requester.py",
+    "upstream/resolver.py",
+    "upstream/tls.py",
+    "upstream/transport.py",
+    "urls.py",
+    "v2/acceptor.py",
+    "v2/connection.py",
+    "v2/delivery_monitor.py",
+    "v2/lists.py",
+    "v2/pull.py",
+    "v2/request.py",
+    "v2/response_cache.py",
+    "v2/responses.py",
+    "v2/routes.py",
+    "v2/streaming.py",
+}
+
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if "versions" not in path.parts)
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
@@ -167,6 +258,22 @@ def test_no_function_is_too_long(path):
     ]
     lengths = {node.name: (node.end_lineno or 0) - node.lineno + 1 for node in functions}
     assert {name: length for name, length in lengths.items() if length > FUNCTION_MAX} == {}
+
+
+def test_every_module_has_a_test_file_of_its_name():
+    """``regmirror/mirror/freshness.py`` is tested by ``tests/unit/mirror/test_freshness.py``."""
+    modules = {
+        path.relative_to(PACKAGE)
+        for path in FILES
+        if not TESTED_BY_OTHERS.keys() & {*path.relative_to(PACKAGE).parts}
+    }
+    missing = {
+        str(module)
+        for module in modules
+        if not (ROOT / "tests" / "unit" / module.parent / f"test_{module.name}").exists()
+    }
+    assert missing - WITHOUT_TESTS == set(), "write the test file of a new module"
+    assert WITHOUT_TESTS - missing == set(), "remove what has a test file, or is no module any more"
 
 
 def test_nothing_happens_when_a_module_is_imported():
