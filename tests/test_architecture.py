@@ -45,12 +45,12 @@ TESTED_BY_OTHERS = {
     "__init__.py": "has no code but the version",
     "__main__.py": "every test that starts the program runs it",
     "migrations": "tests/unit/metadata/test_upgrade.py runs all of them",
+    "source.py": "tests/contract/test_source_locator.py runs it",
 }
 #: Modules whose test file is still to be written. This list only shrinks.
-WITHOUT_TESTS = {
+WITHOUT_TESTS: set[str] = {
     "blobs/base.py",
     "blobs/local.py",
-    "blobs/memory.py",
     "cli/check_config.py",
     "cli/client_config.py",
     "cli/context.py",
@@ -63,13 +63,8 @@ WITHOUT_TESTS = {
     "cli/scrub.py",
     "cli/status.py",
     "cli/toml.py",
-    "config/diff.py",
-    "downloads/download.py",
     "downloads/follower.py",
-    "downloads/start_limiter.py",
-    "downloads/state_file.py",
     "downloads/transfer_context.py",
-    "downloads/writer.py",
     "errors.py",
     "maintenance/capacity.py",
     "maintenance/gc.py",
@@ -88,11 +83,6 @@ WITHOUT_TESTS = {
     "metadata/reports.py",
     "metadata/schema.py",
     "metadata/totals.py",
-    "mirror/cache_status.py",
-    "mirror/listings.py",
-    "mirror/mirror.py",
-    "mirror/resolver.py",
-    "mirror/upstream_access.py",
     "offload.py",
     "server/app.py",
     "server/generation.py",
@@ -100,8 +90,6 @@ WITHOUT_TESTS = {
     "server/reload.py",
     "server/signals.py",
     "server/workers.py",
-    "telemetry/logs.py",
-    "telemetry/metrics.py",
     "upstream/auth/docker_config.py",
     "upstream/client.py",
     "upstream/detached_body.py",
@@ -271,6 +259,7 @@ def test_every_module_has_a_test_file_of_its_name():
         str(module)
         for module in modules
         if not (ROOT / "tests" / "unit" / module.parent / f"test_{module.name}").exists()
+        and not (ROOT / "tests" / "contract" / f"test_{module.name}").exists()
     }
     assert missing - WITHOUT_TESTS == set(), "write the test file of a new module"
     assert WITHOUT_TESTS - missing == set(), "remove what has a test file, or is no module any more"

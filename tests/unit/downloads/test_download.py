@@ -74,17 +74,17 @@ async def test_bytes_beyond_the_stated_size_are_not_visible(download: Download) 
 
 
 @pytest.mark.parametrize(
-    ("until", "visible"), [(PREFIX_MIN - 1, PREFIX_MIN - 1), (PREFIX_MIN, 2 * PREFIX_MIN)]
+    ("limit", "visible"), [(PREFIX_MIN - 1, PREFIX_MIN - 1), (PREFIX_MIN, 2 * PREFIX_MIN)]
 )
 async def test_a_long_correct_prefix_proves_the_whole_blob(
-    download: Download, wait_until: int, visible: int
+    download: Download, limit: int, visible: int
 ) -> None:
     """B67."""
     download.continue_provenance(source(), 0)
-    assert download.continue_provenance(source(OTHER), wait_until)
+    assert download.continue_provenance(source(OTHER), limit)
     download.begin(2 * PREFIX_MIN)
     download.advance(2 * PREFIX_MIN)
-    assert download.visible_to(REPOSITORY) == wait_until
+    assert download.visible_to(REPOSITORY) == limit
     assert download.visible_to(OTHER) == 0
     download.verify()
     assert download.visible_to(REPOSITORY) == visible

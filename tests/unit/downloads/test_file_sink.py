@@ -12,7 +12,7 @@ from regmirror.errors import (
     UpstreamContentInvalid,
 )
 from regmirror.telemetry.events import DownloadEnded
-from tests.mirror_fixture import open_files, until
+from tests.mirror_fixture import list_open_files, wait_until
 from tests.unit.downloads.scripted import (
     DATA,
     DIGEST,
@@ -90,7 +90,7 @@ async def test_whoever_comes_while_others_are_passed_to_tries_the_disk_anew(
     script = Script([Says(gate=first_gate), Says(gate=second_gate)])
     downloads = open_downloads(bench)
     first, _ = await downloads.join(DIGEST, script.source)
-    await until(lambda: first.is_passing, "the disk has failed")
+    await wait_until(lambda: first.is_passing, "the disk has failed")
     monkeypatch.undo()
     second, joined = await downloads.join(DIGEST, script.source)
     assert not joined
@@ -130,12 +130,12 @@ async def test_nobody_is_left_to_pass_bytes_to(
     says = Says(stop=6_000, gate=asyncio.Event())
     downloads = open_downloads(bench)
     blob, _ = await downloads.join(DIGEST, Script([says]).source)
-    await until(lambda: blob.is_passing, "the disk has failed")
+    await wait_until(lambda: blob.is_passing, "the disk has failed")
     assert await blob.wait_until_readable(0) == 4_000
     blob.close()
     await bench.events.wait_for(DownloadEnded)
-    await until(lambda: not downloads._tasks, "the tasks have ended")
-    assert [name for name in open_files() if name.startswith(str(bench.store.root))] == []
+    await wait_until(lambda: not downloads._tasks, "the tasks have ended")
+    assert [name for name in list_open_files() if name.startswith(str(bench.store.root))] == []
     assert "No space left on device" in bench.events.of(DownloadEnded)[0].error
 
 
@@ -145,7 +145,7 @@ async def test_the_file_is_closed_once_its_readers_are_past_it(
     """B44: a file without a name frees its bytes when it is closed."""
 
     def ours() -> list[str]:
-        return [name for name in open_files() if name.startswith(str(bench.store.root))]
+        return [name for name in list_open_files() if name.startswith(str(bench.store.root))]
 
     full_after(4_000)
     says = Says(gate=asyncio.Event())

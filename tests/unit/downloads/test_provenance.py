@@ -22,7 +22,7 @@ from regmirror.errors import (
 from regmirror.oci.names import Digest, Repository
 from regmirror.telemetry.events import DownloadEnded
 from tests.fake_registry import random_bytes
-from tests.mirror_fixture import until
+from tests.mirror_fixture import wait_until
 from tests.unit.downloads.scripted import DATA, DIGEST, REPOSITORY, Bench, Says, Script, broken, read_all
 
 OTHER = Repository("other.test", "team/app")
@@ -41,8 +41,8 @@ def named(number: int) -> Repository:
     return Repository("registry.test", f"invented/name{number}")
 
 
-def from_other(*answers: Says, **more: Any) -> Script:
-    return Script([*answers], repository=OTHER, **more)
+def from_other(*responses: Says, **more: Any) -> Script:
+    return Script([*responses], repository=OTHER, **more)
 
 
 # --- what proves the right of a repository ---
@@ -140,7 +140,7 @@ async def change_upstreams(
     first, _ = await downloads.join(digest, hanging.source)
     assert first.proves(REPOSITORY)
     second, _ = await downloads.join(digest, going_on.source)
-    await until(lambda: going_on.asked == [stop], "the other one goes on")
+    await wait_until(lambda: going_on.asked == [stop], "the other one goes on")
     while await second.wait_until_readable(len(data) - 2) < len(data) - 1:
         pass
     return first, second, rest

@@ -11,7 +11,7 @@ from regmirror.downloads.registry import Downloads
 from regmirror.errors import Unavailable, UpstreamContentInvalid, UpstreamFailed, UpstreamNotFound
 from regmirror.oci.names import Digest, Repository
 from regmirror.telemetry.events import DownloadEnded, DownloadStarted, FollowersChanged
-from tests.mirror_fixture import open_files, until
+from tests.mirror_fixture import list_open_files, wait_until
 from tests.unit.downloads.scripted import DATA, DIGEST, REPOSITORY, Bench, Says, Script, broken, read_all
 
 SIZE = len(DATA)
@@ -66,7 +66,7 @@ async def test_who_leaves_while_waiting_for_the_upstream_disturbs_nobody(
     gate = asyncio.Event()
     script = Script([Says()], gate=gate)
     tasks = [asyncio.create_task(downloads.join(DIGEST, script.source)) for _ in range(2)]
-    await until(lambda: len(downloads) == 1, "the download has begun")
+    await wait_until(lambda: len(downloads) == 1, "the download has begun")
     tasks[0].cancel()
     await asyncio.wait([tasks[0]])
     gate.set()
@@ -144,7 +144,7 @@ async def test_the_file_is_closed_when_the_last_reader_has_left(downloads: Downl
     """B17: no descriptor leaks, whichever order download and readers end in."""
 
     def ours() -> list[str]:
-        return [name for name in open_files() if name.startswith(str(bench.store.root))]
+        return [name for name in list_open_files() if name.startswith(str(bench.store.root))]
 
     script = Script([Says()])
     first, _ = await downloads.join(DIGEST, script.source)
@@ -153,7 +153,7 @@ async def test_the_file_is_closed_when_the_last_reader_has_left(downloads: Downl
     await bench.events.wait_for(DownloadEnded)
     assert await read_all(second) == DATA
     second.close()
-    await until(lambda: not ours(), "every file is closed")
+    await wait_until(lambda: not ours(), "every file is closed")
     early, _ = await downloads.join(Digest.of(b"x"), Script([Says(b"x")]).source)
     early.close()
     early.close()
@@ -161,7 +161,7 @@ async def test_the_file_is_closed_when_the_last_reader_has_left(downloads: Downl
     absent = Script([Says(error=UpstreamNotFound("registry.test", "no"), refuses=True)])
     with pytest.raises(UpstreamNotFound):
         await downloads.join(Digest.of(b"y"), absent.source)
-    await until(lambda: not ours(), "every file is closed")
+    await wait_until(lambda: not ours(), "every file is closed")
 
 
 async def test_closing_stops_downloads_and_keeps_what_has_arrived(downloads: Downloads, bench: Bench) -> None:
@@ -199,10 +199,10 @@ async def test_a_download_whose_clients_have_all_left_is_ended_before_it_has_beg
     monkeypatch.setattr(registry, "ABANDONED", 0.0)
     script = Script([Says()], gate=asyncio.Event())
     tasks = [asyncio.create_task(downloads.join(DIGEST, script.source)) for _ in range(2)]
-    await until(lambda: bench.staged() != [], "the download has begun")
+    await wait_until(lambda: bench.staged() != [], "the download has begun")
     for task in tasks:
         task.cancel()
-    await until(lambda: len(downloads) == 0, "it has ended")
+    await wait_until(lambda: len(downloads) == 0, "it has ended")
     assert bench.staged() == []
 
 

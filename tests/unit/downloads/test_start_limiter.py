@@ -13,7 +13,7 @@ from regmirror.errors import (
     Unavailable,
 )
 from regmirror.oci.names import Digest, Repository
-from tests.mirror_fixture import until
+from tests.mirror_fixture import wait_until
 from tests.unit.downloads.scripted import DIGEST, Bench, Says, Script, read_all
 
 OTHER = Repository("other.test", "team/app")
@@ -25,7 +25,7 @@ async def test_downloads_beyond_the_limit_wait_for_their_turn_and_hold_nothing(b
     hung = Script([Says()], gate=asyncio.Event())
     digest = Digest.of(b"another")
     first = asyncio.create_task(downloads.join(DIGEST, hung.source))
-    await until(lambda: bench.staged() != [], "the first has begun")
+    await wait_until(lambda: bench.staged() != [], "the first has begun")
     second = asyncio.create_task(
         downloads.join(digest, replace(hung.source, repository=Repository("registry.test", "team/other")))
     )

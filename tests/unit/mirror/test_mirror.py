@@ -221,8 +221,8 @@ async def test_the_age_of_a_download_counts_for_its_own_upstream_alone(
     """B35."""
     assert setup.mirror._download_age(APP, DIGEST) == 0
     began = asyncio.get_running_loop().time() - 5
-    download = SimpleNamespace(source=SimpleNamespace(repository=OTHER), began=began)
+    download = SimpleNamespace(repository=OTHER, began=began)
     monkeypatch.setattr(setup.downloads, "find", lambda digest: download)
     assert setup.mirror._download_age(APP, DIGEST) >= 5
-    download.source.repository = SimpleNamespace(upstream="elsewhere.test")
+    download.repository = SimpleNamespace(upstream="elsewhere.test")
     assert setup.mirror._download_age(APP, DIGEST) == 0
