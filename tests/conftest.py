@@ -1,4 +1,4 @@
-"""What most tests need: an upstream, a mirror in front of it, and a place for its files."""
+"""Fixtures of most tests: an upstream, a mirror in front of it, and its storage."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True)
 def fresh_log() -> Iterator[None]:
-    """A command that ran in this process leaves no log behind that writes to its standard error."""
+    """Reset logging, so that no log writes to the standard error of an earlier command."""
     yield
     structlog.reset_defaults()
 
 
 @pytest.fixture
 async def upstream() -> AsyncIterator[FakeRegistry]:
-    """An upstream registry that asks nobody who he is; mirrors know it as ``registry.test``."""
+    """An upstream registry without authentication; mirrors know it as ``registry.test``."""
     async with FakeRegistry() as registry:
         yield registry
 
@@ -51,9 +51,9 @@ def storage(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def start_mirror(upstream: FakeRegistry, storage: Path) -> AsyncIterator[StartMirror]:
-    """A function that starts a mirror, in front of ``upstream`` unless told otherwise.
+    """A function that starts a mirror, in front of ``upstream`` by default.
 
-    ``start_mirror(upstreams={...}, path=…, freshness={"tag_max_age": "1m"})``: see ``run_mirror``.
+    ``start_mirror(path=…, freshness={"tag_max_age": "1m"})``; ``run_mirror`` has the arguments.
     """
     async with AsyncExitStack() as stack:
 

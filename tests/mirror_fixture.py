@@ -1,13 +1,13 @@
 """The mirror under test: the real application in the test process, or the real program beside it.
 
 async with run_mirror(tmp_path, {"registry.test": upstream}, freshness={"tag_max_age": "1m"}) as mirror:
-    answer = await mirror.get("/v2/team/app/manifests/1")
+    response = await mirror.get("/v2/team/app/manifests/1")
     mirror.clock.advance(61)
     ...
     assert mirror.events.of(RequestServed)[0].result == "miss"
 
 async with run_program(tmp_path, {"registry.test": upstream}, workers=2) as program:
-    answer = await program.get("/v2/team/app/manifests/1")
+    response = await program.get("/v2/team/app/manifests/1")
     program.kill()
 """
 
@@ -41,7 +41,7 @@ from regmirror.server.generation import Times
 from regmirror.telemetry.events import Event
 from regmirror.v2.connection import Runner
 from tests.fake_registry import FakeRegistry
-from tests.fake_registry.journal import TIMEOUT, Journal
+from tests.fake_registry.notifier import TIMEOUT, Notifier
 
 E = TypeVar("E", bound=Event)
 START_TIMEOUT = 20.0  # seconds until a started program must be ready
@@ -49,17 +49,17 @@ NAME = "registry.test"  # the default upstream of every mirror here, if there is
 
 
 async def wait_until(condition: Callable[[], bool], description: str, timeout: float = TIMEOUT) -> None:
-    """Look again and again until the condition holds: for what tells nobody that it has changed."""
+    """Poll until the condition holds. For state that no event announces; else use a `Notifier`."""
     try:
         async with asyncio.timeout(timeout):
-            while not condition():  # noqa: ASYNC110  # nobody sets an event
+            while not condition():  # noqa: ASYNC110  # no event is set
                 await asyncio.sleep(0.01)
     except TimeoutError:
         raise AssertionError(f"not within {timeout} s: {description}") from None
 
 
 def list_open_files(pid: int | str = "self") -> list[str]:
-    """What the descriptors of a process lead to."""
+    """The targets of all descriptors of a process."""
     names = []
     for path in Path(f"/proc/{pid}/fd").iterdir():
         with suppress(FileNotFoundError):
@@ -68,14 +68,14 @@ def list_open_files(pid: int | str = "self") -> list[str]:
 
 
 class Clock:
-    """The wall clock and the monotonic clock of one mirror: both run, and tests move them on."""
+    """The wall clock and the monotonic clock of one mirror: both run, and tests move them forward."""
 
     def __init__(self) -> None:
         self.wall_ahead = 0.0
         self.monotonic_ahead = 0.0
 
     def advance(self, seconds: float) -> None:
-        """Let time have passed."""
+        """Move both clocks forward."""
         self.wall_ahead += seconds
         self.monotonic_ahead += seconds
 
@@ -86,8 +86,8 @@ class Clock:
         return time.monotonic() + self.monotonic_ahead
 
 
-class EventLog(Journal):
-    """Every event that the mirror told, in order."""
+class EventLog(Notifier):
+    """Every event that the mirror emitted, in order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class EventLog(Journal):
 
 @dataclass(frozen=True)
 class Response:
-    """A whole answer, read to its end."""
+    """A complete response."""
 
     status: int
     headers: CIMultiDictProxy[str]
@@ -125,7 +125,7 @@ class Response:
 
 
 class Client:
-    """Asks one server; paths are sent byte for byte as they are written."""
+    """A client of one server; paths are sent byte for byte as given."""
 
     def __init__(self, url: str, http: aiohttp.ClientSession) -> None:
         self.url = url
@@ -140,12 +140,12 @@ class Client:
     def open(
         self, path: str, method: str = "GET", headers: Mapping[str, str] | None = None
     ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
-        """Ask, and leave the reading of the body to the caller."""
+        """Send a request; the caller reads the body."""
         url = URL(self.url + path, encoded=True)
         return self.http.request(method, url, headers=headers, allow_redirects=False)
 
     async def request(self, method: str, path: str, headers: Mapping[str, str] | None = None) -> Response:
-        """Ask, and read the whole answer; raises aiohttp.ClientError for one that ends short."""
+        """Send a request and read the whole response; raises aiohttp.ClientError if it ends short."""
         async with self.open(path, method, headers) as response:
             return Response(response.status, response.headers, await response.read())
 
@@ -156,9 +156,9 @@ class Client:
         return await self.request("HEAD", path, headers)
 
     async def send_raw(self, request: bytes) -> bytes:
-        """Send bytes on a connection of their own and return all that comes until FIN.
+        """Send bytes on a new connection and return everything received until FIN.
 
-        Raises ConnectionResetError if the answer ends by RST.
+        Raises ConnectionResetError if the response ends by RST.
         """
         loop = asyncio.get_running_loop()
         received = bytearray()
@@ -173,7 +173,7 @@ class Client:
 
 @dataclass
 class InProcessMirror:
-    """A mirror that runs in this process, and everything that tests look at."""
+    """A mirror in this process, its clock, its events and its files."""
 
     config: Config
     client: Client
@@ -206,20 +206,20 @@ class InProcessMirror:
     async def reload(
         self, registries: Mapping[str, FakeRegistry | str] | None = None, /, **tables: Any
     ) -> None:
-        """Go on with other tables, and other upstreams if any are given; the rest as at the start."""
+        """Reload with changed tables, and other upstreams if given; other keys stay as at the start."""
         self.config = self.rewrite(registries, **tables)
         await self.worker.reload(self.config)
 
     async def wait_for_started(self, count: int) -> None:
-        """Wait until so many requests have ever reached their handlers, and have run to where they
-        wait for something.
+        """Wait until ``count`` requests in total have reached their handlers, and until each handler
+        waits for something.
         """
         await wait_until(lambda: self.server.requests_count >= count, f"{count} requests have begun")
         for _ in range(3):
             await asyncio.sleep(0)
 
     def blob_path(self, digest: str) -> Path:
-        """Where the blob is, if it is stored."""
+        """The path of the blob, whether it is stored or not."""
         return self.root / "blobs" / Digest(digest).algorithm / Digest(digest).encoded
 
     def stored(self) -> set[str]:
@@ -232,7 +232,7 @@ class InProcessMirror:
 
 
 def make_config(storage: Path, upstreams: Mapping[str, FakeRegistry | str], /, **tables: Any) -> Config:
-    """A configuration whose only upstreams are the given ones: name to registry or URL.
+    """A configuration with these upstreams alone: name to registry or URL.
 
     ``tables`` are tables of the file; those of one upstream add to its address:
     ``upstreams={"registry.test": {"deny": ["secret/**"]}}``. ``default_upstream`` is
@@ -267,7 +267,7 @@ async def run_mirror(
     """Run the application of one worker, as ``regmirror.server.workers`` does, on a free port.
 
     Several at once on one ``storage`` are several workers of one mirror. ``stale_deadline`` is how
-    long a client waits for an upstream while a stale answer is at hand. With an ``authority``
+    long a client waits for an upstream while a stale response is available. With an ``authority``
     it serves by TLS.
     """
     clock, events = clock or Clock(), EventLog()
@@ -317,9 +317,9 @@ def _open_session(authority: trustme.CA | None = None) -> aiohttp.ClientSession:
 
 
 class Program(Client):
-    """``python -m regmirror serve`` as a child process; ``log`` is what it wrote to standard error.
+    """``python -m regmirror serve`` as a child process; ``log`` is its standard error.
 
-    ``configure`` writes its configuration ``file`` anew.
+    ``configure`` rewrites its configuration ``file``.
     """
 
     def __init__(
@@ -339,7 +339,7 @@ class Program(Client):
         return self._log.read_text(encoding="utf-8", errors="replace")
 
     async def wait_ready(self) -> None:
-        """Read the line that says where the program serves."""
+        """Wait for the line with the address that the program serves at."""
         assert self.process.stdout is not None
         try:
             async with asyncio.timeout(START_TIMEOUT):
@@ -347,23 +347,25 @@ class Program(Client):
         except TimeoutError:
             raise AssertionError(f"not ready within {START_TIMEOUT} s:\n{self.log}") from None
         words = line.split()
-        assert words[:1] == ["regmirror"], f"said {line!r}:\n{self.log}"
+        assert words[:1] == ["regmirror"], f"printed {line!r}:\n{self.log}"
         self.url = next(word for word in words if word.startswith("http"))
 
     def messages(self, text: str) -> list[str]:
-        """The lines for people that begin with ``regmirror: `` and this."""
+        """The plain lines of the log that begin with ``regmirror: `` and this text."""
         return [line for line in self.log.splitlines() if line.startswith(f"regmirror: {text}")]
 
     def log_records(self, event: str) -> list[dict[str, Any]]:
-        """The structured lines of one event."""
+        """The JSON lines of the log with this event."""
         lines = [json.loads(line) for line in self.log.splitlines() if line.startswith("{")]
         return [line for line in lines if line["event"] == event]
 
     async def reload(self) -> str:
-        """Send SIGHUP, wait until every worker has obeyed, and return what was said to people."""
+        """Send SIGHUP, wait until every worker has reloaded, and return the plain line about it."""
         before, done = len(self.messages("configuration ")), len(self.log_records("configuration reloaded"))
         self.process.send_signal(signal.SIGHUP)
-        await wait_until(lambda: len(self.messages("configuration ")) > before, "SIGHUP is answered")
+        await wait_until(
+            lambda: len(self.messages("configuration ")) > before, "the result of SIGHUP is logged"
+        )
         line = self.messages("configuration ")[-1]
         if line.startswith("regmirror: configuration reloaded"):
             count = done + (len(self.workers()) or 1)
@@ -373,17 +375,17 @@ class Program(Client):
         return line
 
     def workers(self) -> list[int]:
-        """The ids of the processes that serve, if there are several."""
+        """The ids of the worker processes, if there are several."""
         return [pid for pid in _all_processes() if _parent(pid) == self.process.pid]
 
     def kill(self) -> None:
-        """End everything at once by SIGKILL, as a power cut does."""
+        """Send SIGKILL to all its processes, as a power cut ends them."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(TIMEOUT)
 
     def stop(self) -> int:
-        """Ask the program to end, kill it if it does not, and return its exit status."""
+        """Send SIGTERM, kill the program if it does not end, and return its exit status."""
         if self.process.poll() is None:
             self.process.terminate()
             with suppress(subprocess.TimeoutExpired):
@@ -409,10 +411,10 @@ async def run_program(
     through: Sequence[str] = (),
     **tables: Any,
 ) -> AsyncIterator[Program]:
-    """Run the program with a configuration file beside ``storage``, and end it by its own id.
+    """Run the program with a configuration file beside ``storage``, and end it by its process id.
 
     Several at once on one ``storage`` share it as workers do, each with a port of its own.
-    ``through`` is a command that runs the program, such as ``ip netns exec NAME``.
+    ``through`` is a command that starts the program, such as ``ip netns exec NAME``.
     """
     number = len(list(storage.parent.glob("*.toml")))
     file, log = storage.parent / f"mirror-{number}.toml", storage.parent / f"mirror-{number}.log"
@@ -425,7 +427,7 @@ async def run_program(
     configure()
     own = {name: value for name, value in os.environ.items() if not name.startswith("REGMIRROR_")}
     with log.open("wb") as output:
-        process = subprocess.Popen(  # noqa: ASYNC220  # it is watched by hand, in a thread where that waits
+        process = subprocess.Popen(  # noqa: ASYNC220  # a thread waits for it
             [*through, sys.executable, "-m", "regmirror", "--config", str(file), "serve"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -445,7 +447,7 @@ async def run_program(
 
 
 def _toml(tables: Mapping[str, Any], prefix: str = "") -> str:
-    """The tables as TOML; a JSON text is a TOML text as well, for what is written here."""
+    """The tables as TOML; JSON strings, numbers and lists are valid TOML."""
     plain = {name: value for name, value in tables.items() if not isinstance(value, Mapping)}
     lines = [f"{json.dumps(name)} = {json.dumps(value)}" for name, value in plain.items()]
     for name in tables.keys() - plain.keys():

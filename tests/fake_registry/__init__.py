@@ -1,4 +1,4 @@
-"""An upstream registry that runs in the test process and remembers what it was asked.
+"""An upstream registry that runs in the test process and records every request.
 
     async with FakeRegistry(auth="bearer") as upstream:
         image = upstream.add_image("library/alpine", "3.20", [random_bytes(1_000_000)])
@@ -8,8 +8,9 @@
         pause.release()
         assert upstream.count("blob", "GET", reference=image.layer_digests[0]) == 1
 
-`journal` what was asked, `content` what there is, `auth` who is let in, `faults` what goes wrong,
-`storage` where blobs are redirected to; `server`, `reply` and `answers` are the machinery.
+`request_log` has the requests, `content` the blobs and manifests, `auth` tokens and passwords, `faults`
+the faults, `storage` the object store that blobs are redirected to; `server`, `response` and `responses`
+are internal.
 """
 
 from tests.fake_registry.auth import Auth, Token, basic_credentials
@@ -51,8 +52,8 @@ from tests.fake_registry.faults import (
     WrongLength,
 )
 from tests.fake_registry.gate import Gate
-from tests.fake_registry.journal import Journal, Kind, Match, RecordedRequest
 from tests.fake_registry.registry import FakeRegistry, RateLimit
+from tests.fake_registry.request_log import Kind, Match, RecordedRequest, RequestLog
 from tests.fake_registry.server import FakeServer
 from tests.fake_registry.sources import InMemory, Repeated, Source, random_bytes, read_all
 from tests.fake_registry.storage import FakeStorage, SignedUrl
@@ -86,7 +87,6 @@ __all__ = [
     "Image",
     "InMemory",
     "Index",
-    "Journal",
     "Kind",
     "Match",
     "Pause",
@@ -95,6 +95,7 @@ __all__ = [
     "Redirect",
     "RedirectLoop",
     "Repeated",
+    "RequestLog",
     "Reset",
     "SetHeaders",
     "SignedUrl",

@@ -1,4 +1,4 @@
-"""Whom a fake registry lets in: nobody asked, Basic, or Bearer with a token endpoint."""
+"""Access to a fake registry: none needed, Basic, or Bearer with a token endpoint."""
 
 import base64
 import binascii
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from tests.fake_registry.journal import RecordedRequest
+from tests.fake_registry.request_log import RecordedRequest
 from tests.fake_registry.response import PlannedResponse, error_response, json_response
 from tests.fake_registry.sources import InMemory
 
@@ -36,15 +36,15 @@ class Auth:
     realm           where tokens are had; None: /token of this server
     tokens          every token issued; give another server's dictionary to accept its tokens
     token_lifetime  seconds, by `clock`
-    token_body      members to change in the token answer (None drops one), or a function from the
-                    regular members to whatever is sent instead: JSON, or bytes as they are
+    token_body      members to change in the token response (None drops one), or a function from the
+                    regular members to the body that is sent instead: JSON, or bytes unchanged
     token_post      False: POST to the token endpoint is 405
     identity_tokens refresh tokens, and whose they are
     anonymous       whether a token may be had without credentials
     restricted      repositories that only some users may pull: {"team/app": {"alice"}}
     deny_at_token   True: the token endpoint answers 403 for what may not be pulled (ghcr.io);
                     False: it issues a token without that scope (Docker Hub)
-    expired         how an expired or revoked token or password is refused: 401 with invalid_token,
+    expired         how an expired or revoked token or password is rejected: 401 with invalid_token,
                     403 as by private ECR, 400 as by public ECR
     """
 
@@ -89,7 +89,7 @@ class Auth:
     # --- the registry's side ---
 
     def reject(self, request: RecordedRequest) -> PlannedResponse | None:
-        """None for a request that may go on, else the answer that it gets."""
+        """None for a permitted request, else its error response."""
         if self.auth == "none":
             return None
         if self.auth == "basic":
@@ -149,7 +149,7 @@ class Auth:
     # --- the token endpoint ---
 
     def token_response(self, request: RecordedRequest) -> PlannedResponse:
-        """Answer GET, and POST with a refresh token or a password."""
+        """The response to GET, and to POST with a refresh token or a password."""
         if request.method not in ("GET", "POST") or (request.method == "POST" and not self.token_post):
             return error_response(405, "UNSUPPORTED", headers={"Allow": "GET"})
         known, user = self._authenticate(request)
@@ -169,7 +169,7 @@ class Auth:
         return self._token_body(members)
 
     def _authenticate(self, request: RecordedRequest) -> tuple[bool, str | None]:
-        """Whether the asker may have a token at all, and who it is; None is anonymous."""
+        """Whether the client may have a token, and its user; None is anonymous."""
         form = request.form
         if form.get("grant_type") == "refresh_token":
             user = self.identity_tokens.get(form.get("refresh_token", ""))

@@ -1,11 +1,11 @@
-"""Hosts that swallow everything, for timeouts before any HTTP."""
+"""Hosts that never respond, for timeouts before any HTTP."""
 
 import socket
 from typing import Self
 
 
 class BlackHole:
-    """A port where nothing is ever answered.
+    """A port that never responds.
 
     With accepts=True the kernel completes the TCP handshake and then silence follows, TLS included;
     with accepts=False connecting itself hangs, because the queue of the listening socket is full.

@@ -1,4 +1,4 @@
-"""What a fake registry holds: blobs, manifests and tags, by repository."""
+"""The content of a fake registry: blobs, manifests and tags, by repository."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -80,7 +80,7 @@ class Index:
 
 
 class Content:
-    """The content of a registry. Whatever is added or moved shows in the next answer."""
+    """The content of a registry. Changes show in the next response."""
 
     def __init__(self) -> None:
         self.repositories: dict[str, RepositoryContent] = {}
@@ -97,7 +97,7 @@ class Content:
         return digest
 
     def add_big_blob(self, repository: str, size: int, seed: int = 0, algorithm: str = "sha256") -> str:
-        """Add a blob that is made up while it is sent, whatever its size, and return its digest."""
+        """Add a blob of any size, generated while it is sent, and return its digest."""
         return self.add_blob(repository, Repeated(size, seed), algorithm)
 
     def remove_blob(self, repository: str, digest: str) -> None:
@@ -111,7 +111,7 @@ class Content:
         tag: str | None = None,
         algorithm: str = "sha256",
     ) -> str:
-        """Add a manifest, tag it if asked to, and return its digest.
+        """Add a manifest, tag it if a tag is given, and return its digest.
 
         A mapping is written with an unusual indentation: serialising it again changes the digest.
         """

@@ -1,8 +1,8 @@
-"""What can go wrong at an upstream, as actions that a test attaches to matching requests.
+"""The faults of an upstream, as actions that a test attaches to matching requests.
 
-Three stages decide which answers an action may touch:
-ALWAYS    every matching request, before the registry looks at it (a challenge included);
-CONTENT   only answers that would have been 2xx, so that a 401 on the way to a token uses nothing up;
+Three stages decide which responses an action may change:
+ALWAYS    every matching request, before the registry handles it (a challenge included);
+CONTENT   only responses that would have been 2xx, so that a 401 before a token request does not count;
 BODY      as CONTENT, and never a HEAD, which has no body to spoil.
 """
 
@@ -15,7 +15,8 @@ from typing import ClassVar
 from multidict import CIMultiDict
 
 from tests.fake_registry.gate import Gate
-from tests.fake_registry.journal import TIMEOUT, Journal, Match, RecordedRequest
+from tests.fake_registry.notifier import TIMEOUT, Notifier
+from tests.fake_registry.request_log import Match, RecordedRequest
 from tests.fake_registry.response import Cut, PlannedResponse
 from tests.fake_registry.sources import Flipped, InMemory, read_all
 
@@ -27,15 +28,15 @@ class Stage(IntEnum):
 
 
 class Dropped(Exception):
-    """The connection ends without an answer."""
+    """The connection ends without a response."""
 
     def __init__(self, *, reset: bool) -> None:
-        super().__init__("dropped before the answer")
+        super().__init__("dropped before the response")
         self.reset = reset
 
 
 class Action:
-    """One thing that goes wrong: `before` the answer is made up, or as a `change` of it."""
+    """One fault: it acts `before` the response is planned, or as a `change` of it."""
 
     stage: ClassVar[Stage] = Stage.ALWAYS
 
@@ -43,7 +44,7 @@ class Action:
         """Called when the request has arrived; may wait, or raise Dropped."""
 
     def change(self, response: PlannedResponse, request: RecordedRequest) -> None:
-        """Called with the answer that is about to be sent."""
+        """Called with the response that is about to be sent."""
 
 
 class Fault:
@@ -56,7 +57,7 @@ class Fault:
         self.skip = skip
         self.hits = 0
         self.stage = max(action.stage for action in self.actions)
-        self._journal = Journal()
+        self._hits = Notifier()
 
     def matches(self, request: RecordedRequest) -> bool:
         """Whether this request is to be hit; counts it."""
@@ -66,12 +67,12 @@ class Fault:
             self.skip -= 1
             return False
         self.hits += 1
-        self._journal.notify()
+        self._hits.notify()
         return True
 
     async def wait_for_hits(self, count: int = 1, timeout: float = TIMEOUT) -> None:
         """Wait until the fault has struck `count` times; AssertionError after `timeout` seconds."""
-        await self._journal.wait_until(lambda: self.hits >= count, timeout, f"{count} hits of {self!r}")
+        await self._hits.wait_until(lambda: self.hits >= count, timeout, f"{count} hits of {self!r}")
 
     def remove(self) -> None:
         """Strike no more."""
@@ -82,11 +83,11 @@ class Fault:
         return f"<Fault {names} on {self.match}: {self.hits} of {self.times or 'any'}>"
 
 
-# --- before the answer ---
+# --- before the response ---
 
 
 class Status(Action):
-    """Another status with its headers and body, instead of the answer."""
+    """Another status with its headers and body, instead of the response."""
 
     def __init__(self, status: int, headers: Mapping[str, str] | None = None, body: bytes = b"") -> None:
         self.status = status
@@ -107,7 +108,7 @@ class Html(Status):
 
 
 class Delay(Action):
-    """The answer comes `seconds` late. Prefer Hold, which does not depend on time."""
+    """The response comes `seconds` late. Prefer Hold, which does not depend on time."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -117,14 +118,14 @@ class Delay(Action):
 
 
 class Hold(Gate, Action):
-    """No answer until the test releases it. Never released, it is a black hole."""
+    """No response until the test releases it. Never released, it is a black hole."""
 
     async def before(self, request: RecordedRequest) -> None:
         await self.wait()
 
 
 class DropBeforeResponse(Action):
-    """The connection is closed instead of answering: by FIN, or by RST.
+    """The connection is closed without a response: by FIN, or by RST.
 
     HTTP clients repeat such a GET once by themselves, aiohttp on any connection, others on one used
     before, so that a single hit may go unnoticed; with times=None it never does.
@@ -137,7 +138,7 @@ class DropBeforeResponse(Action):
         raise Dropped(reset=self.reset)
 
 
-# --- headers and status of an answer with content ---
+# --- headers and status of a response with content ---
 
 
 class Redirect(Action):
@@ -201,7 +202,7 @@ class Chunked(Action):
 
 
 class IgnoreRange(Action):
-    """200 with everything, whatever range was asked for."""
+    """200 with everything, whichever range was requested."""
 
     stage = Stage.CONTENT
 
@@ -254,7 +255,7 @@ class Reset(Action):
 
 
 class Corrupt(Action):
-    """One byte of the whole content differs, the middle one unless told; the length is right."""
+    """One byte of the whole content differs, the middle one by default; the length is right."""
 
     stage = Stage.BODY
 
@@ -269,7 +270,7 @@ class Corrupt(Action):
 class WrongLength(Action):
     """Content-Length is off by so many bytes.
 
-    Negative: the body ends there and the answer looks clean. Positive: FIN short of it.
+    Negative: the body ends there and the response looks complete. Positive: FIN short of it.
     """
 
     stage = Stage.BODY
@@ -282,7 +283,7 @@ class WrongLength(Action):
 
 
 class GzipEncoded(Action):
-    """Content-Encoding: gzip, although nobody asked for it."""
+    """Content-Encoding: gzip, although the request did not accept it."""
 
     stage = Stage.BODY
 
@@ -304,7 +305,7 @@ class Slow(Action):
 
 
 class Pause(Gate, Action):
-    """Headers and so many body bytes are sent, the rest when the test releases it."""
+    """Headers and so many body bytes are sent, the remaining ones when the test releases it."""
 
     stage = Stage.BODY
 

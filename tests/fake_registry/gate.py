@@ -1,8 +1,8 @@
-"""A closed gate in an answer's way, opened by the test."""
+"""A gate that delays a response until the test opens it."""
 
 import asyncio
 
-from tests.fake_registry.journal import TIMEOUT, Journal
+from tests.fake_registry.notifier import TIMEOUT, Notifier
 
 
 class Gate:
@@ -15,7 +15,7 @@ class Gate:
         self.arrived = 0
         self.waiting = 0
         self._open = asyncio.Event()
-        self._arrivals = Journal()
+        self._arrivals = Notifier()
 
     async def wait(self) -> None:
         """The server's side: wait for the release, or until the client leaves."""
@@ -30,15 +30,15 @@ class Gate:
 
     async def wait_for_arrivals(self, count: int = 1, timeout: float = TIMEOUT) -> None:
         """Wait until `count` requests have come here; AssertionError after `timeout` seconds."""
-        what = f"{count} requests at {self!r}"
-        await self._arrivals.wait_until(lambda: self.arrived >= count, timeout, what)
+        description = f"{count} requests at {self!r}"
+        await self._arrivals.wait_until(lambda: self.arrived >= count, timeout, description)
 
     async def wait_until_empty(self, timeout: float = TIMEOUT) -> None:
-        """Wait until nobody waits here any more, released or gone; AssertionError after `timeout`."""
-        await self._arrivals.wait_until(lambda: self.waiting == 0, timeout, f"nobody at {self!r}")
+        """Wait until no request waits here, whether released or aborted; AssertionError after `timeout`."""
+        await self._arrivals.wait_until(lambda: self.waiting == 0, timeout, f"no request at {self!r}")
 
     def release(self) -> None:
-        """Let everybody through, now and later."""
+        """Let all requests pass, now and later."""
         self._open.set()
 
     @property

@@ -10,7 +10,7 @@ from multidict import CIMultiDict
 from tests.fake_registry import responses
 from tests.fake_registry.auth import Auth, Mode
 from tests.fake_registry.content import Content, RepositoryContent
-from tests.fake_registry.journal import Kind, RecordedRequest
+from tests.fake_registry.request_log import Kind, RecordedRequest
 from tests.fake_registry.response import PlannedResponse, error_response, json_response
 from tests.fake_registry.server import FakeServer
 from tests.fake_registry.sources import InMemory
@@ -26,7 +26,7 @@ class RateLimit:
     retry_after: int | None = 60
 
     def apply(self, request: RecordedRequest, response: PlannedResponse) -> None:
-        """Count the request, and answer 429 when nothing remains."""
+        """Count the request, and respond 429 when nothing remains."""
         if request.method == "GET" and response.is_content:
             if self.remaining <= 0:
                 rejection = error_response(429, "TOOMANYREQUESTS", "You have reached your pull rate limit.")
@@ -40,7 +40,7 @@ class RateLimit:
 
 
 class FakeRegistry(Content, Auth, FakeServer):
-    """A registry with content, authentication and faults, which remembers what it was asked.
+    """A registry with content, authentication and faults, which records every request.
 
     page_size           the most that tags/list and the catalog send at once
     strict_accept       hide manifests whose media type the client does not accept

@@ -1,4 +1,4 @@
-"""An answer as a value, and its way over the wire, faults included."""
+"""A planned response as a value, and sending it, faults included."""
 
 import asyncio
 import fcntl
@@ -15,7 +15,7 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from tests.fake_registry.gate import Gate
-from tests.fake_registry.journal import Journal, RecordedRequest
+from tests.fake_registry.request_log import RecordedRequest, RequestLog
 from tests.fake_registry.sources import InMemory, Source
 
 HIDDEN: web.ResponseKey[frozenset[str]] = web.ResponseKey("hidden", frozenset)
@@ -31,7 +31,7 @@ class Cut:
 
 @dataclass
 class PlannedResponse:
-    """What is going to be sent; the actions of faults change it.
+    """A response that is about to be sent; the actions of faults change it.
 
     The body is source[start:stop]. length is the Content-Length announced, None for chunked.
     hidden names headers that are not sent although aiohttp would add them.
@@ -56,7 +56,7 @@ class PlannedResponse:
         self.source, self.start, self.stop, self.length = source, 0, source.size, source.size
 
     def select(self, start: int, stop: int) -> None:
-        """Answer with source[start:stop] and the length that belongs to it."""
+        """Send source[start:stop] and the length that belongs to it."""
         self.start, self.stop, self.length = start, stop, stop - start
 
     @property
@@ -65,7 +65,7 @@ class PlannedResponse:
 
 
 def json_response(status: int, value: Any, headers: dict[str, str] | None = None) -> PlannedResponse:
-    """A JSON answer; the media type carries no charset."""
+    """A JSON response; the media type carries no charset."""
     body = InMemory(json.dumps(value).encode())
     return PlannedResponse.of(status, body, {"Content-Type": "application/json", **(headers or {})})
 
@@ -79,7 +79,7 @@ def error_response(
 
 
 def apply_range(response: PlannedResponse, header: str | None) -> None:
-    """Narrow a whole answer to the range asked for: 206, or 416; several ranges or nonsense stay 200."""
+    """Narrow a whole response to the requested range: 206, or 416; several ranges or nonsense stay 200."""
     found = re.fullmatch(r"bytes=(\d*)-(\d*)", header or "")
     if not found or found.group(0) == "bytes=-":
         return
@@ -100,9 +100,9 @@ def apply_range(response: PlannedResponse, header: str | None) -> None:
 
 
 async def send(
-    http_request: web.Request, request: RecordedRequest, response: PlannedResponse, journal: Journal
+    http_request: web.Request, request: RecordedRequest, response: PlannedResponse, log: RequestLog
 ) -> web.StreamResponse:
-    """Send the answer as planned, keeping `seen` up to date."""
+    """Send the response as planned, and record its progress in `request`."""
     stream = web.StreamResponse(status=response.status, headers=response.headers)
     stream[HIDDEN] = frozenset(name.lower() for name in response.hidden)
     if response.length is not None:
@@ -110,11 +110,11 @@ async def send(
     request.status = response.status
     request.responded_at = asyncio.get_running_loop().time()
     await stream.prepare(http_request)
-    journal.notify()
+    log.notify()
     if http_request.method == "HEAD" or response.status in (204, 304):
         request.outcome = "complete"
         return stream
-    await _send_body(stream, request, response, journal)
+    await _send_body(stream, request, response, log)
     is_short = response.length is not None and request.sent_bytes < response.length
     request.outcome = "cut" if response.cut or is_short else "complete"
     if response.cut and response.cut.reset:
@@ -125,7 +125,7 @@ async def send(
 
 
 async def _send_body(
-    stream: web.StreamResponse, request: RecordedRequest, response: PlannedResponse, journal: Journal
+    stream: web.StreamResponse, request: RecordedRequest, response: PlannedResponse, log: RequestLog
 ) -> None:
     for step in _steps(response):
         if isinstance(step, Gate):
@@ -133,7 +133,7 @@ async def _send_body(
             continue
         for piece in _slices(step, response.bytes_per_second):
             request.sent_bytes += len(piece)
-            journal.notify()
+            log.notify()
             await stream.write(piece)
             if response.bytes_per_second:
                 await asyncio.sleep(len(piece) / response.bytes_per_second)
@@ -166,7 +166,7 @@ async def reset(transport: asyncio.Transport | None) -> None:
     """Break the connection by RST, after the client has received everything sent so far.
 
     An RST discards what the kernel has not delivered yet, which would make `after` a matter of luck.
-    The kernel tells nobody when its queue runs empty, so it is asked until it does, for a second at most.
+    The kernel does not signal that its queue is empty, so it is polled, for a second at most.
     """
     if transport is None or transport.is_closing():
         return

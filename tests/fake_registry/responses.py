@@ -1,11 +1,11 @@
-"""The answers of a registry that does everything right."""
+"""The responses of a registry without faults."""
 
 import re
 from collections.abc import Sequence
 from urllib.parse import quote, urlencode
 
 from tests.fake_registry.content import INDEX, RepositoryContent, StoredManifest, referrers_index
-from tests.fake_registry.journal import Kind, RecordedRequest
+from tests.fake_registry.request_log import Kind, RecordedRequest
 from tests.fake_registry.response import PlannedResponse, apply_range, error_response, json_response
 from tests.fake_registry.sources import InMemory
 
@@ -53,7 +53,7 @@ def manifest_response(
 
 
 def blob_response(content: RepositoryContent, request: RecordedRequest) -> PlannedResponse:
-    """A blob or the part of it that was asked for."""
+    """A blob or the requested part of it."""
     digest = request.reference or ""
     source = content.blobs.get(digest)
     if source is None:
@@ -92,7 +92,7 @@ def catalog_response(names: Sequence[str], request: RecordedRequest, page_size: 
 
 
 def referrers_response(content: RepositoryContent, request: RecordedRequest) -> PlannedResponse:
-    """The referrers of a digest, filtered by any of the artifact types asked for; never 404."""
+    """The referrers of a digest, filtered by any of the requested artifact types; never 404."""
     digest = request.reference or ""
     if not re.fullmatch(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}", digest):
         return error_response(400, "DIGEST_INVALID")
@@ -105,14 +105,14 @@ def referrers_response(content: RepositoryContent, request: RecordedRequest) -> 
 
 def page_of(names: list[str], request: RecordedRequest, page_size: int) -> tuple[list[str], dict[str, str]]:
     """One page of names and the Link to the next; ValueError for an `n` that is no natural number."""
-    asked = int(request.query.get("n", page_size))
-    if asked < 0:
-        raise ValueError(f"n={asked}")
-    length = min(asked, page_size)
+    requested = int(request.query.get("n", page_size))
+    if requested < 0:
+        raise ValueError(f"n={requested}")
+    length = min(requested, page_size)
     last = request.query.get("last")
-    rest = [name for name in names if last is None or name > last]
-    page = rest[:length]
-    if not page or len(page) == len(rest):
+    remaining = [name for name in names if last is None or name > last]
+    page = remaining[:length]
+    if not page or len(page) == len(remaining):
         return page, {}
     query = urlencode({"last": page[-1], "n": length}, quote_via=quote)
     return page, {"Link": f'<{request.path}?{query}>; rel="next"'}

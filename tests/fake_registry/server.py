@@ -11,12 +11,12 @@ from aiohttp import hdrs, web
 from multidict import CIMultiDict, MultiDict
 
 from tests.fake_registry.faults import Action, Dropped, Fault, Hold, Pause, Stage
-from tests.fake_registry.journal import Journal, Kind, Match, RecordedRequest
+from tests.fake_registry.request_log import Kind, Match, RecordedRequest, RequestLog
 from tests.fake_registry.response import HIDDEN, PlannedResponse, reset, send
 
 
-class FakeServer(Journal, ABC):
-    """Serves what `answer` returns, applies the faults, and records everything.
+class FakeServer(RequestLog, ABC):
+    """Sends the response that `respond` returns, applies the faults, and records everything.
 
     Use it as an asynchronous context manager, or `start` and `stop` it; a server that is
     started again listens on the port that it had. connections counts the TCP connections
@@ -48,7 +48,7 @@ class FakeServer(Journal, ABC):
     def url(self) -> str:
         return f"{'https' if self._ssl_context else 'http'}://{self.host}"
 
-    # --- what a server of a certain kind adds ---
+    # --- for subclasses ---
 
     @abstractmethod
     def identify(self, http_request: web.Request) -> tuple[Kind, str | None, str | None]:
@@ -56,7 +56,7 @@ class FakeServer(Journal, ABC):
 
     @abstractmethod
     def respond(self, request: RecordedRequest) -> PlannedResponse:
-        """The answer of a server that works."""
+        """The response without any fault."""
 
     def listen(self) -> socket.socket:
         """The listening socket: on the port that it had, if it has had one."""
@@ -75,7 +75,7 @@ class FakeServer(Journal, ABC):
         times: int | None = 1,
         skip: int = 0,
     ) -> Fault:
-        """Let matching requests go wrong: the first `skip` are spared, the next `times` hit (None: all).
+        """Apply actions to matching requests: not to the first `skip`, then to the next `times` (None: all).
 
         Several faults may hit one request; they are applied in the order in which they were added.
         """
@@ -93,7 +93,7 @@ class FakeServer(Journal, ABC):
         times: int | None = None,
         skip: int = 0,
     ) -> Hold:
-        """Leave matching requests without an answer until the returned gate is released."""
+        """Delay the responses to matching requests until the returned gate is released."""
         hold = Hold()
         self.fault(
             hold,
@@ -121,10 +121,10 @@ class FakeServer(Journal, ABC):
         return pause
 
     def clear_faults(self) -> None:
-        """Work properly again; what is held at a gate stays there until that is released."""
+        """Remove all faults; requests at a gate wait until that is released."""
         self._faults.clear()
 
-    # --- life ---
+    # --- start and stop ---
 
     async def start(self) -> None:
         """Listen: on an ephemeral port the first time, on the same one afterwards."""
@@ -143,7 +143,7 @@ class FakeServer(Journal, ABC):
         )
 
     async def stop(self) -> None:
-        """Refuse connections and break those that are open; content, journal and faults stay."""
+        """Reject connections and break those that are open; content, journal and faults stay."""
         if self._listener is None or self._runner is None:
             return
         self._listener.close()
@@ -158,7 +158,7 @@ class FakeServer(Journal, ABC):
         return len(server.connections) if server else 0
 
     def drop_connections(self) -> None:
-        """Break every open connection, idle or in the middle of an answer."""
+        """Break every open connection, idle or in the middle of a response."""
         server = self._runner.server if self._runner else None
         for connection in server.connections if server else ():
             if connection.transport:
@@ -171,7 +171,7 @@ class FakeServer(Journal, ABC):
     async def __aexit__(self, *error: object) -> None:
         await self.stop()
 
-    # --- inside ---
+    # --- internal ---
 
     def _accept(self) -> asyncio.Protocol:
         """Called by the loop for each accepted connection, before any TLS handshake."""
@@ -196,7 +196,7 @@ class FakeServer(Journal, ABC):
             return web.Response()
         finally:
             if request.outcome == "waiting":
-                request.outcome = "broken off"
+                request.outcome = "aborted"
             self.notify()
 
     def _record(self, http_request: web.Request) -> RecordedRequest:
@@ -218,9 +218,9 @@ class FakeServer(Journal, ABC):
         return request
 
     async def _plan(self, request: RecordedRequest) -> PlannedResponse:
-        """Wait and fail as the faults want, and make up the answer.
+        """Apply the faults, and return the response to send.
 
-        The answer is made after the waiting, from the content of that moment.
+        The response is made after the waiting, from the content of that moment.
         """
         early = [f for f in self._faults if f.stage is Stage.ALWAYS and f.matches(request)]
         for action in [action for fault in early for action in fault.actions]:
@@ -251,7 +251,7 @@ async def _form(http_request: web.Request) -> MultiDict[str]:
 
 
 async def _hide_headers(http_request: web.Request, stream: web.StreamResponse) -> None:
-    """The server has added its own headers by now; take out what shall not be sent."""
+    """The server has added its own headers by now; remove those that are hidden."""
     for name in stream.get(HIDDEN, frozenset()):
         if name != hdrs.CONTENT_LENGTH.lower():
             stream.headers.popall(name, None)

@@ -29,7 +29,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class InMemory:
-    """Bytes held in memory."""
+    """Bytes in memory."""
 
     data: bytes
 

@@ -6,8 +6,8 @@ from typing import Self
 
 from aiohttp import web
 
-from tests.fake_registry.journal import Kind, RecordedRequest
 from tests.fake_registry.registry import FakeRegistry
+from tests.fake_registry.request_log import Kind, RecordedRequest
 from tests.fake_registry.response import PlannedResponse, apply_range
 from tests.fake_registry.server import FakeServer
 from tests.fake_registry.sources import InMemory, Source
@@ -35,7 +35,7 @@ class FakeStorage(FakeServer):
     """Serves blobs to those who come with a signed URL of the registry, byte for byte unchanged.
 
     Everything else is 403 with XML: an altered URL, an expired one, a HEAD. An Authorization
-    header is refused with 400, as S3 and Azure do. Its own journal has kind "storage" with the
+    header is rejected with 400, as S3 and Azure do. Its own requests have kind "storage" with the
     digest as reference. While it runs, the registry redirects all its blob requests here.
     """
 
@@ -66,7 +66,7 @@ class FakeStorage(FakeServer):
         return any({"Authorization", "Cookie"} & set(request.headers) for request in self.requests)
 
     def location(self, request: RecordedRequest) -> str:
-        """A fresh signed URL for the blob that the registry was asked for."""
+        """A new signed URL for the requested blob."""
         digest = request.reference or ""
         source = self.registry.repository(request.repository or "").blobs[digest]
         path = f"/data/{digest.replace(':', '%3A')}/~blob?{SIGNED}{len(self.signed):08x}"

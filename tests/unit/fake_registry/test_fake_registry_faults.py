@@ -191,7 +191,7 @@ async def test_a_client_that_leaves_a_hold_is_noticed(
         await http.get(blob, timeout=aiohttp.ClientTimeout(total=0.05))
     await hold.wait_for_arrivals()
     await hold.wait_until_empty()
-    assert [(request.status, request.outcome) for request in upstream.requests] == [(0, "broken off")]
+    assert [(request.status, request.outcome) for request in upstream.requests] == [(0, "aborted")]
 
 
 async def test_stopping_frees_what_is_held(http: aiohttp.ClientSession) -> None:
@@ -201,7 +201,7 @@ async def test_stopping_frees_what_is_held(http: aiohttp.ClientSession) -> None:
         await hold.wait_for_arrivals()
     with pytest.raises(aiohttp.ClientConnectionError):
         await asking
-    assert [request.outcome for request in upstream.requests] == ["broken off"]
+    assert [request.outcome for request in upstream.requests] == ["aborted"]
 
 
 async def test_waiting_in_vain_at_a_hold_fails(upstream: FakeRegistry) -> None:

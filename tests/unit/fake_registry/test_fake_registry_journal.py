@@ -95,7 +95,7 @@ async def test_a_client_that_breaks_off_is_remembered(
     response = await http.get(f"{upstream.url}/v2/a/blobs/{digest}")
     await response.content.readexactly(1000)
     response.close()
-    await upstream.wait_until(lambda: upstream.requests[0].outcome == "broken off")
+    await upstream.wait_until(lambda: upstream.requests[0].outcome == "aborted")
     (request,) = upstream.requests
     assert request.status == 200
     assert 1000 <= request.sent_bytes < 50_000_000

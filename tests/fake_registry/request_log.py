@@ -1,11 +1,12 @@
-"""What a fake server was asked, and the waiting for it."""
+"""The requests that a fake server has received, and waiting for them."""
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
 from multidict import CIMultiDict, MultiDict, MultiMapping
+
+from tests.fake_registry.notifier import TIMEOUT, Notifier
 
 Kind = Literal[
     "ping",
@@ -19,20 +20,18 @@ Kind = Literal[
     "upload",
     "other",
 ]
-Outcome = Literal["waiting", "complete", "cut", "broken off"]
-
-TIMEOUT = 10.0  # seconds that a test waits for an event before it fails
+Outcome = Literal["waiting", "complete", "cut", "aborted"]
 
 
 @dataclass(eq=False)
 class RecordedRequest:
-    """One request as it arrived, and how its answer fared. Recorded before anything is answered.
+    """One request as it arrived, and the outcome of its response. Recorded before the response begins.
 
     path and query_string are byte for byte what the client sent; query is decoded.
     form holds the fields of a POSTed form. reference is a tag or digest, None where none belongs.
-    status is 0 until the answer begins. sent_bytes counts body bytes handed to the connection,
-    which may be more than the client took in. outcome tells whether the answer was sent whole,
-    cut short by a fault, or broken off by the client. answered_at is the loop's time of the headers.
+    status is 0 until the response begins. sent_bytes counts body bytes written to the connection,
+    which may be more than the client received. outcome is "complete", "cut" by a fault, or "aborted"
+    by the client. answered_at is the loop's time of the headers.
     """
 
     method: str
@@ -56,7 +55,7 @@ class RecordedRequest:
 
     @property
     def scopes(self) -> list[str]:
-        """The scopes asked for at the token endpoint, in order."""
+        """The scopes requested at the token endpoint, in order."""
         lines = [*self.query.getall("scope", []), *self.form.getall("scope", [])]
         return [scope for line in lines for scope in line.split()]
 
@@ -68,7 +67,7 @@ class RecordedRequest:
 
 @dataclass(frozen=True)
 class Match:
-    """Which requests are meant; what is None does not matter. `where` decides the rest."""
+    """A filter of requests: None matches any value, and `where` is one more condition."""
 
     kind: Kind | None = None
     method: str | None = None
@@ -92,24 +91,19 @@ class Match:
         return " ".join(f"{name}={value}" for name, value in given.items()) or "any"
 
 
-class Journal:
-    """Remembers every request in order of arrival, and wakes tests when something happens."""
+class RequestLog(Notifier):
+    """Stores every request in order of arrival, and wakes tests when something happens."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.requests: list[RecordedRequest] = []
-        self._changed = asyncio.Event()
 
     def record(self, request: RecordedRequest) -> None:
         self.requests.append(request)
         self.notify()
 
-    def notify(self) -> None:
-        """Wake everybody who waits for a condition."""
-        self._changed.set()
-        self._changed = asyncio.Event()
-
     def clear(self) -> None:
-        """Forget the requests so far; those still being answered go on unrecorded."""
+        """Delete the requests so far; those in progress are not recorded again."""
         self.requests.clear()
 
     def find(
@@ -165,17 +159,5 @@ class Journal:
         await self.wait_until(lambda: len(found()) >= count, timeout, f"{count} x [{match}]")
         return found()
 
-    async def wait_until(
-        self, condition: Callable[[], bool], timeout: float = TIMEOUT, description: str = "the condition"
-    ) -> None:
-        """Wait until the condition holds; it is looked at whenever anything happens here.
-
-        Raises AssertionError when it does not hold within `timeout` seconds.
-        """
-        try:
-            async with asyncio.timeout(timeout):
-                while not condition():
-                    await self._changed.wait()
-        except TimeoutError:
-            requests = "\n  ".join(map(repr, self.requests)) or "nothing"
-            raise AssertionError(f"not within {timeout} s: {description}; requests:\n  {requests}") from None
+    def describe(self) -> str:
+        return "; requests:\n  " + ("\n  ".join(map(repr, self.requests)) or "none")
