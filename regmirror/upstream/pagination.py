@@ -1,4 +1,4 @@
-"""Lists that come in pages (``Link: </v2/…>; rel="next"``, RFC 8288)."""
+"""Pagination of lists by ``Link: </v2/…>; rel="next"`` (RFC 8288), and the memory that lists use."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _NEXT: Final = re.compile(r""";\s*rel\s*=\s*"?(?:[^";]*\s)?next(?:\s[^";]*)?"?\s
 
 @dataclass
 class ListBytes:
-    """How many bytes the lists have that are being read of one upstream."""
+    """The bytes of all lists of one upstream that are being read."""
 
     upstream: str
     total: int = 0
 
     @contextmanager
     def reading(self) -> Iterator[OneList]:
-        """For one list, whose pages are in memory until its end."""
+        """Account for one list, whose pages stay in memory until its end."""
         one = OneList(self)
         try:
             yield one
@@ -46,31 +46,30 @@ class OneList:
 
     @property
     def left(self) -> int:
-        """Bytes that its next page may have."""
+        """The most bytes that the next page may have."""
         return LIST_MAX - self.size
 
     def add(self, size: int) -> None:
-        """A page has been read; raises UpstreamFailed if that is too much beside all other lists."""
+        """Count a page; raises UpstreamFailed if all lists together have become too large."""
         self.size, self.all.total = self.size + size, self.all.total + size
         if self.all.total > LISTS_MAX:
-            message = f"sends lists of more than {LISTS_MAX} bytes at the same time"
+            message = f"sent lists of more than {LISTS_MAX} bytes at the same time"
             raise UpstreamFailed(self.all.upstream, message, reason="too-large")
 
 
 def read_page(upstream: str, payload: bytes, what: str) -> dict[str, Any]:
-    """The JSON object that a page is; raises UpstreamContentInvalid for anything else."""
+    """The JSON object in a page; raises UpstreamContentInvalid for anything else."""
     document = read_json(payload)
     if document is None:
-        raise UpstreamContentInvalid(upstream, f"sent what is not JSON for {what}", reason="not-json")
+        raise UpstreamContentInvalid(upstream, f"sent no JSON for {what}", reason="not-json")
     return document
 
 
 def next_page(current: URL, links: list[str]) -> URL | None:
     """The page that follows ``current``, or None.
 
-    Of an absolute link only path and query count: registries behind a proxy name themselves by
-    an internal host, and a list never continues on another one. A link out of the list's own
-    path ends it.
+    Only path and query of an absolute link are used: registries behind a proxy name an internal
+    host, and a list never continues on another one. A link to another path ends the list.
     """
     for match in _LINK.finditer(",".join(links)):
         if _NEXT.search(match[2]):

@@ -1,4 +1,4 @@
-"""Which proxy a request goes through: the upstream's own, else the environment's (B63).
+"""The proxy of a request: the upstream's own, else the environment's (B63).
 
 ``NO_PROXY`` excepts hosts from both, as in curl: names with their subdomains, ``host:port``,
 networks as ``10.0.0.0/8``, or ``*``.
@@ -22,20 +22,20 @@ from regmirror.urls import has_possible_authority
 
 @dataclass(frozen=True, slots=True)
 class Proxies:
-    """Proxies by scheme of the request, and what they are not for."""
+    """Proxies by the scheme of the request, and the environment with its exceptions."""
 
     by_scheme: Mapping[str, URL]
     environment: Mapping[str, str]
 
     def __repr__(self) -> str:
         hosts = {scheme: proxy.host for scheme, proxy in self.by_scheme.items()}
-        return f"Proxies({hosts})"  # a proxy's address may hold a password
+        return f"Proxies({hosts})"  # a proxy's URL may contain a password
 
     @classmethod
     def from_environment(cls, http_proxy: str = "") -> Proxies:
         """``http_proxy`` for everything if it is set, else HTTP_PROXY and HTTPS_PROXY.
 
-        Raises ConfigError for a variable that is no address of a proxy.
+        Raises ConfigError for a variable that is not the URL of a proxy.
         """
         environment = getproxies_environment()
         named = {scheme: http_proxy or environment.get(scheme, "") for scheme in ("http", "https")}
@@ -43,7 +43,7 @@ class Proxies:
         return cls(proxies, environment)
 
     def find(self, url: URL) -> tuple[URL | None, dict[str, str]]:
-        """The proxy for ``url`` without user and password, and the headers that are for it."""
+        """The proxy for ``url`` without user and password, and the headers for the proxy."""
         proxy = self.by_scheme.get(url.scheme)
         if proxy is None or self._is_excepted(url):
             return None, {}
@@ -60,13 +60,13 @@ class Proxies:
 def _url(name: str, text: str) -> URL:
     url = text if "://" in text else f"http://{text}"
     if not re.match("https?://", url, re.IGNORECASE) or not has_possible_authority(url):
-        reason = "is no address of a proxy (environment); write http://host:port or remove the variable"
+        reason = "is not a proxy URL (environment variable); write http://host:port or remove the variable"
         raise ConfigError(name, text, reason)
     return URL(url)
 
 
 def _excepts(entry: str, host: str, port: int | None) -> bool:
-    """Whether one entry of NO_PROXY means ``host``."""
+    """Whether one entry of NO_PROXY matches ``host``."""
     if entry == "*":
         return True
     try:

@@ -1,7 +1,7 @@
-"""The memory for encrypted bodies, which all downloads of a worker share (B18).
+"""The receive buffers of encrypted bodies; all downloads of a worker share their memory (B18).
 
-A download that is alone gets large buffers, which are quickest. The more there are, the smaller
-the buffers of those that begin.
+A single download gets large buffers, which are fastest. The more downloads run, the smaller are
+the buffers of the next one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ BUFFERS: Final = 3  # of a body: one being filled, one full, one with the reader
 
 
 class Buffers:
-    """What one body has: three buffers of ``size`` bytes."""
+    """Three buffers of ``size`` bytes, for one body."""
 
     def __init__(self, size: int) -> None:
         self.size, self.is_borrowed = size, True
@@ -28,14 +28,14 @@ class Buffers:
 
 
 class Pool:
-    """How much memory bodies have, and how much the next one gets."""
+    """The memory of all bodies, and the size of the next one's buffers."""
 
     def __init__(self, limit: int = LIMIT) -> None:
         self._limit = limit
         self.borrowed = 0  # bytes
 
     def borrow(self) -> Buffers:
-        """Buffers that take three quarters of what is left at most: there is some for the next body."""
+        """Borrow buffers of at most three quarters of the memory left, so that the next body gets some."""
         size, left = LARGEST, self._limit - self.borrowed
         while size > SMALLEST and size * BUFFERS * 4 > left * 3:
             size //= 2
@@ -43,7 +43,7 @@ class Pool:
         return Buffers(size)
 
     def give_back(self, buffers: Buffers) -> None:
-        """``buffers`` are needed no more. Idempotent."""
+        """Return ``buffers``. Idempotent."""
         if buffers.is_borrowed:
             buffers.is_borrowed = False
             self.borrowed -= buffers.size * BUFFERS

@@ -1,4 +1,4 @@
-"""The clients of every upstream, and what becomes of them when the configuration changes."""
+"""The clients of all upstreams, and their replacement at a reload."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from regmirror.upstream.client import UpstreamClient
 
 
 class Upstreams(Mapping[str, UpstreamClient]):
-    """The clients of every upstream that may be asked, by canonical name.
+    """The client of each configured upstream, by canonical name.
 
-    With ``offline`` each request fails before it connects anywhere (B37). What is known of their
-    health is shared with the processes that use the same ``directory``. ``renew`` follows a new
-    configuration; clients that are replaced stay open for what was started with them.
+    With ``offline`` each request fails before it connects anywhere (B37). Their
+    health is shared with the processes that use the same ``directory``. ``renew`` applies a new
+    configuration; replaced clients stay open for the requests that they have started.
     """
 
     def __init__(
@@ -48,10 +48,10 @@ class Upstreams(Mapping[str, UpstreamClient]):
     def renew(
         self, upstreams: Mapping[str, Upstream], changed: Set[str], *, offline: bool
     ) -> set[UpstreamClient]:
-        """Have clients for exactly ``upstreams``, new ones where the configuration ``changed``.
+        """Keep clients for exactly ``upstreams``, and make new ones where the configuration ``changed``.
 
-        Returns those replaced or removed, which are to be dismissed when nothing uses them any
-        more. Raises ConfigError as UpstreamClient does, and then nothing has changed.
+        Returns the replaced and removed ones; the caller dismisses them when nothing uses them any
+        more. Raises ConfigError as UpstreamClient does, and then changes nothing.
         """
         kept = {name: self._clients[name] for name in self._clients.keys() & upstreams.keys() - changed}
         made = {name: self._make(name, upstreams[name], offline) for name in upstreams.keys() - kept.keys()}
@@ -77,7 +77,7 @@ class Upstreams(Mapping[str, UpstreamClient]):
         return len(self._clients)
 
     async def close(self) -> None:
-        """Close every client, replaced ones too, also if closing one of them fails."""
+        """Close every client and every replaced one; an error of one does not stop the others."""
         await _close_all({*self._clients.values(), *self._replaced})
 
 

@@ -1,7 +1,7 @@
-"""Names of hosts, looked up in threads of each upstream's own.
+"""The DNS resolver of one upstream, with threads of its own.
 
-A name server that does not answer holds a thread for half a minute. The loop's own threads are
-few, and files are read and stored in them: one upstream's names must not stop those (B35).
+A name server that does not respond blocks a thread for half a minute. The event loop's threads are
+few and also read and write files: one upstream's DNS must not block those (B35).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class DnsResolver(AbstractResolver):
         return [_result(host, port, item) for item in found]
 
     async def close(self) -> None:
-        """Wait for nobody: a look-up cannot be broken off."""
+        """Shut down without waiting, because a lookup cannot be cancelled."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
@@ -40,13 +40,13 @@ def _result(host: str, port: int, found: tuple[int, int, str]) -> ResolveResult:
 
 
 def look_up(host: str, port: int, family: socket.AddressFamily) -> list[tuple[int, int, str]]:
-    """Family, protocol and address of every way to ``host``; raises OSError if there is none."""
+    """Family, protocol and address of every endpoint of ``host``; raises OSError if there is none."""
     found = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
     return [(kind, protocol, _written(address)) for kind, _, protocol, _, address in found]
 
 
 def _written(address: tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes]) -> str:
-    """An address as text; a link-local one with the interface that it is valid on."""
+    """An address as text; a link-local one with its interface."""
     if len(address) == 4 and address[3]:
         return socket.getnameinfo(address, socket.NI_NUMERICHOST)[0]
     return str(address[0])

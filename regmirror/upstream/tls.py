@@ -1,4 +1,4 @@
-"""TLS of one upstream: the certificates it may show and the one that we show (B63)."""
+"""TLS of one upstream: trusted authorities and the client certificate (B63)."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from regmirror.errors import ConfigError
 class Certificates:
     """Contexts for the upstream's own host, and for storage and token endpoints elsewhere.
 
-    ``True`` stands for aiohttp's own context with the system's authorities. The client
-    certificate identifies us, so that other hosts never see it. ``insecure`` is a statement about
-    the upstream's own host: any other host, such as a token endpoint, has to show a certificate
-    of an authority of the system or of ``ca_file``.
+    ``True`` stands for aiohttp's own context with the system's authorities. Other hosts
+    never see the client certificate, because it identifies the mirror. ``insecure`` applies to the
+    upstream's own host alone: the certificate of any other host, such as a token endpoint, is
+    verified against the authorities of the system and ``ca_file``.
     """
 
     own: ssl.SSLContext | bool
@@ -44,7 +44,7 @@ class Certificates:
 
 
 def _trusting(config: Upstream, key: str, *, is_private: bool = False) -> ssl.SSLContext | bool:
-    """A context with the authorities to trust; ``True`` if the shared one will do."""
+    """A context with the authorities to trust; ``True`` if the shared one suffices."""
     if not (config.ca_file or is_private):
         return True
     context = ssl.create_default_context()
@@ -53,7 +53,7 @@ def _trusting(config: Upstream, key: str, *, is_private: bool = False) -> ssl.SS
         try:
             context.load_verify_locations(Path(config.ca_file).expanduser())
         except (OSError, ssl.SSLError) as error:
-            reason = f"holds no certificates that can be read ({_brief(error)})"
+            reason = f"contains no readable certificates ({_brief(error)})"
             raise ConfigError(key, config.ca_file, reason) from None
     return context
 

@@ -1,7 +1,7 @@
-"""Reading ``WWW-Authenticate`` (RFC 9110 section 11.6.1), as registries really write it.
+"""The parser of ``WWW-Authenticate`` (RFC 9110 section 11.6.1), as registries send it.
 
 A line may hold several challenges, values may be unquoted or empty, commas may trail, and a
-quoted scope holds commas and spaces; so nothing is split before it has been tokenised.
+quoted scope contains commas and spaces; so lines are tokenised before they are split.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 _TOKEN: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-#: ``key = value`` or a lone word, which is a scheme (or the opaque data of one we do not know).
+#: ``key = value`` or a lone word, which is a scheme (or the opaque data of an unknown scheme).
 _PART: Final = re.compile(
     rf"""[\s,]*(?:
         (?P<key>{_TOKEN})[ \t]*=[ \t]*
@@ -43,20 +43,20 @@ class Challenge:
 
     @property
     def scopes(self) -> tuple[str, ...]:
-        """The scopes asked for: separated by spaces, each kept as it is."""
+        """The requested scopes: separated by spaces, otherwise unchanged."""
         return tuple(self.parameters.get("scope", "").split())
 
 
 def parse_challenges(lines: Iterable[str]) -> list[Challenge]:
-    """Every challenge of every header line, in order; what cannot be read is passed over."""
+    """Every challenge of every header line, in order; malformed parts are skipped."""
     return [one for line in lines for one in _parse_line(line[:_LONGEST].rstrip(" \t,"))]
 
 
 def preferred(challenges: Iterable[Challenge]) -> Challenge | None:
     """The challenge to answer: Bearer with a realm before Basic, whatever their order."""
-    known = list(challenges)
-    bearer = (one for one in known if one.scheme == "bearer" and one.realm)
-    basic = (one for one in known if one.scheme == "basic")
+    candidates = list(challenges)
+    bearer = (one for one in candidates if one.scheme == "bearer" and one.realm)
+    basic = (one for one in candidates if one.scheme == "basic")
     return next(bearer, None) or next(basic, None)
 
 

@@ -10,13 +10,13 @@ import signal
 from contextlib import suppress
 from typing import Final
 
-TIMEOUT: Final = 15.0  # seconds; some helpers ask a cloud's API
+TIMEOUT: Final = 15.0  # seconds; some helpers call a cloud's API
 _OUTPUT_MAX: Final = 1024 * 1024  # bytes
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
 class HelperFailed(Exception):
-    """A helper that is named in a file did not do its work; the text never holds its output."""
+    """A helper failed; the text does not contain its output."""
 
 
 async def run_helper(helper: str, server: str, timeout: float = TIMEOUT) -> tuple[str, str] | None:
@@ -30,12 +30,12 @@ async def run_helper(helper: str, server: str, timeout: float = TIMEOUT) -> tupl
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
-            start_new_session=True,  # so that what it started can be ended with it
+            start_new_session=True,  # so that its child processes can be killed with it
         )
     except OSError as error:
         reason = (error.strerror or "error").lower()
         raise HelperFailed(f"cannot be started: {reason}") from None
-    output = await _talk(process, server.encode(), timeout)
+    output = await _communicate(process, server.encode(), timeout)
     if process.returncode:
         if b"credentials not found" in output.lower():
             return None
@@ -43,12 +43,12 @@ async def run_helper(helper: str, server: str, timeout: float = TIMEOUT) -> tupl
     return _parse(output)
 
 
-async def _talk(process: asyncio.subprocess.Process, server: bytes, timeout: float) -> bytes:
+async def _communicate(process: asyncio.subprocess.Process, server: bytes, timeout: float) -> bytes:
     try:
         async with asyncio.timeout(timeout):
             output, _ = await process.communicate(server)
     except TimeoutError:
-        raise HelperFailed(f"did not answer within {timeout:g} s") from None
+        raise HelperFailed(f"timed out after {timeout:g} s") from None
     finally:
         if process.returncode is None:
             with suppress(ProcessLookupError, PermissionError):
@@ -59,10 +59,10 @@ async def _talk(process: asyncio.subprocess.Process, server: bytes, timeout: flo
 
 def _parse(output: bytes) -> tuple[str, str]:
     try:
-        told = json.loads(output)
-        username, secret = told["Username"], told["Secret"]
+        result = json.loads(output)
+        username, secret = result["Username"], result["Secret"]
     except (ValueError, TypeError, KeyError, RecursionError):
-        raise HelperFailed("did not answer with Username and Secret") from None
+        raise HelperFailed("did not print Username and Secret") from None
     if not isinstance(username, str) or not isinstance(secret, str):
-        raise HelperFailed("did not answer with Username and Secret")
+        raise HelperFailed("did not print Username and Secret")
     return username, secret

@@ -1,9 +1,9 @@
-"""The user name and password of one upstream, from wherever they are kept (B62).
+"""The credential of one upstream, and its sources (B62).
 
 Sources, by precedence: ``username`` with ``password`` or ``password_file``, then
-``docker_config``. Files are read again when they change and when an upstream refuses what they
-held. A source that is configured but cannot be used is an error that names it: going on
-anonymously would quietly change rate limits and hide private images.
+``docker_config``. Files are read again when they change and when an upstream rejects the credential.
+A configured source that cannot be used is an error that names it: anonymous requests would silently
+change rate limits and hide private images.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from regmirror.singleflight import SingleFlight
 from regmirror.upstream.auth.credential_helpers import HelperFailed, run_helper
 from regmirror.upstream.auth.docker_config import Document, Entry, Unusable, parse_config, server_keys
 
-HELPER_MAX_AGE: Final = 60.0  # seconds; helpers are slow, and what they tell rotates
+HELPER_MAX_AGE: Final = 60.0  # seconds; helpers are slow, and credentials rotate
 _FINGERPRINT_KEY: Final = secrets.token_bytes(32)
 _FILE_MAX: Final = 1024 * 1024  # bytes
 
@@ -38,7 +38,7 @@ def basic_authorization(username: str, password: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """Who we are at an upstream.
+    """A user name and a secret for an upstream.
 
     ``secret`` is a password; a refresh token if ``is_identity`` (it is exchanged for access
     tokens); a bearer token to use as it is if ``is_token``.
@@ -66,36 +66,36 @@ RunHelper = Callable[[str, str], Awaitable[tuple[str, str] | None]]
 
 class CredentialSource(Protocol):
     async def find(self, repository: str, *, is_refused: bool = False) -> Credential | None:
-        """The credential for a repository of the upstream, or None: ask anonymously.
+        """The credential for a repository of the upstream; None for anonymous requests.
 
-        After a refusal (``is_refused``) nothing remembered is used. Raises UpstreamFailed with
+        After a rejection (``is_refused``) no cached credential is used. Raises UpstreamFailed with
         reason ``credentials`` if what is configured cannot be used.
         """
         ...
 
     async def close(self) -> None:
-        """End what is being asked of helpers."""
+        """Cancel running helpers."""
         ...
 
 
 def credential_source(
     name: str,
-    home: URL,
+    base_url: URL,
     config: Upstream,
     *,
     clock: Callable[[], float] = time.monotonic,
-    ask: RunHelper = run_helper,
+    run: RunHelper = run_helper,
 ) -> CredentialSource:
     """The source that an upstream's configuration describes."""
     if config.username or config.password.get_secret_value() or config.password_file:
         return _Password(name, config)
     if config.docker_config:
-        return _DockerConfig(name, config.docker_config, home, clock, ask)
+        return _DockerConfig(name, config.docker_config, base_url, clock, run)
     return _Nothing()
 
 
 class _Nothing:
-    """Nothing is configured: every request is anonymous."""
+    """No credential: every request is anonymous."""
 
     async def find(self, repository: str, *, is_refused: bool = False) -> Credential | None:
         return None
@@ -138,22 +138,24 @@ class _Password:
 class _DockerConfig:
     """Docker's ``config.json`` or podman's ``auth.json``."""
 
-    def __init__(self, name: str, path: str, home: URL, clock: Callable[[], float], ask: RunHelper) -> None:
+    def __init__(
+        self, name: str, path: str, base_url: URL, clock: Callable[[], float], run: RunHelper
+    ) -> None:
         self._file = _WatchedFile(name, "docker_config", path)
-        self._name, self._home, self._clock, self._ask = name, home, clock, ask
+        self._name, self._base_url, self._clock, self._run = name, base_url, clock, run
         self._parsed: tuple[bytes, Document] | None = None
-        self._told: dict[tuple[str, str], tuple[float, Credential | None]] = {}
-        self._asking: SingleFlight[tuple[str, str], Credential | None] = SingleFlight()
+        self._helper_results: dict[tuple[str, str], tuple[float, Credential | None]] = {}
+        self._flights: SingleFlight[tuple[str, str], Credential | None] = SingleFlight()
 
     def __repr__(self) -> str:
         return f"_DockerConfig({str(self._file.path)!r})"
 
     async def find(self, repository: str, *, is_refused: bool = False) -> Credential | None:
         document = self._document(is_refused=is_refused)
-        keys = server_keys(self._name, self._home, repository)
+        keys = server_keys(self._name, self._base_url, repository)
         for helper, server in document.helpers(keys):
-            if told := await self._ask_helper(helper, server, is_refused=is_refused):
-                return told
+            if result := await self._find_by_helper(helper, server, is_refused=is_refused):
+                return result
         try:
             entry = document.entry(keys)
         except Unusable as error:
@@ -161,7 +163,7 @@ class _DockerConfig:
         return None if entry is None else _of_entry(entry)
 
     async def close(self) -> None:
-        await self._asking.close()
+        await self._flights.close()
 
     def _document(self, *, is_refused: bool) -> Document:
         content = self._file.read(is_refused=is_refused)
@@ -172,20 +174,20 @@ class _DockerConfig:
                 raise self._file.unusable(str(error)) from None
         return self._parsed[1]
 
-    async def _ask_helper(self, helper: str, server: str, *, is_refused: bool) -> Credential | None:
-        remembered = self._told.get((helper, server))
-        if remembered and self._clock() < remembered[0] and not is_refused:
-            return remembered[1]
-        return await self._asking.do((helper, server), lambda: self._run_helper(helper, server))
+    async def _find_by_helper(self, helper: str, server: str, *, is_refused: bool) -> Credential | None:
+        cached = self._helper_results.get((helper, server))
+        if cached and self._clock() < cached[0] and not is_refused:
+            return cached[1]
+        return await self._flights.do((helper, server), lambda: self._run_helper(helper, server))
 
     async def _run_helper(self, helper: str, server: str) -> Credential | None:
         try:
-            told = await self._ask(helper, server)
+            result = await self._run(helper, server)
         except HelperFailed as error:
             message = f"docker-credential-{helper}, named by {self._file.path}, {error}"
             raise UpstreamFailed(self._name, message, reason="credentials") from None
-        credential = None if told is None else _of_helper(*told)
-        self._told[helper, server] = self._clock() + HELPER_MAX_AGE, credential
+        credential = None if result is None else _of_helper(*result)
+        self._helper_results[helper, server] = self._clock() + HELPER_MAX_AGE, credential
         return credential
 
 
@@ -195,7 +197,7 @@ class _WatchedFile:
     def __init__(self, upstream: str, key: str, path: str) -> None:
         self.path = Path(path).expanduser() if path else None
         self._upstream, self._key = upstream, key
-        self._seen: tuple[int, int, int] | None = None
+        self._version: tuple[int, int, int] | None = None
         self._content = b""
 
     def read(self, *, is_refused: bool = False) -> bytes:
@@ -205,15 +207,15 @@ class _WatchedFile:
         try:
             with self.path.open("rb") as file:
                 status = os.fstat(file.fileno())
-                seen = (status.st_mtime_ns, status.st_size, status.st_ino)
-                if is_refused or seen != self._seen:
-                    self._content, self._seen = file.read(_FILE_MAX), seen
+                version = (status.st_mtime_ns, status.st_size, status.st_ino)
+                if is_refused or version != self._version:
+                    self._content, self._version = file.read(_FILE_MAX), version
         except OSError as error:
             raise self.unusable((error.strerror or "cannot be read").lower()) from None
         return self._content
 
     def unusable(self, why: str) -> UpstreamError:
-        """The error that names the file and never its content."""
+        """An error that names the file and does not contain its content."""
         message = f"the {self._key} {self.path}: {why}; correct the file or remove the key"
         return UpstreamFailed(self._upstream, message, reason="credentials")
 

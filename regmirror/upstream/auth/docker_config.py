@@ -1,11 +1,11 @@
-"""Docker's ``config.json`` and podman's ``auth.json``: which entry speaks for a registry.
+"""Docker's ``config.json`` and podman's ``auth.json``: the credential of a registry.
 
     {"auths": {"<key>": {"auth": base64("user:password"), "username": …, "password": …,
                          "identitytoken": …, "registrytoken": …}},
      "credHelpers": {"<key>": "<helper>"}, "credsStore": "<helper>"}
 
 A key is a host, with or without ``https://`` and a path (``https://index.docker.io/v1/`` for
-Docker Hub); podman also has namespaces as in ``quay.io/team``, of which the longest counts.
+Docker Hub); podman also has namespaces as in ``quay.io/team``, of which the longest match is used.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _HEADER_SAFE: Final = re.compile(r"[\x21-\x7e]+")
 
 
 class Unusable(Exception):
-    """The file cannot be used; the text says why and never holds its content."""
+    """The file cannot be used; the text is the reason, without content of the file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What one key of ``auths`` holds; exactly one of the secrets is set."""
+    """The value of one key of ``auths``; exactly one of the secrets is set."""
 
     username: str = ""
     password: str = field(default="", repr=False)
@@ -51,19 +51,19 @@ class Entry:
 class Keys:
     """The spellings under which a repository's registry may be listed, best first.
 
-    ``places`` are normalised (``host``, ``host/namespace``); ``servers`` are what a helper is
-    asked for.
+    ``places`` are normalised (``host``, ``host/namespace``); ``servers`` are the
+    arguments of a helper.
     """
 
     places: tuple[str, ...]
     servers: tuple[str, ...]
 
 
-def server_keys(name: str, home: URL, repository: str) -> Keys:
-    """The keys for ``repository`` of the upstream called ``name`` at ``home``."""
-    host = host_of(home)
+def server_keys(name: str, base_url: URL, repository: str) -> Keys:
+    """The keys for ``repository`` of the upstream called ``name`` at ``base_url``."""
+    host = host_of(base_url)
     bracketed = f"[{host}]" if ":" in host else host
-    authority = bracketed if home.is_default_port() else f"{bracketed}:{home.port}"
+    authority = bracketed if base_url.is_default_port() else f"{bracketed}:{base_url.port}"
     hosts = list(dict.fromkeys((name, authority)))
     is_hub = bool({name, authority} & set(_HUB_HOSTS))
     if is_hub:
@@ -83,7 +83,7 @@ class Document:
     creds_store: str
 
     def helpers(self, keys: Keys) -> Iterator[tuple[str, str]]:
-        """Helpers to ask and the server to ask them for: the registry's own, then the store."""
+        """The helpers to run, with the server to pass: the registry's own, then ``credsStore``."""
         for place in keys.places:
             if helper := self.cred_helpers.get(place):
                 yield helper, keys.servers[0] if HUB_KEY in keys.servers else place
@@ -93,7 +93,7 @@ class Document:
                 yield self.creds_store, server
 
     def entry(self, keys: Keys) -> Entry | None:
-        """The most specific entry that holds something; raises Unusable if it is malformed."""
+        """The most specific entry that is not empty; raises Unusable if it is malformed."""
         for place in keys.places:
             if (raw := self.auths.get(place)) and (entry := _entry(raw, place)):
                 return entry
@@ -101,7 +101,7 @@ class Document:
 
 
 def parse_config(content: bytes) -> Document:
-    """Read the file; raises Unusable for anything that is not such a file."""
+    """Read the file; raises Unusable if it is malformed."""
     try:
         raw = json.loads(content)
     except (ValueError, RecursionError):

@@ -58,7 +58,7 @@ def docker_config(tmp_path):
     def make(document, place=HUB, helpers=None, clock=None):
         path.write_text(document if isinstance(document, str) else json.dumps(document))
         config = Upstream(docker_config=str(path))
-        return credential_source(*place, config, clock=clock or Clock(), ask=helpers or Helpers())
+        return credential_source(*place, config, clock=clock or Clock(), run=helpers or Helpers())
 
     make.path = path
     return make
