@@ -1,21 +1,27 @@
-"""The rest of a large body, taken over from aiohttp, which would copy it several times.
+"""The rest of a large body, read from the socket directly; aiohttp would copy it several times.
 
-Once the headers of an answer are here, its connection is taken away from aiohttp. Plain bytes are
-moved by the kernel from the socket into a file and never pass through this process; encrypted ones
-are decrypted into buffers that are used again and again. Such a connection serves no further
-request, so that only large bodies are worth it.
+After the headers of a response the connection is detached from aiohttp. The kernel moves plain bytes
+from the socket into a file, so that they never pass through this process; encrypted ones are
+decrypted into buffers that are used again. Such a connection serves no further request, so only
+large bodies are detached.
+
+aiohttp has no public way to do this: ``is_supported`` checks the members that are used here.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import cache
 from typing import Final, Protocol, TypeVar
 
 import aiohttp
+from aiohttp.base_protocol import BaseProtocol
+from aiohttp.connector import Connection
 
 from regmirror.upstream.receive_buffers import POOL
 
@@ -27,40 +33,52 @@ PLAIN_MIN: Final = 1024 * 1024  # bytes still to come that are worth a connectio
 ENCRYPTED_MIN: Final = 8 * 1024 * 1024  # and a handshake
 
 
+#: Members of aiohttp that are not documented, or documented without a promise of what they return.
+_MEMBERS: Final = (
+    (aiohttp.ClientResponse, ("connection", "content_length")),
+    (Connection, ("transport", "protocol")),
+    (aiohttp.StreamReader, ("read_nowait",)),
+    (BaseProtocol, ("pause_reading", "connection_lost")),
+)
+_log: Final = logging.getLogger(__name__)
+
+
 class Moved(Protocol):
-    """What was taken out of a socket; no bytes mean that the connection has ended."""
+    """The bytes taken out of a socket; none if the connection has ended."""
 
     @property
     def count(self) -> int: ...
 
 
 M = TypeVar("M", bound=Moved)
-#: Takes at most so many bytes that have arrived at a socket; None if none have.
+#: Takes at most so many bytes out of a socket, given by its descriptor; None if none have arrived.
 Move = Callable[[int, int], Awaitable[M | None]]
 
 
 class DetachedBody(Protocol):
-    """The last bytes of a body. A connection that breaks is an early end; TimeoutError is raised if
-    nothing comes for ``read_timeout``.
+    """The last bytes of a body. A broken connection is an early end; raises TimeoutError if nothing
+    arrives for ``read_timeout``.
     """
 
     async def read(self) -> bytes | memoryview:
-        """What has arrived, at least one byte, to be used until the next call; nothing at the end,
-        whether it is complete or not.
+        """The bytes that have arrived, at least one; empty at the end, complete or not. Valid until
+        the next call.
         """
         ...
 
     async def splice(self, move: Move[M]) -> M | None:
-        """Have ``move`` take what has arrived; None at the end, and when only ``read`` can."""
+        """Let ``move`` take bytes that have arrived; None at the end, and where only ``read`` can."""
         ...
 
     def close(self) -> None:
-        """Give up what has not been read. The connection itself is aiohttp's to close."""
+        """Discard the rest. aiohttp closes the connection itself."""
         ...
 
 
 def detach_body(response: aiohttp.ClientResponse, timeout: float) -> DetachedBody | None:
-    """The rest of a body, from now on out of aiohttp's hands; None if that is not worth it."""
+    """Detach the rest of a body; None if it is too small, or aiohttp does not allow it."""
+    if not is_supported():
+        return None
     connection, content = response.connection, response.content
     length = None if "Transfer-Encoding" in response.headers else response.content_length
     if connection is None or length is None:
@@ -71,28 +89,56 @@ def detach_body(response: aiohttp.ClientResponse, timeout: float) -> DetachedBod
     is_encrypted = transport.get_extra_info("ssl_object") is not None
     if length - content.total_bytes < (ENCRYPTED_MIN if is_encrypted else PLAIN_MIN):
         return None
-    held: deque[bytes] = deque()
-    while piece := content.read_nowait(READ_MAX):  # taking it lets the parser go on with what it holds
-        held.append(piece)
+    buffered: deque[bytes] = deque()
+    while piece := content.read_nowait(READ_MAX):  # an empty buffer lets the parser continue
+        buffered.append(piece)
     protocol.pause_reading()
     remaining = length - content.total_bytes
     if is_encrypted:
-        return EncryptedBody(transport, held, remaining, timeout)
+        return EncryptedBody(transport, buffered, remaining, timeout)
     descriptor = os.dup(transport.get_extra_info("socket").fileno())
-    return PlainBody(descriptor, held, remaining, timeout)
+    return PlainBody(descriptor, buffered, remaining, timeout)
+
+
+@cache
+def is_supported() -> bool:
+    """Whether the installed aiohttp has every member that a detached body uses.
+
+    Otherwise bodies are read through aiohttp. The result is computed once in a process, without a
+    connection, and a warning is logged then.
+    """
+    if all(hasattr(owner, name) for owner, names in _MEMBERS for name in names) and _reads_ahead():
+        return True
+    message = "detached bodies are off, so downloads are slower: aiohttp %s is not supported; install %s"
+    _log.warning(message, aiohttp.__version__, "aiohttp>=3.14,<3.15")
+    return False
+
+
+def _reads_ahead() -> bool:
+    """Whether a stream returns its bytes in pieces and counts them."""
+    loop = asyncio.new_event_loop()
+    try:
+        protocol = BaseProtocol(loop)
+        content = aiohttp.StreamReader(protocol, 2**16, loop=loop)
+        content.feed_data(b"abc")
+        pieces = content.read_nowait(2), content.read_nowait(READ_MAX), content.read_nowait(READ_MAX)
+        return (pieces, content.total_bytes) == ((b"ab", b"c", b""), 3)
+    except (AttributeError, TypeError, RuntimeError):
+        return False
+    finally:
+        loop.close()
 
 
 class PlainBody:
-    """``remaining`` bytes in a socket, after those that are ``held`` already."""
+    """``remaining`` bytes of a socket, after the ``buffered`` ones."""
 
-    def __init__(self, descriptor: int, held: deque[bytes], remaining: int, timeout: float) -> None:
+    def __init__(self, descriptor: int, buffered: deque[bytes], remaining: int, timeout: float) -> None:
         self._descriptor, self._timeout = descriptor, timeout
-        self._held, self._remaining = held, remaining
+        self._buffered, self._remaining = buffered, remaining
 
     async def read(self) -> bytes:
-        """See DetachedBody."""
-        if self._held:
-            return self._held.popleft()
+        if self._buffered:
+            return self._buffered.popleft()
         while self._remaining:
             await self._wait()
             try:
@@ -106,8 +152,7 @@ class PlainBody:
         return b""
 
     async def splice(self, move: Move[M]) -> M | None:
-        """See DetachedBody."""
-        if self._held or not self._remaining:
+        if self._buffered or not self._remaining:
             return None
         moved = None
         with suppress(ConnectionError):
@@ -118,7 +163,7 @@ class PlainBody:
         return moved
 
     async def _wait(self) -> None:
-        """Until there is something to take, or the connection has ended."""
+        """Wait until bytes have arrived or the connection has ended."""
         loop = asyncio.get_running_loop()
         arrived: asyncio.Future[None] = loop.create_future()
         loop.add_reader(self._descriptor, _settle, arrived)
@@ -129,21 +174,20 @@ class PlainBody:
             loop.remove_reader(self._descriptor)
 
     def close(self) -> None:
-        """See DetachedBody."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
 
 
 class EncryptedBody(asyncio.BufferedProtocol):
-    """``remaining`` bytes that a TLS transport decrypts, after those that are ``held`` already."""
+    """``remaining`` bytes that a TLS transport decrypts, after the ``buffered`` ones."""
 
     def __init__(
-        self, transport: asyncio.Transport, held: deque[bytes], remaining: int, timeout: float
+        self, transport: asyncio.Transport, buffered: deque[bytes], remaining: int, timeout: float
     ) -> None:
         self._transport, self._timeout = transport, timeout
         self._former = transport.get_protocol()
-        self._held, self._remaining = held, remaining
+        self._buffered, self._remaining = buffered, remaining
         self._buffers = POOL.borrow()
         self._size, self._free = self._buffers.size, deque(self._buffers.take())
         self._current, self._filled = self._free.popleft(), 0
@@ -157,9 +201,8 @@ class EncryptedBody(asyncio.BufferedProtocol):
     # --- the reader's side ---
 
     async def read(self) -> bytes | memoryview:
-        """See DetachedBody."""
-        if self._held:
-            return self._held.popleft()
+        if self._buffered:
+            return self._buffered.popleft()
         self._take_back()
         while self._remaining and not self._full and not self._has_ended:
             is_enough = self._filled >= self._remaining or not await self._may_fill_up()
@@ -168,7 +211,7 @@ class EncryptedBody(asyncio.BufferedProtocol):
         return self._take()
 
     async def _may_fill_up(self) -> bool:
-        """Wait for more; false if what is there should go now, since nothing more has come."""
+        """Wait for more bytes; false if the buffered ones should be returned now."""
         if not self._filled:
             await self._wait(self._timeout)
             return True
@@ -178,11 +221,10 @@ class EncryptedBody(asyncio.BufferedProtocol):
         return False
 
     async def splice(self, move: Move[M]) -> M | None:
-        """See DetachedBody: what is encrypted has to be read."""
+        """None: encrypted bytes have to be read."""
         return None
 
     def close(self) -> None:
-        """See DetachedBody."""
         self._transport.pause_reading()
         # The transport may keep this object until the peer has answered the end of TLS.
         self._is_closed = True
@@ -192,7 +234,7 @@ class EncryptedBody(asyncio.BufferedProtocol):
         POOL.give_back(self._buffers)
 
     def _take(self) -> memoryview:
-        """What has been filled, oldest first; nothing at the end."""
+        """The oldest filled buffer; empty at the end."""
         if not self._full and self._filled:
             self._put_current()
         if not self._remaining or not self._full:
@@ -203,7 +245,7 @@ class EncryptedBody(asyncio.BufferedProtocol):
         return piece
 
     def _take_back(self) -> None:
-        """The reader needs the buffer no more that it was lent."""
+        """Reuse the buffer that the reader has finished with."""
         if self._lent is None:
             return
         whole = memoryview(self._lent.obj)
