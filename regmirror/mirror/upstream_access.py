@@ -131,7 +131,7 @@ class UpstreamAccess:
         health, clock = self.upstreams[repository.upstream].health, asyncio.get_running_loop().time
         open_circuit = health.find_open_circuit()
         began = active_at = clock() - age
-        activity = health.signs.watch(repository.name, subject)
+        activity = health.activity.watch(repository.name, subject)
         seconds = GRACE if open_circuit else self._stale_deadline if has_stale else self._cold_deadline
         while True:
             deadline = min(active_at + seconds, began + self._longest)
@@ -144,10 +144,10 @@ class UpstreamAccess:
             if open_circuit:
                 raise open_circuit
             waited = clock() - began
-            if has_stale or activity.heard_at <= active_at or waited >= self._longest:
+            if has_stale or activity.last_at <= active_at or waited >= self._longest:
                 health.note_slow(waited)
                 raise timeout_error(repository)
-            active_at = activity.heard_at
+            active_at = activity.last_at
 
     @contextmanager
     def mapping_to_unknown(self, key: RequestKey, unknown: type[RegistryError]) -> Iterator[None]:

@@ -1,7 +1,7 @@
-"""What an upstream did, in our words: the border where foreign exceptions stop.
+"""Errors of upstreams: maps exceptions of aiohttp, ssl and sockets, and HTTP statuses.
 
-Texts name the upstream, what it did and a remedy. They never hold a query string, a header or
-the text of a foreign exception, any of which may carry a signature or a password.
+Messages name the upstream, what it did and a remedy. They never contain a query string, a header
+or the text of a foreign exception, any of which may carry a signature or a password.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from __future__ import annotations
 import errno
 import socket
 import ssl
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Final
@@ -30,12 +29,9 @@ from regmirror.upstream.health.circuit import WAIT_MAX
 
 RETRY_AFTER_DEFAULT: Final = 60.0  # seconds
 RETRY_AFTER_MAX: Final = WAIT_MAX
-#: Answers of 500 and above that are about the request and say nothing of how the upstream is.
-_MERE_REFUSALS: Final = (501, 505)
-#: What is wrong here and not there.
-_OWN: Final = ("offline", "closed")
-#: Reasons of UpstreamFailed that mean no usable answer came from the upstream or its token endpoint.
-_BROKEN: Final = ("token", "protocol", "truncated")
+#: Everything that a request to an upstream may raise. OSError covers ssl.SSLError, TimeoutError and a
+#: refused or reset connection; UnicodeError is a host name that cannot be encoded for DNS.
+WIRE_ERRORS: Final = (aiohttp.ClientError, OSError, UnicodeError)
 
 _REMEDIES: Final = {
     "dns": "has a name that does not exist; check the url",
@@ -44,59 +40,29 @@ _REMEDIES: Final = {
     "certificate, or insecure = true",
     "tls": "does not complete the TLS handshake; check that its port speaks https "
     "(if it does not, write the url with http://)",
-    "reset": "broke the connection before it answered",
+    "reset": "broke the connection before it responded",
     "proxy": "cannot be reached through the proxy; check http_proxy and the proxy variables",
     "network": "cannot be reached; check the route and the firewall",
 }
 _NO_NAME_SERVER: Final = (
-    "cannot be looked up, since no name server has an answer; check this machine's name servers"
+    "cannot be resolved, because no name server responds; check this machine's name servers"
 )
 
 
-def is_failure(error: UpstreamError) -> bool:
-    """Whether ``error``, raised in place of an answer, says that the upstream itself is broken."""
-    if error.is_elsewhere or error.reason in _OWN:
-        return False
-    if isinstance(error, UpstreamTimeout | UpstreamUnreachable):
-        return True
-    return isinstance(error, UpstreamFailed) and error.reason in _BROKEN
-
-
-def is_failing_status(status: int) -> bool:
-    """Whether an answer of the upstream itself says that it is broken."""
-    return status >= 500 and status not in _MERE_REFUSALS
-
-
-@contextmanager
-def mapped(upstream: str, host: str) -> Iterator[None]:
-    """Turn whatever goes wrong on the wire to ``host`` into an UpstreamError.
-
-    ``from None``, because the text of what came before may hold a signed URL.
-    """
-    try:
-        yield
-    except UpstreamError:
-        raise
-    except (aiohttp.ClientError, OSError, UnicodeError) as error:
-        # OSError covers ssl.SSLError, TimeoutError and a refused or reset connection; UnicodeError
-        # is a host name that cannot be written for the name server.
-        raise explain(upstream, host, error) from None
-
-
-def explain(upstream: str, host: str, error: BaseException) -> UpstreamError:
-    """The UpstreamError for what aiohttp, ssl or a socket raised."""
+def map_error(upstream: str, host: str, error: BaseException) -> UpstreamError:
+    """The UpstreamError for one of WIRE_ERRORS; its text contains nothing of that error's text."""
     if isinstance(error, TimeoutError):
         return _timeout(upstream, host, error)
     if isinstance(error, aiohttp.ClientPayloadError):
-        message = f"{host} ended its answer before it was complete"
+        message = f"{host} ended its response before it was complete"
         return UpstreamFailed(upstream, message, reason="truncated")
     if isinstance(error, aiohttp.ClientHttpProxyError):
-        message = f"its proxy answered {error.status} instead of opening a connection to {host}"
+        message = f"its proxy returned {error.status} instead of opening a connection to {host}"
         return UpstreamUnreachable(upstream, message, reason="proxy")
     if isinstance(error, aiohttp.InvalidURL | UnicodeError):
-        return UpstreamFailed(upstream, "named an address that cannot be asked", reason="redirect")
+        return UpstreamFailed(upstream, "named a URL that cannot be requested", reason="redirect")
     if isinstance(error, aiohttp.ClientResponseError):
-        return UpstreamFailed(upstream, f"{host} does not answer in HTTP", reason="protocol")
+        return UpstreamFailed(upstream, f"{host} does not speak HTTP", reason="protocol")
     reason = _reason(error)
     remedy = _NO_NAME_SERVER if _is_unanswered(error) else _REMEDIES[reason]
     return UpstreamUnreachable(upstream, f"{host} {remedy}", reason=reason)
@@ -106,7 +72,7 @@ def _timeout(upstream: str, host: str, error: TimeoutError) -> UpstreamError:
     if isinstance(error, aiohttp.ConnectionTimeoutError):
         message = f"{host} accepted no connection within connect_timeout"
         return UpstreamTimeout(upstream, message, reason="connect")
-    return UpstreamTimeout(upstream, f"{host} did not answer within read_timeout", reason="read")
+    return UpstreamTimeout(upstream, f"{host} sent no response within read_timeout", reason="read")
 
 
 def _reason(error: BaseException) -> str:
@@ -124,7 +90,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _is_unanswered(error: BaseException) -> bool:
-    """Whether the name servers failed, so that nothing is known of the name itself."""
+    """Whether the name servers failed, so that the name itself may exist."""
     cause = error.os_error if isinstance(error, aiohttp.ClientConnectorDNSError) else error
     return isinstance(cause, OSError) and cause.errno == socket.EAI_AGAIN
 
@@ -141,24 +107,24 @@ def _socket_reason(error: OSError) -> str:
 def error_for_status(
     upstream: str, host: str, status: int, headers: Mapping[str, str], what: str
 ) -> UpstreamError:
-    """The error for an answer that is not the content asked for; ``what`` names that content."""
+    """The error for a response with an unexpected ``status``; ``what`` names the requested content."""
     if status == 404:
         return UpstreamNotFound(upstream, f"has no {what}", reason="not-found")
     if status in (401, 403):
-        message = f"does not let us have {what} ({status}); check the credentials configured for it"
+        message = f"denies access to {what} ({status}); check the credentials configured for it"
         return UpstreamDenied(upstream, message, reason="denied")
     if status == 429:
         wait = retry_after(headers.get("Retry-After", ""))
-        message = f"limits the rate of requests ({host}); it may be asked again in {wait:.0f} s"
+        message = f"limits the rate of requests ({host}); the next one is allowed in {wait:.0f} s"
         return UpstreamRateLimited(upstream, message, reason="rate-limit", retry_after=wait)
-    message = f"{host} answered {status} for {what}"
+    message = f"{host} returned {status} for {what}"
     return UpstreamFailed(upstream, message, reason=f"status-{status}")
 
 
 def retry_after(text: str, now: datetime | None = None) -> float:
     """Seconds to wait by ``Retry-After`` (RFC 9110 section 10.2.3): a number or a date.
 
-    Anything unreadable or absent counts as a minute; nothing waits longer than an hour.
+    Malformed or absent values count as a minute; the longest wait is an hour.
     """
     text = text.strip()
     if text.isascii() and text.isdigit():

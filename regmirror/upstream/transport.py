@@ -1,173 +1,110 @@
-"""One upstream's connections: TLS, proxies, timeouts and a bound on how many there are.
+"""One upstream's connections: TLS, proxies, timeouts and the connection limiter.
 
-A request here is one exchange on one connection, without authentication and redirects. What
-goes wrong is raised as an UpstreamError; see ``failures``.
+``Transport.send`` makes one request on one connection, without authentication and redirects, and
+raises only UpstreamError.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import ExitStack, asynccontextmanager, suppress
-from typing import Final, Protocol
+import ssl
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from typing import Final
 
 import aiohttp
-from multidict import CIMultiDictProxy
 from yarl import URL
 
 from regmirror import __version__
 from regmirror.config.schema import Upstream
-from regmirror.errors import UpstreamError, UpstreamFailed, UpstreamUnreachable
+from regmirror.errors import UpstreamUnreachable
 from regmirror.upstream.auth.url_policy import host_of
-from regmirror.upstream.deadlines import UNWANTED, MinimumRate, short_deadline, with_deadline
-from regmirror.upstream.detached_body import DetachedBody, M, Move, detach_body
-from regmirror.upstream.error_mapping import mapped
-from regmirror.upstream.limiter import ConnectionLimiter
+from regmirror.upstream.error_mapping import WIRE_ERRORS, map_error
 from regmirror.upstream.proxies import Proxies
 from regmirror.upstream.resolver import DnsResolver
+from regmirror.upstream.response import UpstreamResponse
 from regmirror.upstream.tls import Certificates
 
 USER_AGENT: Final = f"regmirror/{__version__}"
 READ_BUFFER: Final = 512 * 1024  # bytes; the default of 64 KiB halves the speed of a download
 _HEADER_MAX: Final = 64 * 1024  # signed URLs in Location outgrow the default of 8 KiB
-_DRAIN_MAX: Final = 64 * 1024  # of a body that nobody wants, to keep its connection
 
 
-class Hear(Protocol):
-    """Called when a part of a body arrives, from the upstream itself or from another host."""
+class ConnectionLimiter:
+    """At most ``limit`` concurrent requests, of which bulk transfers leave some for short ones.
 
-    def __call__(self, *, is_home: bool) -> None: ...
-
-
-def _hear_nothing(*, is_home: bool) -> None:
-    """Nobody wants to know."""
-
-
-class UpstreamResponse:
-    """One answer: its status and headers, and its body while it arrives.
-
-    It holds a connection until ``close``, which keeps that connection for the next request if
-    the body has been read to its end.
+    A manifest must not queue behind 64 layers that each take minutes. With a limit of one,
+    everything takes turns.
     """
 
-    def __init__(
-        self,
-        upstream: str,
-        response: aiohttp.ClientResponse,
-        release: Callable[[], None],
-        hear: Hear,
-        read_timeout: float,
-    ) -> None:
-        self._upstream, self._response, self._release, self._hear = upstream, response, release, hear
-        self._timeout, self._rate = read_timeout, MinimumRate(upstream, read_timeout)
-        self._raw: DetachedBody | None = None  # the rest of a body that aiohttp reads no more
-        self.is_home = True  # the upstream itself answered, not a host it redirected to
-        self.excerpt = ""  # the start of an error's body, once it has been read
+    class Dismissed(Exception):
+        """``dismiss`` was called while waiting."""
 
-    @property
-    def status(self) -> int:
-        return self._response.status
+    def __init__(self, limit: int) -> None:
+        reserved = min(max(1, limit // 8), limit - 1)
+        self._all = asyncio.Semaphore(limit)
+        self._bulk = asyncio.Semaphore(limit - reserved)
+        self._waiting: set[asyncio.Timeout] = set()
 
-    @property
-    def headers(self) -> CIMultiDictProxy[str]:
-        return self._response.headers
+    def is_full(self, *, is_bulk: bool) -> bool:
+        """Whether ``acquire`` would wait."""
+        return self._all.locked() or (is_bulk and self._bulk.locked())
 
-    @property
-    def url(self) -> URL:
-        return self._response.url
+    async def acquire(self, *, is_bulk: bool) -> Callable[[], None]:
+        """Wait for a turn and return its idempotent release; raises Dismissed after ``dismiss``."""
+        with ExitStack() as undo:
+            if is_bulk:
+                await self._wait(self._bulk)
+                undo.callback(self._bulk.release)
+            await self._wait(self._all)
+            undo.callback(self._all.release)
+            return undo.pop_all().close
 
-    @property
-    def host(self) -> str:
-        return self.url.raw_host or ""
+    def dismiss(self) -> None:
+        """Make every waiting ``acquire`` raise Dismissed; acquired turns stay valid."""
+        for waiting in self._waiting:
+            if not waiting.expired():
+                waiting.reschedule(asyncio.get_running_loop().time())
 
-    async def read(self) -> bytes | memoryview:
-        """Whatever has arrived, at least one byte, to be used until the next call; nothing at the end."""
-        async with self._waiting():
-            chunk = await (self._raw.read() if self._raw else self._response.content.readany())
-        self._note(len(chunk))
-        return chunk
-
-    async def splice(self, move: Move[M]) -> M | None:
-        """Have ``move`` take what has arrived from the socket itself.
-
-        None where that cannot be, at the moment or at all, and at the end: ``read`` goes on.
-        """
-        if self._raw is None:
-            self._raw = detach_body(self._response, self._timeout)
-        if self._raw is None:
-            return None
-        async with self._waiting():
-            moved = await self._raw.splice(move)
-        if moved is not None:
-            self._note(moved.count)
-        return moved
-
-    @asynccontextmanager
-    async def _waiting(self) -> AsyncIterator[None]:
-        with mapped(self._upstream, self.host):
-            async with self._rate.waiting(self.host):
-                yield
-
-    def _note(self, count: int) -> None:
-        self._rate.note(count)
-        self._hear(is_home=self.is_home)
-
-    async def read_all(self, limit: int) -> bytes:
-        """The whole body. Raises UpstreamFailed once it is longer than ``limit`` bytes.
-
-        It has a deadline, which depends on ``limit``; UpstreamTimeout is raised after it.
-        """
-        body = bytearray()
-        async with with_deadline(self._upstream, self.host, short_deadline(limit, self._timeout)):
-            while chunk := await self.read():
-                body += chunk
-                if len(body) > limit:
-                    message = f"{self.host} sent more than {limit} bytes"
-                    raise UpstreamFailed(self._upstream, message, reason="too-large")
-        return bytes(body)
-
-    async def dismiss(self) -> None:
-        """Close an answer that is no content, keeping the start of its body as ``excerpt``.
-
-        What arrives within a moment is read, so that the connection can be used again; no error is
-        raised.
-        """
-        body = b""
+    async def _wait(self, semaphore: asyncio.Semaphore) -> None:
+        # A timeout without an end: rescheduling it wakes its task safely, also a task that has just
+        # acquired the semaphore or is being cancelled by its client.
         try:
-            async with with_deadline(self._upstream, self.host, min(UNWANTED, self._timeout)):
-                while len(body) < _DRAIN_MAX and (chunk := await self.read()):
-                    body += chunk
-        except UpstreamError:
-            pass
-        finally:
-            self.close()
-        self.excerpt = body[:4096].decode("utf-8", "replace")
+            async with asyncio.timeout(None) as waiting:
+                self._waiting.add(waiting)
+                try:
+                    await semaphore.acquire()
+                finally:
+                    self._waiting.discard(waiting)
+        except TimeoutError:
+            raise self.Dismissed from None
 
-    def close(self) -> None:
-        """Give the connection back, or break it if the body has not been read. Idempotent."""
-        if self._raw is not None:
-            self._raw.close()
-        if self._response.content.is_eof():
-            self._response.release()
-        else:
-            self._response.close()
-        self._release()
+
+@dataclass(frozen=True, slots=True)
+class _Route:
+    """How one host is reached: the proxy, the headers for the proxy, the TLS context."""
+
+    proxy: URL | None
+    proxy_headers: dict[str, str]
+    tls: ssl.SSLContext | bool
 
 
 class Transport:
-    """The connections to one upstream, its token endpoint and its storage.
+    """The connections to one upstream, its token endpoint and its storage hosts.
 
-    ``max_connections`` bounds the exchanges in flight. They wait for a slot here and never in
-    aiohttp's pool, where waiting would count against the connect timeout.
+    ``max_connections`` bounds concurrent requests. They wait here and never in aiohttp's pool,
+    where waiting would count against the connect timeout.
     """
 
-    def __init__(self, name: str, config: Upstream, home: URL) -> None:
-        self.name, self.home = name, home
-        self._config = config
+    def __init__(self, name: str, config: Upstream, base_url: URL) -> None:
+        """Raises ConfigError for certificates or proxies that cannot be used."""
+        self._name, self._config, self._base_url = name, config, base_url
         self._certificates = Certificates.load(name, config)
         self._proxies = Proxies.from_environment(config.http_proxy)
-        self._slots = ConnectionLimiter(config.max_connections)
-        self._addresses: DnsResolver | None = None
+        self._base_route = self._find_route(base_url)
+        self._limiter = ConnectionLimiter(config.max_connections)
+        self._resolver: DnsResolver | None = None
         self._session: aiohttp.ClientSession | None = None
         self._is_closed = False
 
@@ -177,97 +114,121 @@ class Transport:
         url: URL,
         headers: Mapping[str, str],
         *,
+        is_upstream: bool,
         form: Mapping[str, str] | None = None,
         is_bulk: bool = False,
         is_probe: bool = False,
         admit: Callable[[], None] = lambda: None,
-        hear: Hear = _hear_nothing,
+        on_part: Callable[[], None] = lambda: None,
     ) -> UpstreamResponse:
-        """Send one request and wait for its answer's headers; the caller closes the exchange.
+        """Send one request and wait for the response's headers; the caller closes the response.
 
-        ``is_bulk`` marks the long transfers, which may not take the last slots. ``admit`` raises
-        what keeps this request from being sent, when its turn has come. A probe waits for no
-        turn: what hangs holds the slots. ``hear`` is called for each part of the body.
+        ``is_upstream`` states that ``url`` has the origin of the base URL. ``is_bulk`` marks long
+        transfers, which may not take the last connections. A probe does not wait for its turn:
+        hanging requests may have used up the limit. ``admit`` raises if the request must not be
+        sent; it runs before and after a wait. ``on_part`` is called for each part of the body.
         """
-        release = _nothing if is_probe else await self._wait_for_turn(admit, is_bulk=is_bulk)
+        release = _release_nothing if is_probe else await self._wait_for_turn(admit, is_bulk=is_bulk)
         with ExitStack() as undo:
             undo.callback(release)
-            with mapped(self.name, url.raw_host or ""):
-                response = await self._request(method, url, headers, form)
+            route = self._base_route if is_upstream else self._find_route(url)
+            try:
+                response = await self._request(method, url, headers, form, route)
+            except WIRE_ERRORS as error:
+                # ``from None``, because the text of the cause may contain a signed URL.
+                raise map_error(self._name, url.raw_host or "", error) from None
             undo.pop_all()
-        return UpstreamResponse(self.name, response, release, hear, self._config.read_timeout)
+        return UpstreamResponse(
+            self._name,
+            response,
+            is_upstream=is_upstream,
+            read_timeout=self._config.read_timeout,
+            release=release,
+            on_part=on_part,
+        )
 
     def dismiss_waiting(self) -> None:
-        """Have everybody who waits for a slot ask again whether that is still allowed."""
-        self._slots.dismiss()
+        """Make every request that waits for its turn call ``admit`` again."""
+        self._limiter.dismiss()
 
     async def _wait_for_turn(self, admit: Callable[[], None], *, is_bulk: bool) -> Callable[[], None]:
+        admit()
+        if not self._limiter.is_full(is_bulk=is_bulk):
+            return await self._limiter.acquire(is_bulk=is_bulk)  # without waiting
         while True:
-            admit()
             with suppress(ConnectionLimiter.Dismissed):
-                release = await self._slots.acquire(is_bulk=is_bulk)
+                release = await self._limiter.acquire(is_bulk=is_bulk)
                 break
-        try:
             admit()
-        except UpstreamError:
-            release()
-            raise
+        with ExitStack() as undo:
+            undo.callback(release)
+            admit()
+            undo.pop_all()
         return release
 
+    def _find_route(self, url: URL) -> _Route:
+        proxy, proxy_headers = self._proxies.find(url)
+        is_own_host = host_of(url) == host_of(self._base_url)
+        return _Route(proxy, proxy_headers, self._certificates.context(is_own_host=is_own_host))
+
     async def _request(
-        self, method: str, url: URL, headers: Mapping[str, str], form: Mapping[str, str] | None
+        self,
+        method: str,
+        url: URL,
+        headers: Mapping[str, str],
+        form: Mapping[str, str] | None,
+        route: _Route,
     ) -> aiohttp.ClientResponse:
-        proxy, for_proxy = self._proxies.find(url)
-        is_own_host = host_of(url) == host_of(self.home)
-        if url.scheme == "http":  # no tunnel: the proxy reads the request itself
-            headers = {**headers, **for_proxy}
+        session = self._session or self._open_session()
+        if url.scheme == "http" and route.proxy_headers:  # no tunnel: the proxy reads the request itself
+            headers = {**headers, **route.proxy_headers}
         # A peer that sends its headers byte by byte satisfies every idle timeout.
         async with asyncio.timeout(self._config.connect_timeout + self._config.read_timeout):
-            return await self._open_session().request(
+            return await session.request(
                 method,
                 url,
                 headers=headers,
                 data=form,
                 allow_redirects=False,
-                ssl=self._certificates.context(is_own_host=is_own_host),
-                proxy=proxy,
-                proxy_headers=for_proxy or None,
+                ssl=route.tls,
+                proxy=route.proxy,
+                proxy_headers=route.proxy_headers or None,
             )
 
     def _open_session(self) -> aiohttp.ClientSession:
-        """The session, made at the first request because it belongs to the running loop."""
+        """Make the session at the first request, because it belongs to the running loop."""
         if self._is_closed:
-            raise UpstreamUnreachable(self.name, "is being shut down", reason="closed")
-        if self._session is None:
-            config = self._config
-            self._addresses = DnsResolver()
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, resolver=self._addresses),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                # trust_env would also read passwords from ~/.netrc and send them anywhere.
-                trust_env=False,
-                auto_decompress=False,
-                headers={"User-Agent": USER_AGENT, "Accept-Encoding": "identity"},
-                read_bufsize=READ_BUFFER,
-                max_line_size=_HEADER_MAX,
-                max_field_size=_HEADER_MAX,
-                timeout=aiohttp.ClientTimeout(
-                    total=None,
-                    connect=config.connect_timeout,
-                    sock_connect=config.connect_timeout,
-                    sock_read=config.read_timeout,
-                ),
-            )
+            raise UpstreamUnreachable(self._name, "is being shut down", reason="closed")
+        config = self._config
+        self._resolver = DnsResolver()
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, resolver=self._resolver),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            # trust_env would also read passwords from ~/.netrc and send them anywhere.
+            trust_env=False,
+            auto_decompress=False,
+            headers={"User-Agent": USER_AGENT, "Accept-Encoding": "identity"},
+            read_bufsize=READ_BUFFER,
+            max_line_size=_HEADER_MAX,
+            max_field_size=_HEADER_MAX,
+            timeout=aiohttp.ClientTimeout(
+                total=None,
+                connect=config.connect_timeout,
+                sock_connect=config.connect_timeout,
+                sock_read=config.read_timeout,
+            ),
+        )
         return self._session
 
     async def close(self) -> None:
         """Break every connection; later requests fail."""
         self._is_closed = True
-        if self._session is not None:
-            await self._session.close()
-        if self._addresses is not None:
-            await self._addresses.close()
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+        if self._resolver is not None:
+            await self._resolver.close()
 
 
-def _nothing() -> None:
-    """There is nothing to give back."""
+def _release_nothing() -> None:
+    """The release of a request that did not wait for its turn."""

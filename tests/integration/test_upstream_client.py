@@ -208,7 +208,7 @@ async def test_a_manifest_that_is_announced_too_large_is_not_read(client, upstre
     """B100."""
     upstream.add_manifest("library/alpine", b"{" + b" " * MANIFEST_MAX, tag="latest")
     pause = upstream.pause(after=1, kind="manifest")
-    with pytest.raises(UpstreamFailed, match="announced"):
+    with pytest.raises(UpstreamFailed, match="announces"):
         await client.get_manifest(ALPINE, LATEST)
     pause.release()
 

@@ -1,1 +1,1 @@
-"""Credentials and tokens for one upstream."""
+"""Authentication at one upstream: credentials, challenges, tokens, and the URL policy."""

@@ -1,15 +1,15 @@
-"""The token dance, as a generator without sockets (``docs/decisions/0003``).
+"""The auth flow of one request, as a generator without I/O (``docs/decisions/0003``).
 
-``Authenticator.request`` yields steps and is sent their results:
+``Authenticator.request`` yields steps, and the caller sends it their results:
 
-    Send(authorization)      -> Answer       the request itself, redirects followed
-    Ping()                   -> Answer       GET /v2/, for the challenge that another answer lacks
-    Find(is_refused)         -> Credential | None
-    Fetch(grant)             -> Token        shared by everybody who needs the same one
+    Send(authorization)         -> Response     the request itself, redirects followed
+    Ping()                      -> Response     GET /v2/, for a challenge that the first response lacks
+    FindCredential(is_refused)  -> Credential | None
+    FetchToken(scope)           -> Token        one request for concurrent callers
 
-and returns the last Answer, whatever its status. Errors of a step are thrown into it and end it.
-A request is sent at most twice. What was learned is kept: the challenge of the upstream, so that
-the next repository asks for its token first (B27), and the scopes that a repository needs.
+It returns the last Response, of any status. The error of a step is thrown into the generator and
+ends it. A request is sent at most twice. The upstream's challenge is remembered, so that the next
+repository fetches its token first (B27), and so are the scopes that a repository needs.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from regmirror.upstream.auth.url_policy import (
     resolve_realm,
 )
 
-_SCOPES_BYTES: Final = 2 * 1024 * 1024  # of what upstreams named besides, in challenges
+_SCOPES_BYTES: Final = 2 * 1024 * 1024  # of the scopes in challenges, of one upstream
 #: Private ECR answers 403 and public ECR 400 to a token that has expired, without a challenge.
 _EXPIRED: Final = {
     400: re.compile(r"authorization token", re.IGNORECASE),
@@ -42,15 +42,15 @@ _EXPIRED: Final = {
 }
 
 
-class Answer(Protocol):
-    """What a request came to. ``excerpt`` is the start of an error's body, empty for HEAD."""
+class Response(Protocol):
+    """A response. ``excerpt`` is the start of an error's body, empty for HEAD."""
 
     @property
     def status(self) -> int: ...
     @property
     def headers(self) -> MultiMapping[str]: ...
     @property
-    def is_home(self) -> bool: ...
+    def is_upstream(self) -> bool: ...
     @property
     def excerpt(self) -> str: ...
 
@@ -69,47 +69,47 @@ class Ping:
 
 
 @dataclass(frozen=True, slots=True)
-class Find:
+class FindCredential:
     is_refused: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Fetch:
-    grant: TokenScope
+class FetchToken:
+    scope: TokenScope
 
 
-Step: TypeAlias = Send | Ping | Find | Fetch
+Step: TypeAlias = Send | Ping | FindCredential | FetchToken
 #: The result that a step is sent differs from step to step; each is cast where it arrives.
-Flow: TypeAlias = Generator[Step, Any, Answer]
+Flow: TypeAlias = Generator[Step, Any, Response]
 
 
 @dataclass(frozen=True, slots=True)
-class _Pass:
-    """An Authorization and where it came from; ``is_new`` if no request has used it yet."""
+class _Authorization:
+    """The value of an Authorization header and its origin; ``is_new`` before its first use."""
 
-    authorization: str | None
+    value: str | None
     credential: Credential | None = None
-    grant: TokenScope | None = None
+    scope: TokenScope | None = None
     token: Token | None = None
     is_new: bool = False
 
 
-_ANONYMOUS: Final = _Pass(None)
+_ANONYMOUS: Final = _Authorization(None)
 
 
 class Authenticator:
-    """What one upstream has taught about its authentication."""
+    """The challenge, the scopes and the tokens of one upstream."""
 
     def __init__(
         self,
         name: str,
-        home: URL,
+        base_url: URL,
         auth_hosts: list[str],
         clock: Callable[[], float],
         tokens: TokenCache | None = None,
     ) -> None:
         self.tokens = TokenCache() if tokens is None else tokens
-        self._name, self._home, self._auth_hosts, self._clock = name, home, auth_hosts, clock
+        self._name, self._base_url, self._auth_hosts, self._clock = name, base_url, auth_hosts, clock
         self._challenge: Challenge | None = None
         self._scopes: Lru[str, tuple[str, ...]] = Lru(
             _SCOPES_BYTES, lambda name, scopes: weigh_texts(name, *scopes)
@@ -122,39 +122,39 @@ class Authenticator:
             try:
                 used = yield from self._obtain(self._challenge, repository)
             except UpstreamError:
-                self._challenge = None  # it may have changed; the next request learns it anew
+                self._challenge = None  # it may have changed; the next request learns it again
                 raise
-        answer = cast("Answer", (yield Send(used.authorization)))
-        if not self._wants_authentication(answer, used):
-            return answer
-        challenge = preferred(parse_challenges(answer.headers.getall("WWW-Authenticate", [])))
+        response = cast("Response", (yield Send(used.value)))
+        if not self._wants_authentication(response, used):
+            return response
+        challenge = preferred(parse_challenges(response.headers.getall("WWW-Authenticate", [])))
         if challenge is None:
-            challenge = yield from self._challenge_of_ping()
+            challenge = yield from self._ping_challenge()
         if challenge is None:
-            return answer
+            return response
         self._learn(challenge, repository)
-        again = yield from self._obtain(challenge, repository, refused=used)
-        if again.authorization is None or again.authorization == used.authorization:
-            return answer
-        return cast("Answer", (yield Send(again.authorization)))
+        retry = yield from self._obtain(challenge, repository, rejected=used)
+        if retry.value is None or retry.value == used.value:
+            return response
+        return cast("Response", (yield Send(retry.value)))
 
-    def _wants_authentication(self, answer: Answer, used: _Pass) -> bool:
-        if not answer.is_home:
-            return False  # a storage host's 401 is not the upstream's challenge
-        if answer.status == 401:
+    def _wants_authentication(self, response: Response, used: _Authorization) -> bool:
+        if not response.is_upstream:
+            return False  # the challenge of a storage host is not the upstream's
+        if response.status == 401:
             return True
-        if used.authorization is None or answer.status not in _EXPIRED:
+        if used.value is None or response.status not in _EXPIRED:
             return False
-        if answer.excerpt:
-            return bool(_EXPIRED[answer.status].search(answer.excerpt))
-        # The answer to a HEAD has no body that says why: believe the one that each of them sends.
-        return answer.status == (403 if used.token is None else 400)
+        if response.excerpt:
+            return bool(_EXPIRED[response.status].search(response.excerpt))
+        # The response to a HEAD has no body with the reason: trust the status that each of them sends.
+        return response.status == (403 if used.token is None else 400)
 
-    def _challenge_of_ping(self) -> Generator[Step, Any, Challenge | None]:
-        """What was learned before, else what ``/v2/`` says: gcr.io challenges nowhere else."""
+    def _ping_challenge(self) -> Generator[Step, Any, Challenge | None]:
+        """The remembered challenge, else that of ``/v2/``: gcr.io sends it nowhere else."""
         if self._challenge is None:
-            answer = cast("Answer", (yield Ping()))
-            return preferred(parse_challenges(answer.headers.getall("WWW-Authenticate", [])))
+            response = cast("Response", (yield Ping()))
+            return preferred(parse_challenges(response.headers.getall("WWW-Authenticate", [])))
         return self._challenge
 
     def _learn(self, challenge: Challenge, repository: str) -> None:
@@ -162,59 +162,59 @@ class Authenticator:
         self._scopes.put(repository, challenge.scopes)
 
     def _obtain(
-        self, challenge: Challenge, repository: str, refused: _Pass | None = None
-    ) -> Generator[Step, Any, _Pass]:
-        """The Authorization that answers ``challenge``; after a refusal, a new one."""
-        was_tried = refused is not None and refused.authorization is not None
-        is_refused = was_tried and not (refused is not None and refused.is_new)
-        credential = cast("Credential | None", (yield Find(is_refused)))
+        self, challenge: Challenge, repository: str, rejected: _Authorization | None = None
+    ) -> Generator[Step, Any, _Authorization]:
+        """The authorization that satisfies ``challenge``; a new one if ``rejected`` was rejected."""
+        was_tried = rejected is not None and rejected.value is not None
+        is_refused = was_tried and not (rejected is not None and rejected.is_new)
+        credential = cast("Credential | None", (yield FindCredential(is_refused)))
         if challenge.scheme == "basic":
             return self._basic(credential)
         if credential is not None and credential.is_token:
-            return _Pass(f"Bearer {credential.secret}", credential)
-        grant = self._grant(challenge, repository, credential)
-        if refused is not None and refused.grant is not None and refused.token is not None:
-            if refused.is_new and refused.grant.key == grant.key:
-                return refused  # another token for the same things would be refused as well
-            self.tokens.drop(refused.grant.key, refused.token)
-        token = self.tokens.find(grant.key, self._clock())
+            return _Authorization(f"Bearer {credential.secret}", credential)
+        scope = self._scope(challenge, repository, credential)
+        if rejected is not None and rejected.scope is not None and rejected.token is not None:
+            if rejected.is_new and rejected.scope.key == scope.key:
+                return rejected  # another token of the same scope would be rejected as well
+            self.tokens.drop(rejected.scope.key, rejected.token)
+        token = self.tokens.find(scope.key, self._clock())
         if token is not None:
-            return _Pass(f"Bearer {token.value}", credential, grant, token)
-        token = yield from self._fetch(grant)
-        return _Pass(f"Bearer {token.value}", credential, grant, token, is_new=True)
+            return _Authorization(f"Bearer {token.value}", credential, scope, token)
+        token = yield from self._fetch(scope)
+        return _Authorization(f"Bearer {token.value}", credential, scope, token, is_new=True)
 
-    def _fetch(self, grant: TokenScope) -> Generator[Step, Any, Token]:
-        """A new token; if the credential is refused, with what its source says now."""
+    def _fetch(self, scope: TokenScope) -> Generator[Step, Any, Token]:
+        """A new token; if the credential is rejected, by the one that its source has now."""
         try:
-            return cast("Token", (yield Fetch(grant)))
+            return cast("Token", (yield FetchToken(scope)))
         except UpstreamDenied:
-            if grant.credential is None:
+            if scope.credential is None:
                 raise
-            fresh = cast("Credential | None", (yield Find(is_refused=True)))
-            if fresh is None or fresh == grant.credential:
+            reread = cast("Credential | None", (yield FindCredential(is_refused=True)))
+            if reread is None or reread == scope.credential:
                 raise
-        return cast("Token", (yield Fetch(replace(grant, credential=fresh))))
+        return cast("Token", (yield FetchToken(replace(scope, credential=reread))))
 
-    def _basic(self, credential: Credential | None) -> _Pass:
+    def _basic(self, credential: Credential | None) -> _Authorization:
         if credential is None:
-            message = "asks for a user and a password; set username and password for it"
+            message = "requires a user and a password; set username and password for it"
             raise UpstreamDenied(self._name, message, reason="credentials")
-        return _Pass(credential.basic, credential)
+        return _Authorization(credential.basic, credential)
 
-    def _grant(self, challenge: Challenge, repository: str, credential: Credential | None) -> TokenScope:
-        """Our own scope first, then those that the upstream named (B60)."""
-        own = f"repository:{repository}:pull"
-        scopes = dict.fromkeys((own, *challenge.scopes, *(self._scopes.get(repository) or ())))
+    def _scope(self, challenge: Challenge, repository: str, credential: Credential | None) -> TokenScope:
+        """The pull scope first, then those that the upstream named in challenges (B60)."""
+        pull = f"repository:{repository}:pull"
+        scopes = dict.fromkeys((pull, *challenge.scopes, *(self._scopes.get(repository) or ())))
         realm = self._realm(challenge)
-        if not may_receive_credentials(realm, self._home, self._auth_hosts):
+        if not may_receive_credentials(realm, self._base_url, self._auth_hosts):
             credential = None
         return TokenScope(realm, challenge.service, tuple(scopes), credential)
 
     def _realm(self, challenge: Challenge) -> URL:
         try:
-            realm = resolve_realm(challenge.realm, self._home)
-            check_realm(realm, self._home, self._auth_hosts)
+            realm = resolve_realm(challenge.realm, self._base_url)
+            check_realm(realm, self._base_url, self._auth_hosts)
         except UrlRejected as error:
-            message = f"names a token endpoint that {error}; it is not asked"
+            message = f"token endpoint rejected: {error}"
             raise UpstreamFailed(self._name, message, reason="realm") from None
         return realm

@@ -1,7 +1,7 @@
-"""Bearer tokens: what they are asked with, how they are asked for, how long they are used.
+"""Bearer tokens: their cache, the requests that fetch them, their lifetime.
 
 The token protocol is distribution's "Token Authentication" (GET) and "OAuth2 Token
-Authentication" (POST); what registries do beyond it is noted where it is met.
+Authentication" (POST); comments name the registries that deviate from it.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from regmirror.upstream.auth.url_policy import host_of
 from regmirror.upstream.error_mapping import error_for_status
 
 CLIENT_ID: Final = "regmirror"
-SHORTEST: Final = 60.0  # seconds; what the protocol says an absent expires_in means
+SHORTEST: Final = 60.0  # seconds; the default of the protocol for an absent expires_in
 LONGEST: Final = 24 * 3600.0
 TOKENS_BYTES: Final = 4 * 1024 * 1024  # of one upstream's; Docker Hub has one of 3 KiB for each repository
-SWEEP: Final = 60.0  # seconds between two looks for expired tokens
+SWEEP: Final = 60.0  # seconds between two removals of expired tokens
 _USABLE: Final = re.compile(r"[\x21-\x7e]{1,65536}")
 
 
 @dataclass(frozen=True, slots=True)
 class TokenKey:
-    """What makes two tokens of one upstream the same."""
+    """The identity of a token at one upstream."""
 
     realm: str
     service: str
@@ -41,7 +41,7 @@ class TokenKey:
 
 @dataclass(frozen=True, slots=True)
 class TokenScope:
-    """A token to ask for: where, for which scopes (the needed one first), as whom."""
+    """A token to fetch: from where, for which scopes (the needed one first), for whom."""
 
     realm: URL
     service: str
@@ -68,20 +68,20 @@ class TokenRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class TokenAnswer:
-    """What the token endpoint answered."""
+class TokenResponse:
+    """The response of the token endpoint."""
 
     status: int
     headers: Mapping[str, str]
     body: bytes
 
     def __repr__(self) -> str:
-        return f"TokenAnswer({self.status})"  # the body is secret
+        return f"TokenResponse({self.status})"  # the body is secret
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """An opaque token and the moment of the monotonic clock from which it is no longer used."""
+    """An opaque token and the time of the monotonic clock from which it is no longer used."""
 
     value: str
     expires: float
@@ -91,7 +91,7 @@ class Token:
 
 
 class TokenCache:
-    """The tokens of one upstream, the least recently used of which go first."""
+    """The tokens of one upstream; the least recently used are dropped first."""
 
     def __init__(self, limit: int = TOKENS_BYTES) -> None:
         self._tokens: Lru[TokenKey, Token] = Lru(limit, _weigh)
@@ -101,10 +101,10 @@ class TokenCache:
         return len(self._tokens)
 
     def find(self, key: TokenKey, now: float) -> Token | None:
-        """A token that may still be used; now and then the expired ones are dropped."""
+        """A token that has not expired, or None. Also drops expired tokens once a minute."""
         if now - self._swept_at >= SWEEP:
             self._swept_at = now
-            self._tokens.drop_where(lambda kept: kept.expires <= now)
+            self._tokens.drop_where(lambda token: token.expires <= now)
         token = self._tokens.get(key)
         if token is None or now >= token.expires:
             return None
@@ -114,7 +114,7 @@ class TokenCache:
         self._tokens.put(key, token)
 
     def drop(self, key: TokenKey, token: Token) -> None:
-        """Forget ``token``, but not a newer one that somebody else has fetched meanwhile."""
+        """Drop ``token``, but not a newer one that another request has fetched meanwhile."""
         if self._tokens.get(key) == token:
             self._tokens.drop(key)
 
@@ -124,85 +124,85 @@ def _weigh(key: TokenKey, token: Token) -> int:
 
 
 def request_token(
-    upstream: str, grant: TokenScope
-) -> Generator[TokenRequest, TokenAnswer, tuple[str, float]]:
-    """Ask for a token; returns it and its life in seconds, or raises an UpstreamError.
+    upstream: str, scope: TokenScope
+) -> Generator[TokenRequest, TokenResponse, tuple[str, float]]:
+    """Fetch a token; returns it and its lifetime in seconds, or raises an UpstreamError.
 
     A refresh token is exchanged by POST; where that does not exist it serves as the password of
     a GET. A password is sent by GET, and by POST only where GET does not exist.
     """
-    credential = grant.credential
+    credential = scope.credential
     if credential is not None and credential.is_identity:
-        answer = yield _post(grant, {"grant_type": "refresh_token"}, credential)
-        if answer.status in (400, 401, 404, 405):
-            answer = yield _get(grant)
+        response = yield _post(scope, {"grant_type": "refresh_token"}, credential)
+        if response.status in (400, 401, 404, 405):
+            response = yield _get(scope)
     else:
-        answer = yield _get(grant)
-        if credential is not None and answer.status in (404, 405):
-            answer = yield _post(grant, {"grant_type": "password"}, credential)
-    if answer.status != 200:
-        raise _refusal(upstream, grant, answer)
-    return parse_token(upstream, answer.body)
+        response = yield _get(scope)
+        if credential is not None and response.status in (404, 405):
+            response = yield _post(scope, {"grant_type": "password"}, credential)
+    if response.status != 200:
+        raise _rejection(upstream, scope, response)
+    return parse_token(upstream, response.body)
 
 
-def _get(grant: TokenScope) -> TokenRequest:
+def _get(scope: TokenScope) -> TokenRequest:
     # The realm's own scope would come first, and some servers look at the first alone.
-    query = [(key, value) for key, value in grant.realm.query.items() if key != "scope"]
-    if grant.service:
+    query = [(key, value) for key, value in scope.realm.query.items() if key != "scope"]
+    if scope.service:
         query = [item for item in query if item[0] != "service"]
-        query.append(("service", grant.service))
-    query += [("scope", scope) for scope in grant.scopes]
-    credential = grant.credential
+        query.append(("service", scope.service))
+    query += [("scope", one) for one in scope.scopes]
+    credential = scope.credential
     if credential is None:
-        return TokenRequest(grant.realm.with_query(query))
+        return TokenRequest(scope.realm.with_query(query))
     if credential.username and not credential.is_identity:
         query.append(("account", credential.username))
-    return TokenRequest(grant.realm.with_query(query), authorization=credential.basic)
+    return TokenRequest(scope.realm.with_query(query), authorization=credential.basic)
 
 
-def _post(grant: TokenScope, form: dict[str, str], credential: Credential) -> TokenRequest:
+def _post(scope: TokenScope, form: dict[str, str], credential: Credential) -> TokenRequest:
     if credential.is_identity:
         form["refresh_token"] = credential.secret
     else:
         form |= {"username": credential.username, "password": credential.secret}
-    form |= {"client_id": CLIENT_ID, "scope": " ".join(grant.scopes)}
-    if grant.service:
-        form["service"] = grant.service
-    return TokenRequest(grant.realm, form=form)
+    form |= {"client_id": CLIENT_ID, "scope": " ".join(scope.scopes)}
+    if scope.service:
+        form["service"] = scope.service
+    return TokenRequest(scope.realm, form=form)
 
 
-def _refusal(upstream: str, grant: TokenScope, answer: TokenAnswer) -> UpstreamError:
-    host, status = host_of(grant.realm), answer.status
+def _rejection(upstream: str, scope: TokenScope, response: TokenResponse) -> UpstreamError:
+    host, status = host_of(scope.realm), response.status
     if status in (401, 403):
-        whom = "the credentials configured for it" if grant.credential else "an anonymous request"
-        message = f"its token endpoint {host} refused {whom} ({status})"
+        whom = "the credentials configured for it" if scope.credential else "an anonymous request"
+        message = f"its token endpoint {host} rejected {whom} ({status})"
         return UpstreamDenied(upstream, message, reason="token")
     if status == 429:
-        return error_for_status(upstream, host, status, answer.headers, "a token")
+        return error_for_status(upstream, host, status, response.headers, "a token")
     # Not even a 404 says anything about the content that the token is for.
-    message = f"its token endpoint {host} answered {status}"
+    message = f"its token endpoint {host} returned {status}"
     return UpstreamFailed(upstream, message, reason="token")
 
 
 def parse_token(upstream: str, body: bytes) -> tuple[str, float]:
-    """The token and its life in seconds; raises UpstreamFailed for anything else."""
+    """The token and its lifetime in seconds; raises UpstreamFailed for anything else."""
     try:
         document = json.loads(body)
     except (ValueError, RecursionError):
         document = None
     if not isinstance(document, dict):
-        raise UpstreamFailed(upstream, "its token endpoint did not answer in JSON", reason="token")
+        raise UpstreamFailed(upstream, "its token endpoint returned no JSON", reason="token")
     for name in ("token", "access_token"):
         value = document.get(name)
         if isinstance(value, str) and _USABLE.fullmatch(value):
             return value, lifetime(document.get("expires_in"))
-    raise UpstreamFailed(upstream, "its token endpoint answered without a token", reason="token")
+    raise UpstreamFailed(upstream, "its token endpoint returned no token", reason="token")
 
 
 def lifetime(expires_in: Any) -> float:
-    """Seconds of life: absent, unreadable and anything below a minute count as a minute.
+    """Seconds until a token expires: absent, malformed and less than a minute count as a minute.
 
-    ``issued_at`` is not looked at: life is counted from receipt, because clocks differ.
+    ``issued_at`` is ignored: the lifetime is counted from receipt, because clocks differ.
     """
     try:
         seconds = float(expires_in)
@@ -213,6 +213,6 @@ def lifetime(expires_in: Any) -> float:
     return min(max(seconds, SHORTEST), LONGEST)
 
 
-def use_until(received: float, life: float) -> float:
-    """When to ask for the next token: at 90 % of its life, at least 10 seconds early."""
-    return received + min(life * 0.9, life - 10.0)
+def use_until(received: float, seconds: float) -> float:
+    """When to fetch the next token: after 90 % of the lifetime, at least 10 seconds early."""
+    return received + min(seconds * 0.9, seconds - 10.0)

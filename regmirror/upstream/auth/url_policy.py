@@ -1,6 +1,6 @@
-"""Whom an upstream's answers may send us to, and who may see its credentials.
+"""The URL policy: which hosts a redirect or a token realm may name, and which may see credentials.
 
-Credentials belong to an upstream's entry in the configuration, not to whatever answers there: a
+Credentials belong to an upstream's entry in the configuration and not to the host that responds: a
 challenge or a redirect is a claim made by the network (B61; CVE-2026-33540).
 """
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class UrlRejected(Exception):
-    """An address that must not be asked; the text says why, in words that follow "which"."""
+    """A URL that must not be requested; the text is the reason."""
 
 
 def host_of(url: URL) -> str:
@@ -37,8 +37,8 @@ def same_origin(one: URL, other: URL) -> bool:
 def is_internal_address(host: str) -> bool:
     """Whether ``host`` is ``localhost`` or the literal of an address no public registry has.
 
-    A name that resolves to such an address is not recognised: whoever controls the name server
-    of an upstream already decides where its requests go.
+    A name that resolves to such an address is not recognised: the owner of an upstream's name
+    server already decides where its requests go.
     """
     if host == "localhost" or host.endswith(".localhost"):
         return True
@@ -48,69 +48,69 @@ def is_internal_address(host: str) -> bool:
     return not address.is_global or address.is_multicast
 
 
-def resolve_realm(realm: str, home: URL) -> URL:
-    """The token endpoint that a challenge of the upstream at ``home`` names; raises Untrusted.
+def resolve_realm(realm: str, base_url: URL) -> URL:
+    """The token endpoint that a challenge of the upstream at ``base_url`` names; raises UrlRejected.
 
     A relative realm is relative to the upstream. Behind a proxy that ends TLS, registries name
     their own realm with http: on the upstream's own host it is upgraded to https.
     """
     try:
-        url = home.join(URL(realm, encoded=True))
-        _require_web_address(url)  # yarl looks at the port when it is asked for
+        url = base_url.join(URL(realm, encoded=True))
+        _require_web_address(url)  # yarl checks the port only when it is read
     except ValueError:
-        raise UrlRejected("is not an address") from None
-    if home.scheme == "https" and url.scheme == "http":
-        url = _upgrade(url, home)
+        raise UrlRejected("malformed URL") from None
+    if base_url.scheme == "https" and url.scheme == "http":
+        url = _upgrade(url, base_url)
     return url.with_fragment(None)
 
 
-def check_realm(realm: URL, home: URL, auth_hosts: Iterable[str]) -> None:
-    """Raise Untrusted for a realm that must not be asked at all, not even anonymously."""
+def check_realm(realm: URL, base_url: URL, auth_hosts: Iterable[str]) -> None:
+    """Raise UrlRejected for a realm that must not be requested, not even anonymously."""
     host = host_of(realm)
-    if is_internal_address(host) and host != host_of(home) and not _is_listed(realm, auth_hosts):
-        raise UrlRejected("is an internal address (if it is right, add it to auth_hosts)")
+    if is_internal_address(host) and host != host_of(base_url) and not _is_listed(realm, auth_hosts):
+        raise UrlRejected("internal address (add it to auth_hosts if it is right)")
 
 
-def may_receive_credentials(realm: URL, home: URL, auth_hosts: Iterable[str]) -> bool:
+def may_receive_credentials(realm: URL, base_url: URL, auth_hosts: Iterable[str]) -> bool:
     """Whether the upstream's credentials may go to ``realm`` (B61).
 
     They may go to the upstream's own host, to hosts of the same registrable domain and to those
     listed in ``auth_hosts``; never by http if the upstream is reached by https, and to another host
     that is not listed only by https, where its certificate is verified.
     """
-    if home.scheme == "https" and realm.scheme != "https":
+    if base_url.scheme == "https" and realm.scheme != "https":
         return False
-    host, own = host_of(realm), host_of(home)
+    host, own = host_of(realm), host_of(base_url)
     if host == own or _is_listed(realm, auth_hosts):
         return True
     return realm.scheme == "https" and _same_site(host, own)
 
 
-def check_redirect(target: URL, previous: URL, home: URL) -> None:
-    """Raise Untrusted for a redirect from ``previous`` to ``target`` that must not be followed."""
+def check_redirect(target: URL, previous: URL, base_url: URL) -> None:
+    """Raise UrlRejected for a redirect from ``previous`` to ``target`` that must not be followed."""
     _require_web_address(target)
     if previous.scheme == "https" and target.scheme == "http":
-        raise UrlRejected("gives up https")
+        raise UrlRejected("plain HTTP after HTTPS")
     host = host_of(target)
-    if is_internal_address(host) and host != host_of(home) and not is_internal_address(host_of(home)):
-        raise UrlRejected("is an internal address")
+    if is_internal_address(host) and host != host_of(base_url) and not is_internal_address(host_of(base_url)):
+        raise UrlRejected("internal address")
 
 
 def _require_web_address(url: URL) -> None:
     if url.scheme not in ("http", "https") or not url.raw_host:
-        raise UrlRejected("is not an http address")
+        raise UrlRejected("not an HTTP URL")
     try:
         check_authority(url)
     except ValueError:
-        raise UrlRejected("names a host or a port that cannot exist") from None
+        raise UrlRejected("impossible host or port") from None
     if url.raw_user is not None or url.raw_password is not None:
-        raise UrlRejected("carries a user name")
+        raise UrlRejected("URL with a user name")
 
 
-def _upgrade(url: URL, home: URL) -> URL:
-    if host_of(url) != host_of(home):
-        raise UrlRejected("is asked by http although the upstream speaks https")
-    port = home.port if url.is_default_port() else url.port
+def _upgrade(url: URL, base_url: URL) -> URL:
+    if host_of(url) != host_of(base_url):
+        raise UrlRejected("plain HTTP, but the upstream uses HTTPS")
+    port = base_url.port if url.is_default_port() else url.port
     return url.with_scheme("https").with_port(port)
 
 

@@ -1,1 +1,1 @@
-"""Whether an upstream is available, shared by all processes of one storage."""
+"""The health of one upstream, shared by all processes of one storage."""

@@ -1,9 +1,7 @@
-"""When an upstream is left alone: it keeps failing, or it has said how long to wait.
+"""The circuit of one upstream and its rate limits, as pure functions of a frozen value.
 
-What is known of one upstream is a frozen value, and what happens makes another value of it.
-Times are wall-clock seconds, since several processes share them and they outlive a restart. A
-time that lies further ahead than anything here can have set it counts as past: then the clock
-was set back.
+Times are wall-clock seconds, because several processes share them and they outlive a restart. A
+time further ahead than any function here could have set it counts as past: the clock was set back.
 """
 
 from __future__ import annotations
@@ -13,20 +11,20 @@ from typing import Final, Literal
 
 OPENS_AFTER: Final = 3  # failures in a row
 PROBE_INTERVAL: Final = 5.0  # seconds between two probes, of all processes together
-WAIT_MAX: Final = 3600.0  # seconds; whatever an upstream says, it is asked again after that
-ALLOWANCE_MAX_AGE: Final = 60.0  # seconds that what is left of a rate limit is believed
+WAIT_MAX: Final = 3600.0  # seconds; the longest Retry-After that is respected
+QUOTA_MAX_AGE: Final = 60.0  # seconds after which the remaining quota has to be refreshed
 _ROUNDING: Final = 1.0  # seconds; a sum of two times may come out a little larger
 
-#: What a 429 is about: manifests and lists, blobs, or tokens.
+#: The requests that a 429 limits: manifests and lists, blobs, tokens, or blobs of storage hosts.
 Scope = Literal["manifests", "blobs", "tokens", "storage"]
 
 
 @dataclass(frozen=True, slots=True)
 class Circuit:
-    """What is known of one upstream, as reached with one credential.
+    """The health of one upstream, as reached with one credential.
 
-    It is open from ``opened_at`` on if that is not 0; ``reason`` is the last failure's.
-    ``limit`` and ``remaining`` are -1 as long as the upstream has not told them (``seen_at``).
+    The circuit is open since ``opened_at`` if that is not 0; ``reason`` is that of the last failure.
+    ``limit`` and ``remaining`` are the quota reported at ``seen_at``, -1 if none was reported.
     """
 
     failures: int = 0
@@ -50,10 +48,10 @@ class Circuit:
 
 
 def after_failure(circuit: Circuit, began: float, now: float, reason: str) -> Circuit:
-    """A request that ``began`` then has failed ``now``.
+    """Count the failure of a request that started at ``began``; enough in a row open the circuit.
 
-    Requests that were in the air when an earlier failure was counted tell nothing new: what
-    breaks fifty connections at once has happened once.
+    Requests that were in flight when an earlier failure was counted are not counted: an event
+    that breaks fifty connections at once is one failure.
     """
     if began < circuit.failed_at <= now:
         return circuit
@@ -64,34 +62,33 @@ def after_failure(circuit: Circuit, began: float, now: float, reason: str) -> Ci
     return replace(failed, opened_at=now, probe_at=now + PROBE_INTERVAL)
 
 
-def after_answer(circuit: Circuit) -> Circuit:
-    """The upstream has answered: it is well, whatever was before."""
+def after_success(circuit: Circuit) -> Circuit:
+    """Close the circuit and reset the failures, because the upstream has responded."""
     if not circuit.failures and not circuit.is_open:
         return circuit
     return replace(circuit, failures=0, failed_at=0.0, opened_at=0.0, probe_at=0.0, reason="")
 
 
-def after_claim(circuit: Circuit, now: float) -> Circuit:
-    """The same if no probe is due; else with the next one an interval away: this one is claimed."""
+def after_probe_lease(circuit: Circuit, now: float) -> Circuit:
+    """Lease the probe that is due: the next one is due an interval later. Unchanged if none is due."""
     if not circuit.is_open or _seconds_until(circuit.probe_at, now, PROBE_INTERVAL) > 0:
         return circuit
     return replace(circuit, probe_at=now + PROBE_INTERVAL)
 
 
 def seconds_to_probe(circuit: Circuit, now: float) -> float:
-    """When to try again, for clients that are refused; at least 1."""
-    rest = _seconds_until(circuit.probe_at, now, PROBE_INTERVAL)
-    return min(max(1.0, rest), PROBE_INTERVAL)
+    """Seconds until the next probe, for ``Retry-After``; at least 1."""
+    return min(max(1.0, _seconds_until(circuit.probe_at, now, PROBE_INTERVAL)), PROBE_INTERVAL)
 
 
 # --- limits ---
 
 
 def after_limit(circuit: Circuit, scope: Scope, seconds: float, now: float) -> Circuit:
-    """The upstream has answered 429 and wants to be left alone for so many seconds.
+    """Record a 429 for requests of ``scope``, with a ``Retry-After`` of ``seconds``.
 
-    A limit on tokens holds for the manifests that they are for; one on blobs, which upstreams
-    limit last, holds for everything. A host of the upstream's storage limits blobs alone.
+    A limit on tokens also applies to manifests, which need the tokens; one on blobs, which
+    upstreams limit last, also applies to manifests. A storage host limits blobs alone.
     """
     until = now + min(seconds, WAIT_MAX)
     if scope == "storage":
@@ -107,7 +104,7 @@ def after_limit(circuit: Circuit, scope: Scope, seconds: float, now: float) -> C
 
 
 def seconds_limited(circuit: Circuit, scope: Scope, now: float) -> float:
-    """How long nothing of this kind may be asked; 0 if it may."""
+    """Seconds until requests of ``scope`` are allowed again; 0 if they are allowed."""
     until = {
         "manifests": circuit.manifests_limited_until,
         "blobs": circuit.blobs_limited_until,
@@ -117,30 +114,31 @@ def seconds_limited(circuit: Circuit, scope: Scope, now: float) -> float:
     return _seconds_until(until, now, WAIT_MAX)
 
 
-def after_allowance(circuit: Circuit, limit: int, remaining: int, now: float) -> Circuit:
-    """The upstream has told what it allows and what is left of that."""
+def after_quota(circuit: Circuit, limit: int, remaining: int, now: float) -> Circuit:
+    """Record the quota that a response has reported."""
     return replace(circuit, limit=limit, remaining=remaining, seen_at=now)
 
 
-def is_scarce(circuit: Circuit, reserve: int) -> bool:
-    """Whether fewer requests than the ``reserve`` were left when the upstream last told."""
+def is_below_reserve(circuit: Circuit, reserve: int) -> bool:
+    """Whether the remaining quota is known and smaller than ``reserve``."""
     return 0 <= circuit.remaining < reserve
 
 
-def after_look(circuit: Circuit, now: float) -> Circuit:
-    """The same while what is left is known; else as if it had been seen now, so that the one
-    request which made this claim may look again, and no others with it.
+def after_quota_refresh(circuit: Circuit, now: float) -> Circuit:
+    """Lease the refresh of an old quota: the caller alone may send one request to learn it.
+
+    Unchanged while the quota is recent.
     """
-    if 0 <= now - circuit.seen_at <= ALLOWANCE_MAX_AGE:
+    if 0 <= now - circuit.seen_at <= QUOTA_MAX_AGE:
         return circuit
     return replace(circuit, seen_at=now)
 
 
 def _seconds_until(moment: float, now: float, longest: float) -> float:
-    rest = moment - now
-    return rest if 0 < rest <= longest + _ROUNDING else 0.0
+    seconds = moment - now
+    return seconds if 0 < seconds <= longest + _ROUNDING else 0.0
 
 
-def _later(known: float, said: float, now: float) -> float:
-    """The later of two ends, unless the known one is nonsense."""
-    return max(known, said) if _seconds_until(known, now, WAIT_MAX) > 0 else said
+def _later(recorded: float, until: float, now: float) -> float:
+    """The later of two ends, unless the recorded one is past or impossible."""
+    return max(recorded, until) if _seconds_until(recorded, now, WAIT_MAX) > 0 else until

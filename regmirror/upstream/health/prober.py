@@ -1,8 +1,8 @@
-"""Finding out that an upstream is well again, with no client asking.
+"""Probes of an upstream with an open circuit, made without any client request.
 
-While the circuit is open, one process an interval asks. The answer may take as long as any
-other: a probe that hangs does not keep the next one from being made, so that an upstream that
-came back is noticed at once, and one that needs ten seconds for each answer as well.
+While the circuit is open, one process sends one probe in each interval. A hanging probe does not
+delay the next one, so a recovered upstream is noticed at once, and so is one that needs ten seconds
+for each response.
 """
 
 from __future__ import annotations
@@ -13,27 +13,28 @@ from typing import Final
 
 from regmirror.upstream.health.monitor import Health
 
-LOOK: Final = 0.2  # seconds between looks at the record, which another process may change
+POLL_INTERVAL: Final = 0.2  # seconds between reads of the circuit, which another process may close
 
 
 class Prober:
-    """Runs while the circuit is open. ``probe`` asks once, notes what came of it, raises nothing.
+    """Runs while the circuit is open. ``probe`` makes one request, records its outcome, never raises.
 
-    With ``is_off`` nothing is probed: another process may, that is not offline.
+    With ``is_off`` nothing is probed; another process that is not offline may still probe.
     """
 
     def __init__(self, health: Health, probe: Callable[[], Awaitable[None]]) -> None:
         self._health, self._probe = health, probe
         self._watch: asyncio.Task[None] | None = None
-        self._probes: set[asyncio.Task[None]] = set()
+        self._probes: set[asyncio.Future[None]] = set()
         self.is_off = False
 
     def start(self) -> None:
-        """Watch the circuit until it is closed, unless that is being done."""
+        """Watch the circuit until it closes. Idempotent."""
         if not self.is_off and (self._watch is None or self._watch.done()):
             self._watch = asyncio.get_running_loop().create_task(self._run())
 
     async def close(self) -> None:
+        """Cancel the watch and every probe in flight."""
         self.is_off = True
         tasks = [*self._probes, *([self._watch] if self._watch else [])]
         for task in tasks:
@@ -42,12 +43,8 @@ class Prober:
 
     async def _run(self) -> None:
         while not self.is_off and self._health.is_open():
-            if self._health.claim_probe():
-                task = asyncio.get_running_loop().create_task(_call(self._probe))
+            if self._health.lease_probe():
+                task = asyncio.ensure_future(self._probe())
                 self._probes.add(task)
                 task.add_done_callback(self._probes.discard)
-            await asyncio.sleep(LOOK)
-
-
-async def _call(probe: Callable[[], Awaitable[None]]) -> None:
-    await probe()
+            await asyncio.sleep(POLL_INTERVAL)

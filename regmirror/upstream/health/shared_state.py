@@ -1,10 +1,9 @@
-"""What all processes of one storage know of an upstream: a small file for each.
+"""The circuit of one upstream in a small file that all processes of one storage share.
 
-The file holds one line of JSON. Reading is one ``pread``; changing it is reading, deciding and
-one ``pwrite`` under an exclusive ``flock``, and happens only when something changes. A reader
-without the lock may see half a change: then it holds for well what is not, once. Nothing here is
-worth a failed pull, so whatever goes wrong with the file is passed over, and what cannot be
-written is remembered in this process alone.
+The file contains one line of JSON. A read is one ``pread``; a change reads, decides and makes one
+``pwrite`` under an exclusive ``flock``, and only if something changes. Readers without the lock may
+see a torn write and treat the upstream as healthy once. The file is advisory: I/O errors are
+ignored, and a change that cannot be written is kept in this process.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from urllib.parse import quote
 
 from regmirror.config.schema import Upstream, upstream_url
 from regmirror.files import DIRECTORY_MODE, create
+from regmirror.upstream.health.base import Transition
 from regmirror.upstream.health.circuit import Circuit
 
 _LINE_MAX: Final = 2048  # bytes
@@ -32,18 +32,17 @@ _LOCK_TRIES: Final = 10
 _LOCK_PAUSE: Final = 0.0005  # seconds
 _KINDS: Final = {item.name: type(item.default) for item in fields(Circuit)}
 
-Transition = Callable[[Circuit], Circuit]
-
 
 def fingerprint(name: str, config: Upstream) -> str:
-    """Of an upstream's address and of whom it is asked as; never of a password."""
+    """A hash of the upstream's URL and of the configured credential, without any password."""
     parts = (upstream_url(name, config), config.username, config.password_file, config.docker_config)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
 class SharedState:
-    """The record of one upstream and credential; ``path`` None keeps it in this process.
+    """A HealthStateStore in the file ``path``, or in this process alone if ``path`` is None.
 
+    ``identity`` is the fingerprint of upstream and credential; a file of another one is ignored.
     The file is opened at the first use, in the process that uses it: a lock belongs to the open
     file, which a forked worker would share with its parent.
     """
@@ -52,16 +51,18 @@ class SharedState:
         self._path, self._identity = path, identity
         self._descriptor = -1
         self._line = b""
-        self._circuit = Circuit()  # what ``_line`` says
+        self._circuit = Circuit()  # parsed from ``_line``
         self._unwritten: Circuit | None = Circuit() if path is None else None
+        self.on_change: Callable[[Circuit], None] = lambda circuit: None
 
     @classmethod
     def of(cls, directory: Path | None, name: str, config: Upstream) -> SharedState:
+        """The state of the upstream ``name``, in ``directory`` or in this process alone."""
         path = directory / f"{quote(name, safe='')}.json" if directory else None
         return cls(path, fingerprint(name, config))
 
     def read(self) -> Circuit:
-        """What is known at this moment."""
+        """The current circuit; a closed one if the file cannot be read."""
         if self._unwritten is not None:
             return self._unwritten
         with suppress(OSError):
@@ -70,21 +71,17 @@ class SharedState:
         return Circuit()
 
     def change(self, transition: Transition) -> tuple[Circuit, Circuit]:
-        """What was known and what is known now; nothing is written if that is the same."""
+        """Apply ``transition`` and return the circuits before and after it."""
         try:
-            self._open(os.O_RDWR | os.O_CREAT, is_change=True)
-            with self._lock():
-                before = self.read()
-                after = transition(before)
-                if after is not before or self._unwritten is not None:
-                    self._write(after)
-                    self._unwritten = None
-                return before, after
+            before, after = self._change_file(transition)
         except OSError:
-            return self._change_own(transition)
+            before, after = self._change_memory(transition)
+        if after is not before:
+            self.on_change(after)
+        return before, after
 
     def close(self) -> None:
-        """Use the file no more; what comes after that is this process's own."""
+        """Close the file. Later changes stay in this process."""
         self._path = None
         self._drop()
 
@@ -93,7 +90,17 @@ class SharedState:
             os.close(self._descriptor)
             self._descriptor = -1
 
-    def _change_own(self, transition: Transition) -> tuple[Circuit, Circuit]:
+    def _change_file(self, transition: Transition) -> tuple[Circuit, Circuit]:
+        self._open(os.O_RDWR | os.O_CREAT, is_change=True)
+        with self._lock():
+            before = self.read()
+            after = transition(before)
+            if after is not before or self._unwritten is not None:
+                self._write(after)
+                self._unwritten = None
+            return before, after
+
+    def _change_memory(self, transition: Transition) -> tuple[Circuit, Circuit]:
         before = self.read()
         after = transition(before)
         if after is not before:
@@ -101,7 +108,7 @@ class SharedState:
         return before, after
 
     def _open(self, flags: int, *, is_change: bool = False) -> None:
-        """Open the file unless it is open; for a change it must still be the one at its path."""
+        """Open the file once; before a change, reopen it if its path names another file."""
         if self._path is None:
             raise FileNotFoundError
         if is_change:
@@ -114,8 +121,10 @@ class SharedState:
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
-        """The exclusive lock, or after a few tries none: a process that was stopped while it held
-        the lock must not stop this one, and two changes at once cost a count or a probe at most.
+        """Take the exclusive lock; after a few tries go on without it.
+
+        A process that was stopped with the lock must not stop this one, and two changes at once
+        cost a count or a probe at most.
         """
         for _ in range(_LOCK_TRIES):
             try:
@@ -140,7 +149,7 @@ class SharedState:
 
 
 def parse(line: bytes, identity: str) -> Circuit:
-    """What a line says; of nothing, of garbage and of another identity a fresh start."""
+    """The circuit in ``line``; a closed one if it is malformed or of another identity."""
     try:
         values = json.loads(line)
     except (ValueError, RecursionError):

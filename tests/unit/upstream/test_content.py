@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from regmirror.errors import UpstreamContentInvalid, UpstreamFailed
-from regmirror.upstream.content import BlobBody, part_of
+from regmirror.upstream.content import BlobBody, range_of
 
 
 @dataclass
@@ -33,7 +33,7 @@ class PlannedResponse:
 
 def open_body(reply, offset=0):
     return BlobBody(
-        "registry.test", reply, part_of("registry.test", reply, offset), report=lambda count: None
+        "registry.test", reply, range_of("registry.test", reply, offset), report=lambda count: None
     )
 
 

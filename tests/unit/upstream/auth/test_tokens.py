@@ -11,9 +11,9 @@ from regmirror.upstream.auth.tokens import (
     LONGEST,
     TOKENS_BYTES,
     Token,
-    TokenAnswer,
     TokenCache,
     TokenKey,
+    TokenResponse,
     TokenScope,
     lifetime,
     parse_token,
@@ -23,22 +23,22 @@ from regmirror.upstream.auth.tokens import (
 
 REALM = URL("https://auth.example.com/token")
 OURS = "repository:library/alpine:pull"
-OK = TokenAnswer(200, {}, b'{"token":"t","expires_in":300}')
+OK = TokenResponse(200, {}, b'{"token":"t","expires_in":300}')
 ALICE = Credential("alice", "s3cret")
 IDENTITY = Credential("<token>", "refresh-me", is_identity=True)
 
 
-def grant(realm=REALM, service="s", scopes=(OURS,), credential=None):
+def scope(realm=REALM, service="s", scopes=(OURS,), credential=None):
     return TokenScope(realm, service, tuple(scopes), credential)
 
 
-def requests_of(asked, *responses):
+def requests_of(asked, *answers):
     """The requests made while the endpoint answers so, and the result."""
-    dance = request_token("docker.io", asked)
-    requests = [next(dance)]
+    flow = request_token("docker.io", asked)
+    requests = [next(flow)]
     try:
-        for response in responses:
-            requests += [dance.send(response)]
+        for answer in answers:
+            requests += [flow.send(answer)]
     except StopIteration as stop:
         return requests, stop.value
     raise AssertionError(f"wants more answers: {requests}")
@@ -46,7 +46,7 @@ def requests_of(asked, *responses):
 
 def test_an_anonymous_token_is_asked_for_without_any_authorization():
     """B60: never `Basic Og==`."""
-    (request,), result = requests_of(grant(), OK)
+    (request,), result = requests_of(scope(), OK)
     assert request.authorization is None
     assert request.form is None
     assert request.url.query.getall("scope") == [OURS]
@@ -57,21 +57,21 @@ def test_an_anonymous_token_is_asked_for_without_any_authorization():
 
 def test_a_password_is_sent_as_basic_with_the_account():
     """B60."""
-    (request,), _ = requests_of(grant(credential=ALICE), OK)
+    (request,), _ = requests_of(scope(credential=ALICE), OK)
     assert request.authorization == "Basic " + base64.b64encode(b"alice:s3cret").decode()
     assert request.url.query["account"] == "alice"
 
 
 def test_each_scope_is_a_parameter_and_ours_comes_first():
     """B60: some servers look at the first scope alone."""
-    (request,), _ = requests_of(grant(scopes=(OURS, "aws")), OK)
+    (request,), _ = requests_of(scope(scopes=(OURS, "aws")), OK)
     assert request.url.query.getall("scope") == [OURS, "aws"]
 
 
 def test_a_realm_keeps_its_query_except_for_scope_and_service():
     """B60: nvcr.io puts a scope into its realm."""
     realm = URL("https://nvcr.io/proxy_auth?scope=group/x:pull,push&service=old&x=1")
-    (request,), _ = requests_of(grant(realm, service="new"), OK)
+    (request,), _ = requests_of(scope(realm, service="new"), OK)
     assert request.url.query.getall("scope") == [OURS]
     assert request.url.query.getall("service") == ["new"]
     assert request.url.query["x"] == "1"
@@ -79,13 +79,13 @@ def test_a_realm_keeps_its_query_except_for_scope_and_service():
 
 def test_a_missing_service_is_left_out():
     """B60."""
-    (request,), _ = requests_of(grant(service=""), OK)
+    (request,), _ = requests_of(scope(service=""), OK)
     assert "service" not in request.url.query
 
 
 def test_a_refresh_token_is_posted_as_a_form():
     """B60: one scope parameter, separated by spaces."""
-    (request,), _ = requests_of(grant(scopes=(OURS, "aws"), credential=IDENTITY), OK)
+    (request,), _ = requests_of(scope(scopes=(OURS, "aws"), credential=IDENTITY), OK)
     assert request.authorization is None
     assert request.url == REALM
     assert request.form == {
@@ -100,8 +100,8 @@ def test_a_refresh_token_is_posted_as_a_form():
 @pytest.mark.parametrize("status", [400, 401, 404, 405])
 def test_a_refused_post_falls_back_to_get(status):
     """B60: refresh token by POST with GET fallback."""
-    refusal = TokenAnswer(status, {}, b"")
-    (post, get), result = requests_of(grant(credential=IDENTITY), refusal, OK)
+    refusal = TokenResponse(status, {}, b"")
+    (post, get), result = requests_of(scope(credential=IDENTITY), refusal, OK)
     assert post.form is not None
     assert get.form is None
     assert get.authorization == "Basic " + base64.b64encode(b"<token>:refresh-me").decode()
@@ -110,9 +110,9 @@ def test_a_refused_post_falls_back_to_get(status):
 
 @pytest.mark.parametrize("status", [404, 405])
 def test_a_password_is_posted_where_get_does_not_exist(status):
-    """B60: password grant as the last resort."""
-    refusal = TokenAnswer(status, {}, b"")
-    (_, post), _ = requests_of(grant(credential=ALICE), refusal, OK)
+    """B60: password scope as the last resort."""
+    refusal = TokenResponse(status, {}, b"")
+    (_, post), _ = requests_of(scope(credential=ALICE), refusal, OK)
     assert post.form is not None
     assert post.form["grant_type"] == "password"
     assert post.form["username"] == "alice"
@@ -123,22 +123,22 @@ def test_a_password_is_posted_where_get_does_not_exist(status):
 def test_a_refusing_endpoint_denies(status):
     """B34: ghcr.io refuses what is private or does not exist at the token endpoint."""
     with pytest.raises(UpstreamDenied) as caught:
-        requests_of(grant(credential=ALICE), TokenAnswer(status, {}, b"s3cret"))
+        requests_of(scope(credential=ALICE), TokenResponse(status, {}, b"s3cret"))
     assert "s3cret" not in str(caught.value)
 
 
 def test_a_limiting_endpoint_is_obeyed():
     """B30: a 429 of the token endpoint counts as the upstream's."""
     with pytest.raises(UpstreamRateLimited) as caught:
-        requests_of(grant(), TokenAnswer(429, {"Retry-After": "7"}, b""))
+        requests_of(scope(), TokenResponse(429, {"Retry-After": "7"}, b""))
     assert caught.value.retry_after == 7.0
 
 
 @pytest.mark.parametrize("status", [302, 400, 404, 500, 503])
 def test_a_failing_endpoint_says_nothing_about_the_content(status):
     """B36: not even its 404 may make a cached tag be forgotten."""
-    with pytest.raises(UpstreamFailed, match=f"auth.example.com answered {status}"):
-        requests_of(grant(), TokenAnswer(status, {}, b""))
+    with pytest.raises(UpstreamFailed, match=f"auth.example.com returned {status}"):
+        requests_of(scope(), TokenResponse(status, {}, b""))
 
 
 @pytest.mark.parametrize(
@@ -221,10 +221,10 @@ def key(scope="a", fingerprint=""):
 
 def test_the_key_of_a_token_does_not_depend_on_the_order_of_scopes():
     """B26: (realm, service, sorted scopes, credential)."""
-    assert grant(scopes=("a", "b")).key == grant(scopes=("b", "a")).key
-    assert grant().key != grant(credential=ALICE).key
-    assert grant().key != grant(service="other").key
-    assert grant().key != grant(URL("https://other/")).key
+    assert scope(scopes=("a", "b")).key == scope(scopes=("b", "a")).key
+    assert scope().key != scope(credential=ALICE).key
+    assert scope().key != scope(service="other").key
+    assert scope().key != scope(URL("https://other/")).key
 
 
 def test_a_token_is_found_until_it_expires():
@@ -277,10 +277,10 @@ def test_dropping_a_token_leaves_a_newer_one():
 
 def test_nothing_shows_a_secret():
     """B62: repr of everything that carries one."""
-    shown = [repr(Token("s3cret", 1.0)), repr(TokenAnswer(200, {}, b"s3cret"))]
-    shown += [repr(grant(credential=ALICE)), repr(grant(credential=ALICE).key)]
+    shown = [repr(Token("s3cret", 1.0)), repr(TokenResponse(200, {}, b"s3cret"))]
+    shown += [repr(scope(credential=ALICE)), repr(scope(credential=ALICE).key)]
     for credential in (ALICE, Credential("u", "s3cret", is_identity=True)):
-        (request,), _ = requests_of(grant(credential=credential), OK)
+        (request,), _ = requests_of(scope(credential=credential), OK)
         shown.append(repr(request))
     encoded = base64.b64encode(b"alice:s3cret").decode()
     for text in shown:

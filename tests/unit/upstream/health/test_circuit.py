@@ -5,18 +5,18 @@ from dataclasses import replace
 import pytest
 
 from regmirror.upstream.health.circuit import (
-    ALLOWANCE_MAX_AGE,
     OPENS_AFTER,
     PROBE_INTERVAL,
+    QUOTA_MAX_AGE,
     WAIT_MAX,
     Circuit,
-    after_allowance,
-    after_answer,
-    after_claim,
     after_failure,
     after_limit,
-    after_look,
-    is_scarce,
+    after_probe_lease,
+    after_quota,
+    after_quota_refresh,
+    after_success,
+    is_below_reserve,
     seconds_limited,
     seconds_to_probe,
 )
@@ -46,14 +46,14 @@ def test_it_opens_after_failures_in_a_row():
 
 def test_an_answer_forgives_failures():
     """B33: in a row means with no answer in between."""
-    circuit = failed(1, after_answer(failed(OPENS_AFTER - 1)))
+    circuit = failed(1, after_success(failed(OPENS_AFTER - 1)))
     assert not circuit.is_open
     assert circuit.failures == 1
 
 
 def test_an_answer_closes_it_and_keeps_the_limits():
     """B33, B30: being well and being allowed are two things."""
-    circuit = after_answer(after_limit(OPEN, "manifests", 60, NOW))
+    circuit = after_success(after_limit(OPEN, "manifests", 60, NOW))
     assert not circuit.is_open
     assert circuit.failures == 0
     assert seconds_limited(circuit, "manifests", NOW) == 60
@@ -61,8 +61,8 @@ def test_an_answer_closes_it_and_keeps_the_limits():
 
 def test_an_answer_while_all_is_well_changes_nothing():
     """So that nothing is written then."""
-    circuit = after_allowance(Circuit(), 100, 50, NOW)
-    assert after_answer(circuit) is circuit
+    circuit = after_quota(Circuit(), 100, 50, NOW)
+    assert after_success(circuit) is circuit
 
 
 def test_what_fails_together_has_failed_once():
@@ -81,15 +81,15 @@ def test_a_clock_that_was_set_back_does_not_hide_failures():
 def test_one_probe_an_interval_is_claimed():
     """B33: the first an interval after it opened, and whoever comes next waits an interval again."""
     opened = OPEN.opened_at
-    assert after_claim(OPEN, opened + PROBE_INTERVAL - 0.1) is OPEN
-    claimed = after_claim(OPEN, opened + PROBE_INTERVAL)
+    assert after_probe_lease(OPEN, opened + PROBE_INTERVAL - 0.1) is OPEN
+    claimed = after_probe_lease(OPEN, opened + PROBE_INTERVAL)
     assert claimed is not OPEN
-    assert after_claim(claimed, opened + PROBE_INTERVAL + 0.1) is claimed
-    assert after_claim(claimed, opened + 2 * PROBE_INTERVAL) is not claimed
+    assert after_probe_lease(claimed, opened + PROBE_INTERVAL + 0.1) is claimed
+    assert after_probe_lease(claimed, opened + 2 * PROBE_INTERVAL) is not claimed
 
 
 def test_a_failed_probe_leaves_it_open():
-    claimed = after_claim(OPEN, OPEN.opened_at + PROBE_INTERVAL)
+    claimed = after_probe_lease(OPEN, OPEN.opened_at + PROBE_INTERVAL)
     again = after_failure(claimed, claimed.probe_at - 4, claimed.probe_at - 3, "status-500")
     assert (again.is_open, again.opened_at, again.reason) == (True, OPEN.opened_at, "status-500")
     assert again.probe_at == claimed.probe_at
@@ -97,7 +97,7 @@ def test_a_failed_probe_leaves_it_open():
 
 def test_nothing_is_claimed_while_it_is_closed():
     well = Circuit()
-    assert after_claim(well, NOW) is well
+    assert after_probe_lease(well, NOW) is well
 
 
 @pytest.mark.parametrize(("later", "seconds"), [(0, 5), (3, 2), (4.9, 1), (60, 1), (-7200, 1)])
@@ -146,13 +146,13 @@ def test_a_limit_from_the_future_is_nonsense():
 )
 def test_the_reserve(remaining, reserve, scarce):
     """B31: -1 stands for an upstream that tells no limit."""
-    assert is_scarce(replace(Circuit(), remaining=remaining), reserve) is scarce
+    assert is_below_reserve(replace(Circuit(), remaining=remaining), reserve) is scarce
 
 
 def test_now_and_then_one_may_look_what_is_left():
-    seen = after_allowance(Circuit(), 100, 3, NOW)
-    assert after_look(seen, NOW + ALLOWANCE_MAX_AGE) is seen
-    looked = after_look(seen, NOW + ALLOWANCE_MAX_AGE + 1)
+    seen = after_quota(Circuit(), 100, 3, NOW)
+    assert after_quota_refresh(seen, NOW + QUOTA_MAX_AGE) is seen
+    looked = after_quota_refresh(seen, NOW + QUOTA_MAX_AGE + 1)
     assert looked is not seen
-    assert after_look(looked, NOW + ALLOWANCE_MAX_AGE + 2) is looked
-    assert after_look(seen, NOW - 10) is not seen, "the clock was set back"
+    assert after_quota_refresh(looked, NOW + QUOTA_MAX_AGE + 2) is looked
+    assert after_quota_refresh(seen, NOW - 10) is not seen, "the clock was set back"

@@ -8,10 +8,10 @@ from yarl import URL
 
 from regmirror.errors import UpstreamError
 from regmirror.upstream.auth.credentials import Credential
-from regmirror.upstream.auth.flow import Authenticator, Fetch, Find, Ping, Send
+from regmirror.upstream.auth.flow import Authenticator, FetchToken, FindCredential, Ping, Send
 from regmirror.upstream.auth.tokens import Token, use_until
 
-HOME = URL("https://registry-1.docker.io")
+BASE_URL = URL("https://registry-1.docker.io")
 BEARER = 'Bearer realm="https://auth.docker.io/token",service="registry.docker.io"'
 ALICE = Credential("alice", "old")
 NEW_ALICE = Credential("alice", "new")
@@ -25,7 +25,7 @@ class PlannedResponse:
     status: int = 200
     challenges: tuple[str, ...] = ()
     excerpt: str = ""
-    is_home: bool = True
+    is_upstream: bool = True
 
     @property
     def headers(self):
@@ -45,7 +45,7 @@ def basic(credential):
 class World:
     """An upstream that answers by a script, and a clock that stands still."""
 
-    home: URL = HOME
+    base_url: URL = BASE_URL
     auth_hosts: list[str] = field(default_factory=list)
     credentials: list[Credential | None] = field(default_factory=lambda: [None])
     now: float = 0.0
@@ -54,7 +54,7 @@ class World:
     issued: int = 0
 
     def __post_init__(self):
-        self.auth = Authenticator("docker.io", self.home, self.auth_hosts, lambda: self.now)
+        self.auth = Authenticator("docker.io", self.base_url, self.auth_hosts, lambda: self.now)
 
     def run(self, *responses, repository=ALPINE):
         """The last answer of one request; the steps that it took are left in `steps`."""
@@ -79,16 +79,16 @@ class World:
         match step:
             case Send() | Ping():
                 return waiting.pop(0)
-            case Find(is_refused):
+            case FindCredential(is_refused):
                 if is_refused and len(self.credentials) > 1:
                     self.credentials.pop(0)
                 return self.credentials[0]
-            case Fetch(grant):
+            case FetchToken(scope):
                 if self.token_errors and (error := self.token_errors.pop(0)):
                     raise error
                 self.issued += 1
                 token = Token(f"token-{self.issued}", use_until(self.now, 300.0))
-                self.auth.tokens.put(grant.key, token)
+                self.auth.tokens.put(scope.key, token)
                 return token
 
     @property
@@ -97,4 +97,4 @@ class World:
 
     @property
     def fetched(self):
-        return [step.grant for step in self.steps if isinstance(step, Fetch)]
+        return [step.scope for step in self.steps if isinstance(step, FetchToken)]
