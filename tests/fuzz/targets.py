@@ -33,7 +33,7 @@ from regmirror.oci.manifests import (
 from regmirror.oci.names import Digest, Repository
 from regmirror.oci.paths import UpstreamTable, decode, split
 from regmirror.upstream.auth.challenges import Challenge, parse_challenges, preferred
-from regmirror.upstream.content import part_of
+from regmirror.upstream.content import range_of
 from regmirror.upstream.pagination import next_page
 from regmirror.v2.conditions import matches_etag, may_use_range, parse_ranges
 from regmirror.v2.connection import Edge, _Connection, _Server
@@ -185,7 +185,7 @@ def content_ranges(data: bytes) -> None:
     offset = int(rest) if rest.isdigit() and len(rest) < 19 else 0
     context: Any = SimpleNamespace(status=206, headers={"Content-Range": text_of(line)}, host="upstream")
     try:
-        part = part_of("upstream", context, offset)
+        part = range_of("upstream", context, offset)
     except UpstreamFailed:
         return
     assert part.start == offset
