@@ -17,7 +17,7 @@ from regmirror.maintenance.toolkit import limits_of
 from regmirror.metadata.cache import MetadataCache
 from regmirror.metadata.inventory import Chore
 from regmirror.oci.names import Digest, Repository
-from regmirror.telemetry.events import UpkeepEnded
+from regmirror.telemetry.events import MaintenanceEnded
 from tests.unit.maintenance.world import APP, TAG, World, config, flush_nothing
 
 SECTIONS = {
@@ -41,7 +41,7 @@ class Setup:
         )
 
     def ended(self) -> list[str]:
-        return [event.what for event in self.world.events if isinstance(event, UpkeepEnded)]
+        return [event.what for event in self.world.events if isinstance(event, MaintenanceEnded)]
 
 
 @pytest.fixture
@@ -176,7 +176,7 @@ async def test_a_running_scheduler_works_follows_the_news_and_survives_defects(
 
     monkeypatch.setattr(setup.scheduler, "tick", tick)
     monkeypatch.setattr(setup.cache, "invalidate_all", dropped.set)
-    async with asyncio.timeout(10), setup.scheduler.running(no_repair):
+    async with asyncio.timeout(10), setup.scheduler.worker(no_repair):
         await ticked.wait()
         setup.world.toolkit.news.publish()
         await dropped.wait()

@@ -12,7 +12,7 @@ from tests.unit.upstream.auth.scripted_upstream import (
     BEARER,
     BUSYBOX,
     NEW_ALICE,
-    Reply,
+    PlannedResponse,
     World,
     basic,
     refused,
@@ -22,7 +22,7 @@ from tests.unit.upstream.auth.scripted_upstream import (
 def test_a_registry_that_asks_for_nothing_gets_nothing():
     """B27: no token, no ping (registry.k8s.io, public repositories of quay.io)."""
     world = World(credentials=[ALICE])
-    assert world.run(Reply(200)).status == 200
+    assert world.run(PlannedResponse(200)).status == 200
     assert world.sent == [None]
     assert world.steps == [Send(None)]
 
@@ -30,7 +30,7 @@ def test_a_registry_that_asks_for_nothing_gets_nothing():
 def test_a_challenge_is_answered_with_a_token():
     """B60: 401, token, once more."""
     world = World()
-    assert world.run(refused(), Reply(200)).status == 200
+    assert world.run(refused(), PlannedResponse(200)).status == 200
     assert world.sent == [None, "Bearer token-1"]
     (scope,) = world.fetched
     assert scope.realm == URL("https://auth.docker.io/token")
@@ -42,8 +42,8 @@ def test_a_challenge_is_answered_with_a_token():
 def test_the_same_repository_uses_its_token_again():
     """B26: one token per scope."""
     world = World()
-    world.run(refused(), Reply(200))
-    world.run(Reply(200))
+    world.run(refused(), PlannedResponse(200))
+    world.run(PlannedResponse(200))
     assert world.sent == ["Bearer token-1"]
     assert world.fetched == []
 
@@ -51,8 +51,8 @@ def test_the_same_repository_uses_its_token_again():
 def test_another_repository_asks_for_its_token_first():
     """B27: the challenge is remembered; no second 401."""
     world = World()
-    world.run(refused(), Reply(200))
-    world.run(Reply(200), repository=BUSYBOX)
+    world.run(refused(), PlannedResponse(200))
+    world.run(PlannedResponse(200), repository=BUSYBOX)
     assert len(world.sent) == 1
     assert world.fetched[0].scopes == (f"repository:{BUSYBOX}:pull",)
 
@@ -60,20 +60,20 @@ def test_another_repository_asks_for_its_token_first():
 def test_a_token_is_fetched_anew_when_it_is_about_to_expire():
     """B26: before it expires, without a 401."""
     world = World()
-    world.run(refused(), Reply(200))
+    world.run(refused(), PlannedResponse(200))
     world.now = 269.9
-    world.run(Reply(200))
+    world.run(PlannedResponse(200))
     assert world.fetched == []
     world.now = 270.0
-    world.run(Reply(200))
+    world.run(PlannedResponse(200))
     assert len(world.fetched) == 1
 
 
 def test_a_refused_token_is_dropped_and_replaced_once():
     """B26: 401 with a cached token: dropped, one retry."""
     world = World()
-    world.run(refused(), Reply(200))
-    assert world.run(refused(BEARER + ',error="invalid_token"'), Reply(200)).status == 200
+    world.run(refused(), PlannedResponse(200))
+    assert world.run(refused(BEARER + ',error="invalid_token"'), PlannedResponse(200)).status == 200
     assert len(world.sent) == 2
     assert len(world.fetched) == 1
 
@@ -88,7 +88,7 @@ def test_a_request_is_never_sent_a_third_time():
 def test_a_token_of_this_moment_that_is_refused_is_not_replaced():
     """B28: a missing repository of Docker Hub costs one request, not two and another token."""
     world = World()
-    world.run(refused(), Reply(200))
+    world.run(refused(), PlannedResponse(200))
     assert world.run(refused(), repository=BUSYBOX).status == 401
     assert len(world.sent) == 1
     assert len(world.fetched) == 1
@@ -98,11 +98,11 @@ def test_a_token_of_this_moment_that_is_refused_is_not_replaced():
 def test_a_token_that_somebody_else_has_replaced_is_used():
     """B26: of 40 layers refused at once, one fetches a token and all continue."""
     world = World()
-    world.run(refused(), Reply(200))
+    world.run(refused(), PlannedResponse(200))
     flow = world.auth.request(ALPINE)
     assert isinstance(next(flow), FindCredential)
     assert flow.send(None) == Send("Bearer token-1")
-    world.run(refused(), Reply(200))  # another layer is faster
+    world.run(refused(), PlannedResponse(200))  # another layer is faster
     assert world.sent == ["Bearer token-1", "Bearer token-2"]
     assert isinstance(flow.send(refused()), FindCredential)
     assert flow.send(None) == Send("Bearer token-2")
@@ -111,7 +111,7 @@ def test_a_token_that_somebody_else_has_replaced_is_used():
 def test_scopes_named_by_the_challenge_are_added_after_ours():
     """B60: theirs may name another repository."""
     world = World()
-    world.run(refused(BEARER + ',scope="repository:mirror/alpine:pull aws"'), Reply(200))
+    world.run(refused(BEARER + ',scope="repository:mirror/alpine:pull aws"'), PlannedResponse(200))
     ours = f"repository:{ALPINE}:pull"
     assert world.fetched[0].scopes == (ours, "repository:mirror/alpine:pull", "aws")
 
@@ -119,44 +119,44 @@ def test_scopes_named_by_the_challenge_are_added_after_ours():
 def test_the_scopes_that_a_repository_needs_are_remembered():
     """B27: the second request to it has the right token at once."""
     world = World()
-    world.run(refused(BEARER + ',scope="repository:mirror/alpine:pull"'), Reply(200))
-    world.run(Reply(200))
+    world.run(refused(BEARER + ',scope="repository:mirror/alpine:pull"'), PlannedResponse(200))
+    world.run(PlannedResponse(200))
     assert world.sent == ["Bearer token-1"]
-    world.run(Reply(200), repository=BUSYBOX)
+    world.run(PlannedResponse(200), repository=BUSYBOX)
     assert world.fetched[0].scopes == (f"repository:{BUSYBOX}:pull",)
 
 
 def test_no_more_than_so_many_repositories_are_remembered(monkeypatch):
     monkeypatch.setattr("regmirror.upstream.auth.flow._SCOPES_BYTES", 1)
     world = World()
-    world.run(refused(BEARER + ',scope="aws"'), Reply(200))
-    world.run(refused(BEARER + ',scope="aws"'), Reply(200), repository=BUSYBOX)
-    world.run(Reply(200), repository=ALPINE)
+    world.run(refused(BEARER + ',scope="aws"'), PlannedResponse(200))
+    world.run(refused(BEARER + ',scope="aws"'), PlannedResponse(200), repository=BUSYBOX)
+    world.run(PlannedResponse(200), repository=ALPINE)
     assert world.fetched[0].scopes == (f"repository:{ALPINE}:pull",)
 
 
 def test_a_challenge_that_is_missing_is_had_from_the_ping_once():
     """Protocol 3: gcr.io sends 401 without WWW-Authenticate."""
     world = World()
-    assert world.run(Reply(401), refused(), Reply(200)).status == 200
+    assert world.run(PlannedResponse(401), refused(), PlannedResponse(200)).status == 200
     assert [type(step) for step in world.steps] == [Send, Ping, FindCredential, FetchToken, Send]
     world.now = 1000.0
-    world.run(Reply(401), repository=BUSYBOX)
+    world.run(PlannedResponse(401), repository=BUSYBOX)
     assert Ping not in [type(step) for step in world.steps]
 
 
 def test_a_401_without_any_challenge_is_the_answer():
     world = World(credentials=[ALICE])
-    assert world.run(Reply(401), Reply(200)).status == 401
+    assert world.run(PlannedResponse(401), PlannedResponse(200)).status == 401
     assert world.sent == [None]
 
 
 def test_basic_is_sent_to_those_who_ask_for_it_and_from_then_on():
     """B60: Basic; private ECR."""
     world = World(credentials=[ALICE])
-    world.run(refused('Basic realm="x"'), Reply(200))
+    world.run(refused('Basic realm="x"'), PlannedResponse(200))
     assert world.sent == [None, basic(ALICE)]
-    world.run(Reply(200), repository=BUSYBOX)
+    world.run(PlannedResponse(200), repository=BUSYBOX)
     assert world.sent == [basic(ALICE)]
 
 
@@ -169,14 +169,14 @@ def test_basic_without_a_password_is_denied_and_says_what_to_do():
 def test_a_refused_password_is_read_again_and_sent_if_it_is_new():
     """B62: re-read on 401."""
     world = World(credentials=[ALICE, NEW_ALICE])
-    world.run(refused('Basic realm="x"'), Reply(200))
-    world.run(refused('Basic realm="x"'), Reply(200))
+    world.run(refused('Basic realm="x"'), PlannedResponse(200))
+    world.run(refused('Basic realm="x"'), PlannedResponse(200))
     assert world.sent == [basic(ALICE), basic(NEW_ALICE)]
 
 
 def test_a_refused_password_that_is_still_the_same_is_not_sent_again():
     world = World(credentials=[ALICE])
-    world.run(refused('Basic realm="x"'), Reply(200))
+    world.run(refused('Basic realm="x"'), PlannedResponse(200))
     assert world.run(refused('Basic realm="x"')).status == 401
     assert world.sent == [basic(ALICE)]
 
@@ -185,7 +185,7 @@ def test_a_password_refused_at_the_token_endpoint_is_read_again():
     """B62: rotated while the old one was remembered."""
     world = World(credentials=[ALICE, NEW_ALICE])
     world.token_errors = [UpstreamDenied("docker.io", "no")]
-    assert world.run(refused(), Reply(200)).status == 200
+    assert world.run(refused(), PlannedResponse(200)).status == 200
     assert [scope.credential for scope in world.fetched] == [ALICE, NEW_ALICE]
 
 
@@ -201,7 +201,7 @@ def test_a_password_refused_at_the_token_endpoint_and_unchanged_is_an_error():
 def test_bearer_is_preferred_to_basic():
     """B60: Artifactory offers both."""
     world = World(credentials=[ALICE])
-    world.run(refused('Basic realm="x"', BEARER), Reply(200))
+    world.run(refused('Basic realm="x"', BEARER), PlannedResponse(200))
     assert world.sent == [None, "Bearer token-1"]
     assert world.fetched[0].credential == ALICE
 
@@ -209,6 +209,6 @@ def test_bearer_is_preferred_to_basic():
 def test_a_ready_token_is_used_without_asking_for_one():
     """B62: registrytoken."""
     world = World(credentials=[Credential("", "ready", is_token=True)])
-    world.run(refused(), Reply(200))
+    world.run(refused(), PlannedResponse(200))
     assert world.sent == [None, "Bearer ready"]
     assert world.fetched == []

@@ -14,7 +14,7 @@ from tests.unit.upstream.auth.scripted_upstream import (
     ALPINE,
     BEARER,
     NEW_ALICE,
-    Reply,
+    PlannedResponse,
     World,
     basic,
     refused,
@@ -27,14 +27,14 @@ INVALID = '{"errors":[{"code":"DENIED","message":"Your Authorization Token is in
 def test_credentials_do_not_go_to_a_foreign_realm():
     """B61: the token is asked for anonymously."""
     world = World(credentials=[ALICE])
-    world.run(refused('Bearer realm="https://auth.evil.example/token"'), Reply(200))
+    world.run(refused('Bearer realm="https://auth.evil.example/token"'), PlannedResponse(200))
     assert world.fetched[0].credential is None
 
 
 def test_credentials_go_to_a_listed_realm():
     """B61: auth_hosts."""
     world = World(credentials=[ALICE], auth_hosts=["login.corp.example"])
-    world.run(refused('Bearer realm="https://login.corp.example/token"'), Reply(200))
+    world.run(refused('Bearer realm="https://login.corp.example/token"'), PlannedResponse(200))
     assert world.fetched[0].credential == ALICE
 
 
@@ -60,8 +60,8 @@ def test_a_realm_that_must_not_be_asked_is_refused_without_a_connection(realm):
 def test_a_challenge_of_a_storage_host_is_not_answered():
     """B61: a redirect's target may not ask for our credentials."""
     world = World(credentials=[ALICE])
-    answer = Reply(401, (BEARER,), is_upstream=False)
-    assert world.run(answer) is answer
+    response = PlannedResponse(401, (BEARER,), is_upstream=False)
+    assert world.run(response) is response
     assert world.fetched == []
 
 
@@ -69,10 +69,13 @@ def test_a_challenge_of_a_storage_host_is_not_answered():
 def test_an_expired_token_that_is_called_otherwise_is_replaced_once(status, excerpt):
     """B60: ECR's 403 and public ECR's 400."""
     world = World()
-    world.run(refused(), Reply(200))
-    assert world.run(Reply(status, excerpt=excerpt), Reply(200)).status == 200
+    world.run(refused(), PlannedResponse(200))
+    assert world.run(PlannedResponse(status, excerpt=excerpt), PlannedResponse(200)).status == 200
     assert len(world.fetched) == 1
-    assert world.run(Reply(status, excerpt=excerpt), Reply(status, excerpt=excerpt)).status == status
+    assert (
+        world.run(PlannedResponse(status, excerpt=excerpt), PlannedResponse(status, excerpt=excerpt)).status
+        == status
+    )
 
 
 @pytest.mark.parametrize(
@@ -81,68 +84,68 @@ def test_an_expired_token_that_is_called_otherwise_is_replaced_once(status, exce
 def test_other_refusals_are_the_answer(status, excerpt):
     """B60: other 403 and 400 are not."""
     world = World()
-    world.run(refused(), Reply(200))
-    assert world.run(Reply(status, excerpt=excerpt)).status == status
+    world.run(refused(), PlannedResponse(200))
+    assert world.run(PlannedResponse(status, excerpt=excerpt)).status == status
     assert world.fetched == []
 
 
 def test_a_400_to_a_head_counts_as_an_expired_token_once():
     """B60: the answer to a HEAD has no body that says so."""
     world = World()
-    world.run(refused(), Reply(200))
-    assert world.run(Reply(400), Reply(200)).status == 200
-    assert world.run(Reply(403)).status == 403
+    world.run(refused(), PlannedResponse(200))
+    assert world.run(PlannedResponse(400), PlannedResponse(200)).status == 200
+    assert world.run(PlannedResponse(403)).status == 403
 
 
 def test_a_403_to_a_head_makes_a_password_be_read_again():
     """B60: ECR's password is good for twelve hours."""
     world = World(credentials=[ALICE, NEW_ALICE])
-    world.run(refused('Basic realm="x"'), Reply(200))
-    assert world.run(Reply(403), Reply(200)).status == 200
+    world.run(refused('Basic realm="x"'), PlannedResponse(200))
+    assert world.run(PlannedResponse(403), PlannedResponse(200)).status == 200
     assert world.sent == [basic(ALICE), basic(NEW_ALICE)]
-    assert world.run(Reply(403)).status == 403
+    assert world.run(PlannedResponse(403)).status == 403
 
 
 def test_a_refusal_of_an_anonymous_request_is_no_expired_token():
     world = World()
-    assert world.run(Reply(403, excerpt=EXPIRED)).status == 403
+    assert world.run(PlannedResponse(403, excerpt=EXPIRED)).status == 403
     assert world.steps == [Send(None)]
 
 
 def test_a_failed_token_endpoint_is_forgotten_with_its_challenge():
     """B60: the next request learns the challenge anew, for the endpoint may have moved."""
     world = World()
-    world.run(refused(), Reply(200))
+    world.run(refused(), PlannedResponse(200))
     world.now = 1000.0
     world.token_errors = [UpstreamTimeout("docker.io", "no answer")]
     with pytest.raises(UpstreamTimeout):
         world.run()
     moved = 'Bearer realm="https://new.docker.io/token"'
-    world.run(refused(moved), Reply(200))
+    world.run(refused(moved), PlannedResponse(200))
     assert world.sent[0] is None
     assert world.fetched[0].realm == URL("https://new.docker.io/token")
 
 
 def test_a_token_endpoint_that_moved_is_learned_from_the_next_challenge():
     world = World()
-    world.run(refused(), Reply(200))
-    world.run(refused('Bearer realm="https://new.docker.io/token"'), Reply(200))
+    world.run(refused(), PlannedResponse(200))
+    world.run(refused('Bearer realm="https://new.docker.io/token"'), PlannedResponse(200))
     assert world.fetched[0].realm == URL("https://new.docker.io/token")
-    world.run(Reply(200))
+    world.run(PlannedResponse(200))
     assert world.fetched == []
 
 
 def test_a_change_from_basic_to_bearer_is_followed():
     world = World(credentials=[ALICE])
-    world.run(refused('Basic realm="x"'), Reply(200))
-    world.run(refused(), Reply(200))
+    world.run(refused('Basic realm="x"'), PlannedResponse(200))
+    world.run(refused(), PlannedResponse(200))
     assert world.sent == [basic(ALICE), "Bearer token-1"]
 
 
 def test_no_step_shows_a_secret():
     """B62: repr of every step."""
     world = World(credentials=[ALICE])
-    world.run(refused(), Reply(200))
+    world.run(refused(), PlannedResponse(200))
     shown = repr(world.steps)
     assert "token-1" not in shown
     assert "'old'" not in shown
@@ -167,8 +170,8 @@ def test_whatever_an_upstream_answers_a_request_is_sent_at_most_twice(script, ha
     """B60: no loop, from a cold and from a warm start."""
     world = World(credentials=[ALICE if has_credential else None])
     for _ in range(2):
-        answers = [Reply(status, tuple(lines), EXPIRED) for status, lines in script]
-        random.Random(0).shuffle(answers)
+        responses = [PlannedResponse(status, tuple(lines), EXPIRED) for status, lines in script]
+        random.Random(0).shuffle(responses)
         flow = world.auth.request(ALPINE)
         sent = pings = 0
         try:
@@ -176,7 +179,7 @@ def test_whatever_an_upstream_answers_a_request_is_sent_at_most_twice(script, ha
             while True:
                 sent += isinstance(step, Send)
                 pings += isinstance(step, Ping)
-                step = flow.send(world.result_of(step, answers))
+                step = flow.send(world.result_of(step, responses))
         except (StopIteration, UpstreamDenied, UpstreamFailed):
             pass
         assert sent <= 2

@@ -32,13 +32,13 @@ def scope(realm=REALM, service="s", scopes=(OURS,), credential=None):
     return TokenScope(realm, service, tuple(scopes), credential)
 
 
-def requests_of(asked, *answers):
+def requests_of(asked, *responses):
     """The requests made while the endpoint answers so, and the result."""
     flow = request_token("docker.io", asked)
     requests = [next(flow)]
     try:
-        for answer in answers:
-            requests += [flow.send(answer)]
+        for response in responses:
+            requests += [flow.send(response)]
     except StopIteration as stop:
         return requests, stop.value
     raise AssertionError(f"wants more answers: {requests}")
