@@ -176,7 +176,7 @@ async def test_a_running_scheduler_works_follows_the_news_and_survives_defects(
 
     monkeypatch.setattr(setup.scheduler, "tick", tick)
     monkeypatch.setattr(setup.cache, "invalidate_all", dropped.set)
-    async with asyncio.timeout(10), setup.scheduler.worker(no_repair):
+    async with asyncio.timeout(10), setup.scheduler.running(no_repair):
         await ticked.wait()
         setup.world.toolkit.news.publish()
         await dropped.wait()

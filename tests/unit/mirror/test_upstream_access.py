@@ -144,8 +144,7 @@ async def test_activity_extends_the_deadline_only_without_a_stale_response(
     async def wait() -> int:
         calls.append(1)
         if len(calls) == 1:
-            health.hear()
-            health.signs.note(APP.name, TAG)
+            health.note_activity(APP.name, TAG, is_upstream=True)
         await asyncio.get_running_loop().create_future()
         raise AssertionError
 
