@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from regmirror.upstream.health.base import HealthStateStore
+from regmirror.upstream.health.base import HealthStateStore, Transition
 from regmirror.upstream.health.circuit import OPENS_AFTER, Circuit, after_failure, after_limit, after_success
 from regmirror.upstream.health.shared_state import SharedState
 
@@ -28,10 +28,14 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
         store.close()
 
 
+def failure_at(started: float) -> Transition:
+    return lambda circuit: after_failure(circuit, started, started + 0.5, "refused")
+
+
 def fail(store: HealthStateStore, times: int = 1) -> Circuit:
     """The circuit after failures one after the other."""
     for number in range(times):
-        store.change(lambda circuit, at=NOW + number: after_failure(circuit, at, at + 0.5, "refused"))
+        store.change(failure_at(NOW + number))
     return store.read()
 
 

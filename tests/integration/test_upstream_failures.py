@@ -4,6 +4,8 @@ import asyncio
 import socket
 import ssl
 import threading
+from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
@@ -17,9 +19,9 @@ from regmirror.errors import (
     UpstreamUnreachable,
 )
 from regmirror.oci.names import Digest
-from regmirror.telemetry.events import UpstreamRequestEnded
+from regmirror.telemetry.events import UpstreamAnswered
 from regmirror.upstream.receive_buffers import POOL
-from tests.fake_registry import DropBeforeResponse, FakeRegistry, FakeStorage, Redirect, random_bytes
+from tests.fake_registry import DropBeforeAnswer, FakeRegistry, FakeStorage, Redirect, random_bytes
 from tests.integration.asking import (
     ALPINE,
     LATEST,
@@ -35,24 +37,24 @@ from tests.integration.asking import (
 LAYER = random_bytes(300_000, seed=1)
 
 
-async def reason_of(client, kind):
+async def reason_of(client: Any, kind: Any) -> Any:
     """Why a request failed; that is told as well (B38)."""
     with pytest.raises(kind) as caught:
         await client.get_manifest(ALPINE, LATEST)
     assert type(caught.value) is kind
     assert str(caught.value).startswith(f"{NAME}: ")
-    (told,) = client.told(UpstreamRequestEnded)
+    (told,) = client.told(UpstreamAnswered)
     assert (told.status, told.reason) == (0, caught.value.reason)
     return caught.value.reason
 
 
 @pytest.fixture(scope="module")
-def authority():
+def authority() -> Any:
     return trustme.CA()
 
 
 @pytest.fixture
-def server_context(authority):
+def server_context(authority: Any) -> Any:
     """The TLS of a server at 127.0.0.1."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1").configure_cert(context)
@@ -60,14 +62,14 @@ def server_context(authority):
 
 
 @pytest.fixture
-def ca_file(authority, tmp_path):
+def ca_file(authority: Any, tmp_path: Path) -> Any:
     path = tmp_path / "ca.pem"
     authority.cert_pem.write_to_path(path)
     return str(path)
 
 
 @pytest.fixture
-async def secure(server_context):
+async def secure(server_context: Any) -> Any:
     """An upstream that speaks https."""
     async with FakeRegistry(ssl_context=server_context) as registry:
         registry.add_image("library/alpine", "latest", [LAYER])
@@ -75,7 +77,7 @@ async def secure(server_context):
 
 
 @pytest.fixture(autouse=True)
-def no_proxies(monkeypatch):
+def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "https_proxy", "no_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
@@ -84,17 +86,17 @@ def no_proxies(monkeypatch):
 # --- no connection ---
 
 
-async def test_refused(upstream):
+async def test_refused(upstream: Any) -> None:
     """B38."""
     await upstream.stop()
     async with asking(upstream.url) as client:
         assert await reason_of(client, UpstreamUnreachable) == "refused"
 
 
-async def test_a_name_that_cannot_be_resolved(monkeypatch):
+async def test_a_name_that_cannot_be_resolved(monkeypatch: pytest.MonkeyPatch) -> None:
     """B38."""
 
-    def fail(*_, **__):
+    def fail(*_: Any, **__: Any) -> None:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.setattr("socket.getaddrinfo", fail)
@@ -102,43 +104,43 @@ async def test_a_name_that_cannot_be_resolved(monkeypatch):
         assert await reason_of(client, UpstreamUnreachable) == "dns"
 
 
-async def test_a_name_that_is_none():
+async def test_a_name_that_is_none() -> None:
     """B38, B55: a label longer than 63 characters, and an empty one in punycode."""
     for host in (f"{'a' * 64}.example", "xn--"):
-        response = f"HTTP/1.1 307 \r\nLocation: http://{host}/x\r\nContent-Length: 0\r\n\r\n"
-        async with speaking(saying(response.encode())) as home, asking(f"http://{home}") as client:
+        answer = f"HTTP/1.1 307 \r\nLocation: http://{host}/x\r\nContent-Length: 0\r\n\r\n"
+        async with speaking(saying(answer.encode())) as home, asking(f"http://{home}") as client:
             with pytest.raises(UpstreamFailed, match="impossible host or port") as caught:
                 await client.get_manifest(ALPINE, LATEST)
         assert caught.value.reason == "redirect"
 
 
-async def test_an_unknown_authority(secure):
+async def test_an_unknown_authority(secure: Any) -> None:
     """B38."""
     async with asking(secure.url) as client:
         assert await reason_of(client, UpstreamUnreachable) == "certificate"
 
 
-async def test_https_to_a_port_that_speaks_http(upstream):
+async def test_https_to_a_port_that_speaks_http(upstream: Any) -> None:
     """B38: the remedy is in the text."""
     async with asking(upstream.url.replace("http:", "https:")) as client:
         assert await reason_of(client, UpstreamUnreachable) == "tls"
 
 
-async def test_http_to_a_port_that_speaks_https(secure):
+async def test_http_to_a_port_that_speaks_https(secure: Any) -> None:
     async with asking(secure.url.replace("https:", "http:")) as client:
         assert await reason_of(client, UpstreamUnreachable) in ("protocol", "reset")
 
 
 @pytest.mark.parametrize("is_reset", [False, True])
-async def test_a_connection_that_breaks_before_the_answer(upstream, is_reset):
+async def test_a_connection_that_breaks_before_the_answer(upstream: Any, is_reset: bool) -> None:
     """B38."""
-    upstream.fault(DropBeforeResponse(reset=is_reset), times=None)
+    upstream.fault(DropBeforeAnswer(reset=is_reset), times=None)
     async with asking(upstream.url) as client:
         assert await reason_of(client, UpstreamUnreachable) == "reset"
 
 
 @pytest.mark.parametrize(
-    "response",
+    "answer",
     [
         b"SSH-2.0-OpenSSH_9.2\r\n",
         b"HTTP/1.1 banana\r\n\r\n",
@@ -148,8 +150,8 @@ async def test_a_connection_that_breaks_before_the_answer(upstream, is_reset):
         b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
     ],
 )
-async def test_an_answer_that_is_not_http_is_a_failure(response):
-    async with speaking(saying(response)) as host, asking(f"http://{host}") as client:
+async def test_an_answer_that_is_not_http_is_a_failure(answer: bytes) -> None:
+    async with speaking(saying(answer)) as host, asking(f"http://{host}") as client:
         with pytest.raises((UpstreamFailed, UpstreamUnreachable)):
             await client.get_manifest(ALPINE, LATEST)
 
@@ -157,7 +159,7 @@ async def test_an_answer_that_is_not_http_is_a_failure(response):
 # --- no answer in time ---
 
 
-async def test_an_upstream_that_says_nothing_is_given_up(upstream):
+async def test_an_upstream_that_says_nothing_is_given_up(upstream: Any) -> None:
     """B35: headers."""
     gate = upstream.hold()
     async with asking(upstream.url, read_timeout="50ms") as client:
@@ -165,13 +167,13 @@ async def test_an_upstream_that_says_nothing_is_given_up(upstream):
     gate.release()
 
 
-async def test_a_handshake_that_never_ends_is_given_up():
+async def test_a_handshake_that_never_ends_is_given_up() -> None:
     """B35: connecting includes TLS."""
     async with speaking(never) as host, asking(f"https://{host}", connect_timeout="50ms") as client:
         assert await reason_of(client, UpstreamTimeout) == "connect"
 
 
-async def test_a_name_server_that_never_answers_is_given_up(monkeypatch):
+async def test_a_name_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """B35: connecting includes the name, and nobody else waits for that name server."""
     answered = threading.Event()
     monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: answered.wait(10) and [])
@@ -186,7 +188,7 @@ async def test_a_name_server_that_never_answers_is_given_up(monkeypatch):
         await asyncio.gather(*(client.close() for client in clients))
 
 
-async def test_a_body_that_stops_is_given_up(upstream):
+async def test_a_body_that_stops_is_given_up(upstream: Any) -> None:
     """B35: idle."""
     digest = upstream.add_blob("library/alpine", LAYER)
     pause = upstream.pause(after=1000)
@@ -200,10 +202,10 @@ async def test_a_body_that_stops_is_given_up(upstream):
 
 
 @pytest.mark.parametrize("start", [b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\n\r\n"])
-async def test_an_answer_that_trickles_is_given_up(start):
+async def test_an_answer_that_trickles_is_given_up(start: bytes) -> None:
     """B35: a byte now and then is no answer, in the headers as in a short body."""
 
-    async def trickle(reader, writer):
+    async def trickle(reader: Any, writer: Any) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(start)
         while not writer.is_closing():
@@ -221,12 +223,12 @@ SLOW = {"read_timeout": "50ms", "connect_timeout": "50ms"}
 REALM = 'WWW-Authenticate: Bearer realm="http://{host}/token",service="s"\r\n'
 
 
-def trickling(start, paths=("",)):
+def trickling(start: Any, paths: Any = ("",)) -> Any:
     """A server that answers these paths with ``start``, and then a byte now and then without an end;
     every other request with 401.
     """
 
-    async def trickle(reader, writer):
+    async def trickle(reader: Any, writer: Any) -> None:
         while request := await reader.readuntil(b"\r\n\r\n"):
             host = f"127.0.0.1:{writer.get_extra_info('sockname')[1]}"
             if any(path in request.decode() for path in paths):
@@ -250,7 +252,7 @@ def trickling(start, paths=("",)):
         ("429", UpstreamRateLimited),
     ],
 )
-async def test_an_error_whose_body_trickles_is_the_error(status, kind, framing):
+async def test_an_error_whose_body_trickles_is_the_error(status: str, kind: Any, framing: str) -> None:
     """B35, B100: nobody waits for the end of a body that nobody wants."""
     start = f"HTTP/1.1 {status} \r\n{framing}\r\n\r\n"
     async with trickling(start) as host, asking(f"http://{host}", **SLOW) as client:
@@ -259,7 +261,7 @@ async def test_an_error_whose_body_trickles_is_the_error(status, kind, framing):
                 await client.get_manifest(ALPINE, LATEST)
 
 
-async def test_a_redirect_whose_body_trickles_is_followed(upstream):
+async def test_a_redirect_whose_body_trickles_is_followed(upstream: Any) -> None:
     """B35, B55."""
     image = upstream.add_image("library/alpine", "latest", [LAYER])
     path = "/v2/library/alpine/manifests/latest"
@@ -269,7 +271,7 @@ async def test_a_redirect_whose_body_trickles_is_followed(upstream):
 
 
 @pytest.mark.parametrize("start", ["HTTP/1.1 200 \r\n\r\n", "HTTP/1.1 200 \r\nX: ", "HTTP/1.1 401 \r\n\r\n"])
-async def test_a_token_that_trickles_is_given_up(start):
+async def test_a_token_that_trickles_is_given_up(start: str) -> None:
     """B35, B100: the body of a token endpoint, and its headers."""
     async with trickling(start, paths=("/token",)) as host, asking(f"http://{host}", **SLOW) as client:
         async with asyncio.timeout(10):
@@ -278,7 +280,7 @@ async def test_a_token_that_trickles_is_given_up(start):
 
 
 @pytest.mark.parametrize("framing", ["Content-Length: 9999999", "Transfer-Encoding: chunked", "X: y"])
-async def test_a_blob_that_trickles_is_given_up(framing):
+async def test_a_blob_that_trickles_is_given_up(framing: str) -> None:
     """B35, B100: each byte satisfies the idle timeout."""
     start = f"HTTP/1.1 200 \r\n{framing}\r\n\r\n"
     received = bytearray()
@@ -288,10 +290,10 @@ async def test_a_blob_that_trickles_is_given_up(framing):
     assert set(received) == {ord("x")}
 
 
-async def test_empty_framing_is_no_part_of_a_body():
+async def test_empty_framing_is_no_part_of_a_body() -> None:
     """B35, B100: a chunk extension without an end keeps a connection busy and brings nothing."""
 
-    async def extend(reader, writer):
+    async def extend(reader: Any, writer: Any) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 200 \r\nTransfer-Encoding: chunked\r\n\r\n1;")
         while not writer.is_closing():
@@ -303,14 +305,14 @@ async def test_empty_framing_is_no_part_of_a_body():
             await client.fetch(NOTHING)
 
 
-async def an_idle_upstream_is_given_up(read_timeout):
+async def an_idle_upstream_is_given_up(read_timeout: Any) -> None:
     """Takes as long as that timeout, by the clock of whoever is responsible for it."""
     async with speaking(never) as host, asking(f"http://{host}", read_timeout=read_timeout) as client:
         with pytest.raises(UpstreamTimeout):
             await client.get_manifest(ALPINE, LATEST)
 
 
-async def test_a_slow_reader_is_no_idle_upstream(upstream):
+async def test_a_slow_reader_is_no_idle_upstream(upstream: Any) -> None:
     """B17: while nobody reads, the upstream's silence is our own doing."""
     digest = upstream.add_big_blob("library/alpine", 8_000_000)
     async with (
@@ -327,14 +329,14 @@ async def test_a_slow_reader_is_no_idle_upstream(upstream):
 # --- many at once ---
 
 
-async def test_manifests_do_not_queue_behind_blobs(upstream):
+async def test_manifests_do_not_queue_behind_blobs(upstream: Any) -> None:
     """B35: max_connections is reached by blobs, and a manifest still comes."""
     upstream.add_image("library/alpine", "latest")
     blobs = [Digest(upstream.add_blob("library/alpine", LAYER + bytes([n]))) for n in range(4)]
     pause = upstream.pause(after=1000)
     async with asking(upstream.url, max_connections=3) as client:
         fetches = [asyncio.ensure_future(client.fetch(digest)) for digest in blobs]
-        await upstream.wait_for_requests("blob", count=2)
+        await upstream.seen("blob", count=2)
         await client.get_manifest(ALPINE, LATEST)
         assert upstream.count("blob") == 2
         assert upstream.connections == 3
@@ -342,14 +344,14 @@ async def test_manifests_do_not_queue_behind_blobs(upstream):
         assert len(await asyncio.gather(*fetches)) == 4
 
 
-async def test_waiting_for_a_connection_is_no_timeout(upstream):
+async def test_waiting_for_a_connection_is_no_timeout(upstream: Any) -> None:
     """B35: a long queue is not the upstream's fault."""
     blobs = [Digest(upstream.add_blob("library/alpine", LAYER + bytes([n]))) for n in range(2)]
     pause = upstream.pause(after=1000, times=1)
     options = {"max_connections": 1, "connect_timeout": "50ms", "read_timeout": "5s"}
     async with asking(upstream.url, **options) as client:
         first = asyncio.ensure_future(client.fetch(blobs[0]))
-        await pause.wait_for_arrivals()
+        await pause.reached()
         second = asyncio.ensure_future(client.fetch(blobs[1]))
         await an_idle_upstream_is_given_up("100ms")
         assert not second.done()
@@ -358,14 +360,14 @@ async def test_waiting_for_a_connection_is_no_timeout(upstream):
         assert await second == LAYER + b"\1"
 
 
-async def test_who_is_cancelled_leaves_nothing_behind(upstream):
+async def test_who_is_cancelled_leaves_nothing_behind(upstream: Any) -> None:
     """B17: no connection and no slot."""
     upstream.add_image("library/alpine", "latest")
     gate = upstream.hold(times=5)
     async with asking(upstream.url, max_connections=1) as client:
         for number in range(5):
             work = asyncio.ensure_future(client.get_manifest(ALPINE, LATEST))
-            await upstream.wait_for_requests("manifest", count=number + 1)
+            await upstream.seen("manifest", count=number + 1)
             work.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await work
@@ -373,7 +375,7 @@ async def test_who_is_cancelled_leaves_nothing_behind(upstream):
         assert (await client.get_manifest(ALPINE, LATEST)).payload
 
 
-async def test_a_client_that_is_closed_asks_nobody(upstream):
+async def test_a_client_that_is_closed_asks_nobody(upstream: Any) -> None:
     async with asking(upstream.url) as client:
         pass
     with pytest.raises(UpstreamUnreachable) as caught:
@@ -385,14 +387,14 @@ async def test_a_client_that_is_closed_asks_nobody(upstream):
 # --- TLS and proxies ---
 
 
-async def test_an_authority_of_our_own_is_trusted(secure, ca_file):
+async def test_an_authority_of_our_own_is_trusted(secure: Any, ca_file: Any) -> None:
     """B63."""
     async with asking(secure.url, ca_file=ca_file) as client:
         assert (await client.get_manifest(ALPINE, LATEST)).payload
 
 
 @pytest.mark.parametrize("is_left", [True, False])
-async def test_an_encrypted_download_gives_its_memory_back(secure, ca_file, is_left):
+async def test_an_encrypted_download_gives_its_memory_back(secure: Any, ca_file: Any, is_left: bool) -> None:
     """B18, B100: at its end, and when it is broken off."""
     content = random_bytes(12_000_000)
     digest = secure.add_blob("library/alpine", content)
@@ -408,17 +410,19 @@ async def test_an_encrypted_download_gives_its_memory_back(secure, ca_file, is_l
         assert POOL.borrowed == 0
 
 
-async def never_called(descriptor, count):
+async def never_called(descriptor: Any, count: Any) -> None:
     raise AssertionError("what is encrypted cannot be moved by the kernel")
 
 
-async def test_insecure_takes_any_certificate(secure):
+async def test_insecure_takes_any_certificate(secure: Any) -> None:
     """B63."""
     async with asking(secure.url, insecure=True) as client:
         assert (await client.get_manifest(ALPINE, LATEST)).payload
 
 
-async def test_a_client_certificate_is_shown(secure, server_context, authority, ca_file, tmp_path):
+async def test_a_client_certificate_is_shown(
+    secure: Any, server_context: Any, authority: Any, ca_file: Any, tmp_path: Path
+) -> None:
     """B63."""
     server_context.verify_mode = ssl.CERT_REQUIRED
     authority.configure_trust(server_context)
@@ -436,7 +440,7 @@ async def test_a_client_certificate_is_shown(secure, server_context, authority, 
         assert (await client.get_manifest(ALPINE, LATEST)).payload
 
 
-async def test_a_redirect_from_https_to_http_is_refused(secure, upstream, ca_file):
+async def test_a_redirect_from_https_to_http_is_refused(secure: Any, upstream: Any, ca_file: Any) -> None:
     """B55."""
     secure.fault(Redirect(f"{upstream.url}/v2/x"), times=None)
     async with asking(secure.url, ca_file=ca_file) as client:
@@ -445,7 +449,7 @@ async def test_a_redirect_from_https_to_http_is_refused(secure, upstream, ca_fil
     assert upstream.connections == 0
 
 
-async def test_an_http_realm_of_an_https_upstream_is_upgraded(secure, ca_file):
+async def test_an_http_realm_of_an_https_upstream_is_upgraded(secure: Any, ca_file: Any) -> None:
     """B60, B61: on its own host and port."""
     secure.auth = "bearer"
     secure.realm = f"http://127.0.0.1:{secure.port}/token"
@@ -454,18 +458,18 @@ async def test_an_http_realm_of_an_https_upstream_is_upgraded(secure, ca_file):
     assert secure.count("token") == 1
 
 
-async def test_a_proxy_is_asked_in_place_of_the_upstream(upstream):
+async def test_a_proxy_is_asked_in_place_of_the_upstream(upstream: Any) -> None:
     """B63: by plain http it reads the request, password of its own included."""
     image = upstream.add_image("library/alpine", "latest")
     proxy = upstream.url.replace("http://", "http://p:pr0xy@")
     async with asking("http://registry.example", http_proxy=proxy) as client:
         assert (await client.get_manifest(ALPINE, LATEST)).digest == image.digest
-    request = upstream.requests[0]
-    assert request.headers["Host"] == "registry.example"
-    assert request.headers["Proxy-Authorization"] == "Basic cDpwcjB4eQ=="
+    seen = upstream.requests[0]
+    assert seen.headers["Host"] == "registry.example"
+    assert seen.headers["Proxy-Authorization"] == "Basic cDpwcjB4eQ=="
 
 
-async def test_the_proxy_of_the_environment_is_asked(upstream, monkeypatch):
+async def test_the_proxy_of_the_environment_is_asked(upstream: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """B63: HTTP_PROXY, and NO_PROXY around it."""
     image = upstream.add_image("library/alpine", "latest")
     monkeypatch.setenv("http_proxy", upstream.url)
@@ -477,14 +481,14 @@ async def test_the_proxy_of_the_environment_is_asked(upstream, monkeypatch):
         assert (await client.get_manifest(ALPINE, LATEST)).digest == image.digest
 
 
-async def test_a_proxy_that_cannot_be_reached_is_told_apart(upstream):
+async def test_a_proxy_that_cannot_be_reached_is_told_apart(upstream: Any) -> None:
     """B38."""
     await upstream.stop()
     async with asking("https://registry.example", http_proxy=upstream.url) as client:
         assert await reason_of(client, UpstreamUnreachable) == "proxy"
 
 
-async def test_a_proxy_that_refuses_is_told_apart():
+async def test_a_proxy_that_refuses_is_told_apart() -> None:
     """B38."""
     refusal = b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n"
     async with (
@@ -494,7 +498,7 @@ async def test_a_proxy_that_refuses_is_told_apart():
         assert await reason_of(client, UpstreamUnreachable) == "proxy"
 
 
-async def test_the_password_of_a_proxy_shows_nowhere():
+async def test_the_password_of_a_proxy_shows_nowhere() -> None:
     """B62."""
     proxy = "http://p:pr0xy@127.0.0.1:1"
     async with asking("https://registry.example", http_proxy=proxy) as client:
@@ -503,7 +507,7 @@ async def test_the_password_of_a_proxy_shows_nowhere():
         assert "pr0xy" not in f"{caught.value!r} {client.events!r}"
 
 
-async def test_a_storage_host_does_not_see_our_certificate_or_break_the_limit(upstream):
+async def test_a_storage_host_does_not_see_our_certificate_or_break_the_limit(upstream: Any) -> None:
     """B35: one connection at a time through a redirect, so that a single slot suffices."""
     digest = upstream.add_blob("library/alpine", LAYER)
     async with FakeStorage(upstream), asking(upstream.url, max_connections=1) as client:

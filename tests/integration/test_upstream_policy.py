@@ -1,6 +1,7 @@
 """Which upstream is asked, with what, and who may have what came from it."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -22,19 +23,19 @@ SECRET = "Basic dXNlcjpodW50ZXIy"
 
 
 @pytest.fixture
-def image(upstream):
+def image(upstream: Any) -> Any:
     return upstream.add_image("team/app", "1", [random_bytes(50_000)])
 
 
 @pytest.fixture
-def blob(image):
+def blob(image: Any) -> Any:
     return f"/v2/team/app/blobs/{image.layer_digests[0]}"
 
 
 # --- names of upstreams ---
 
 
-async def test_all_spellings_reach_one_cache_entry(start_mirror, upstream):
+async def test_all_spellings_reach_one_cache_entry(start_mirror: Any, upstream: Any) -> None:
     """B58: default, ``ns``, first component and prefix, aliases, with and without library/."""
     image = upstream.add_image("library/alpine", "3.20", [random_bytes(1000)])
     mirror = await start_mirror(
@@ -66,7 +67,7 @@ async def test_all_spellings_reach_one_cache_entry(start_mirror, upstream):
     assert upstream.count() == 0
 
 
-async def test_library_is_added_on_docker_hub_only(start_mirror, upstream):
+async def test_library_is_added_on_docker_hub_only(start_mirror: Any, upstream: Any) -> None:
     """B58: elsewhere a name of one component is asked for as it is."""
     image = upstream.add_image("app", "1")
     mirror = await start_mirror()
@@ -75,7 +76,7 @@ async def test_library_is_added_on_docker_hub_only(start_mirror, upstream):
     assert upstream.find("manifest")[0].path == "/v2/app/manifests/1"
 
 
-async def test_the_namespace_is_echoed_where_it_chose(mirror, image, blob):
+async def test_the_namespace_is_echoed_where_it_chose(mirror: Any, image: Any, blob: Any) -> None:
     """``OCI-Namespace`` on every kind of answer, streamed ones included, and only if ns decided."""
     paths = (TAG, blob, "/v2/team/app/tags/list", "/v2/team/app/manifests/2")
     for path in paths:
@@ -90,8 +91,8 @@ async def test_the_namespace_is_echoed_where_it_chose(mirror, image, blob):
 
 @pytest.mark.parametrize("place", ["ns", "prefix", "component"])
 async def test_hosts_that_are_no_upstream_are_refused_without_a_connection(
-    start_mirror, upstream, image, place
-):
+    start_mirror: Any, upstream: Any, image: Any, place: str
+) -> None:
     """B59: unknown, private, malformed, with a user name; also if something listens there."""
     async with FakeRegistry() as victim:
         victim.add_image("team/app", "1")
@@ -137,8 +138,8 @@ async def test_hosts_that_are_no_upstream_are_refused_without_a_connection(
     ],
 )
 async def test_patterns_are_judged_before_the_upstream(
-    start_mirror, upstream, image, patterns, allowed, denied
-):
+    start_mirror: Any, upstream: Any, image: Any, patterns: Any, allowed: list[str], denied: list[str]
+) -> None:
     """B64: what is not allowed is 403 DENIED without a connection, however it is asked for."""
     mirror = await start_mirror(upstreams={"registry.test": patterns})
     digest = image.layer_digests[0]
@@ -157,7 +158,7 @@ async def test_patterns_are_judged_before_the_upstream(
         assert (await mirror.get(f"/v2/{name}/manifests/1")).status == 200
 
 
-async def test_a_cached_image_is_denied_as_well(start_mirror, upstream, image):
+async def test_a_cached_image_is_denied_as_well(start_mirror: Any, upstream: Any, image: Any) -> None:
     """B64: a pattern that was added later holds for what is stored."""
     await (await start_mirror()).get(TAG)
     later = await start_mirror(upstreams={"registry.test": {"deny": ["team/**"]}})
@@ -168,7 +169,9 @@ async def test_a_cached_image_is_denied_as_well(start_mirror, upstream, image):
 # --- who asks ---
 
 
-async def test_the_clients_password_stays_here(start_mirror, upstream, image, blob, capfd):
+async def test_the_clients_password_stays_here(
+    start_mirror: Any, upstream: Any, image: Any, blob: Any, capfd: Any
+) -> None:
     """B65, B66: taken without a challenge, never forwarded, never logged, not even in a redirect."""
     async with FakeStorage(upstream) as storage:
         mirror = await start_mirror()
@@ -191,7 +194,7 @@ async def test_the_clients_password_stays_here(start_mirror, upstream, image, bl
 
 
 @pytest.mark.parametrize("authorization", [None, SECRET, "Bearer x", "Basic Og==", "Basic %%%", "Nonsense"])
-async def test_the_mirror_challenges_nobody(mirror, upstream, authorization):
+async def test_the_mirror_challenges_nobody(mirror: Any, upstream: Any, authorization: str | None) -> None:
     """B66: dockerd sends the user's Docker Hub password to any mirror that does."""
     headers = {"Authorization": authorization} if authorization else {}
 
@@ -205,7 +208,7 @@ async def test_the_mirror_challenges_nobody(mirror, upstream, authorization):
 
 
 @pytest.mark.parametrize("method", ["PUT", "POST", "PATCH", "DELETE"])
-async def test_a_mirror_takes_no_push(mirror, upstream, image, method):
+async def test_a_mirror_takes_no_push(mirror: Any, upstream: Any, image: Any, method: str) -> None:
     """B56: 405 UNSUPPORTED; nothing is stored, and the upstream learns nothing of it."""
     digest = image.digest
     for path in (
@@ -232,7 +235,9 @@ async def test_a_mirror_takes_no_push(mirror, upstream, image, method):
 # --- redirects ---
 
 
-async def test_blobs_are_fetched_from_where_the_registry_says(mirror, upstream, image, blob):
+async def test_blobs_are_fetched_from_where_the_registry_says(
+    mirror: Any, upstream: Any, image: Any, blob: Any
+) -> None:
     """B55: the signed URL byte for byte, without the registry's credentials; HEAD does not go there."""
     async with FakeStorage(upstream) as storage:
         await mirror.get(TAG)
@@ -250,7 +255,9 @@ async def test_blobs_are_fetched_from_where_the_registry_says(mirror, upstream, 
         assert not storage.received_credentials
 
 
-async def test_a_signed_url_that_expired_is_asked_for_again(mirror, upstream, image, blob):
+async def test_a_signed_url_that_expired_is_asked_for_again(
+    mirror: Any, upstream: Any, image: Any, blob: Any
+) -> None:
     """B55: 403 from the storage host is no denial."""
     async with FakeStorage(upstream) as storage:
         await mirror.get(TAG)
@@ -261,7 +268,9 @@ async def test_a_signed_url_that_expired_is_asked_for_again(mirror, upstream, im
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-async def test_redirects_of_manifests_are_followed(mirror, upstream, image, status):
+async def test_redirects_of_manifests_are_followed(
+    mirror: Any, upstream: Any, image: Any, status: int
+) -> None:
     """B55: registry.k8s.io redirects them too, relative ones included."""
     upstream.add_manifest("elsewhere", image.manifest, image.media_type, "1")
     upstream.fault(Redirect("/v2/elsewhere/manifests/1", status), kind="manifest", repository="team/app")
@@ -270,7 +279,7 @@ async def test_redirects_of_manifests_are_followed(mirror, upstream, image, stat
 
 
 @pytest.mark.parametrize("kind", ["manifest", "blob"])
-async def test_a_loop_of_redirects_ends(mirror, upstream, image, blob, kind):
+async def test_a_loop_of_redirects_ends(mirror: Any, upstream: Any, image: Any, blob: Any, kind: str) -> None:
     """B55: after ten hops it is the upstream's failure."""
     await mirror.get(f"/v2/team/app/manifests/{image.digest}")
     upstream.clear()
@@ -287,7 +296,9 @@ async def test_a_loop_of_redirects_ends(mirror, upstream, image, blob, kind):
     "location",
     ["ftp://x/y", "file:///etc/passwd", "http://user:pw@127.0.0.1/", "http://", "\x7f", "http://[::1/x"],
 )
-async def test_a_redirect_to_what_is_no_address_fails(mirror, upstream, image, location):
+async def test_a_redirect_to_what_is_no_address_fails(
+    mirror: Any, upstream: Any, image: Any, location: str
+) -> None:
     """B55: nothing but http and https, and no user names."""
     upstream.fault(Redirect(location), kind="manifest", times=None)
 
@@ -297,7 +308,9 @@ async def test_a_redirect_to_what_is_no_address_fails(mirror, upstream, image, l
     assert "pw" not in response.body.decode()
 
 
-async def test_what_belongs_to_the_upstream_is_not_relayed(mirror, upstream, image, blob):
+async def test_what_belongs_to_the_upstream_is_not_relayed(
+    mirror: Any, upstream: Any, image: Any, blob: Any
+) -> None:
     """B11: nothing of its session, its host or its abilities reaches our clients."""
     foreign = {
         "Set-Cookie": "a=b",
@@ -328,7 +341,7 @@ async def test_what_belongs_to_the_upstream_is_not_relayed(mirror, upstream, ima
 
 
 @pytest.fixture
-async def private(mirror, upstream, image, blob):
+async def private(mirror: Any, upstream: Any, image: Any, blob: Any) -> Any:
     """The mirror holds an image of team/app; the repository ``public`` has nothing of it."""
     upstream.add_image("public", "1", [b"public"])
     await mirror.get(TAG)
@@ -339,7 +352,9 @@ async def private(mirror, upstream, image, blob):
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-async def test_a_blob_is_not_served_under_another_repository(private, upstream, image, method):
+async def test_a_blob_is_not_served_under_another_repository(
+    private: Any, upstream: Any, image: Any, method: str
+) -> None:
     """B67: the upstream is asked whether that repository has it, and says no."""
     upstream.clear()
     for tail in (f"blobs/{image.layer_digests[0]}", f"manifests/{image.digest}"):
@@ -351,7 +366,9 @@ async def test_a_blob_is_not_served_under_another_repository(private, upstream, 
     assert upstream.count("manifest", repository="public") >= 1
 
 
-async def test_a_blob_that_the_other_repository_has_too_is_not_fetched_twice(private, upstream, image):
+async def test_a_blob_that_the_other_repository_has_too_is_not_fetched_twice(
+    private: Any, upstream: Any, image: Any
+) -> None:
     """B67: one proof that it has the bytes, and the bytes from the store."""
     upstream.add_blob("public", image.layers[0])
     upstream.clear()
@@ -364,7 +381,9 @@ async def test_a_blob_that_the_other_repository_has_too_is_not_fetched_twice(pri
     assert upstream.sent_bytes() <= 64 * 1024
 
 
-async def test_a_blob_is_not_served_under_another_upstream(start_mirror, upstream, image, blob):
+async def test_a_blob_is_not_served_under_another_upstream(
+    start_mirror: Any, upstream: Any, image: Any, blob: Any
+) -> None:
     """B67: the same name elsewhere is another repository; offline too."""
     async with FakeRegistry() as other:
         other.add_image("team/app", "1", [b"theirs"])
@@ -382,7 +401,7 @@ async def test_a_blob_is_not_served_under_another_upstream(start_mirror, upstrea
         assert (await offline.get(f"/v2/other.test/team/app/manifests/{image.digest}")).status == 404
 
 
-async def test_naming_a_foreign_layer_gives_no_right_to_it(private, upstream, image):
+async def test_naming_a_foreign_layer_gives_no_right_to_it(private: Any, upstream: Any, image: Any) -> None:
     """B67: a manifest may name content that lives elsewhere, or any subject."""
     stolen = {"digest": image.layer_digests[0], "size": 50_000, "mediaType": "x/y"}
     foreign = {**stolen, "urls": ["https://example.com/layer"]}
@@ -393,7 +412,9 @@ async def test_naming_a_foreign_layer_gives_no_right_to_it(private, upstream, im
     assert (await private.get(f"/v2/public/blobs/{image.layer_digests[0]}")).status == 404
 
 
-async def test_an_index_of_foreign_manifests_gives_no_right_to_them(private, upstream, image):
+async def test_an_index_of_foreign_manifests_gives_no_right_to_them(
+    private: Any, upstream: Any, image: Any
+) -> None:
     """B67: some registries accept an index of manifests that they do not have there."""
     child = {"mediaType": MANIFEST, "digest": image.digest, "size": len(image.manifest)}
     upstream.add_manifest("public", {"schemaVersion": 2, "manifests": [child]}, INDEX, tag="thief")
@@ -402,7 +423,9 @@ async def test_an_index_of_foreign_manifests_gives_no_right_to_them(private, ups
     assert (await private.get(f"/v2/public/manifests/{image.digest}")).status == 404
 
 
-async def test_a_manifest_that_another_repository_brought_is_fetched(private, upstream, image):
+async def test_a_manifest_that_another_repository_brought_is_fetched(
+    private: Any, upstream: Any, image: Any
+) -> None:
     """B67: its bytes are the proof; each of its layers is proven by a part of it, and only once."""
     for data in (image.config, *image.layers):
         upstream.add_blob("public", data)
@@ -419,7 +442,9 @@ async def test_a_manifest_that_another_repository_brought_is_fetched(private, up
     ]
 
 
-async def test_a_cold_blob_without_its_manifest_is_asked_for_once(mirror, upstream, blob):
+async def test_a_cold_blob_without_its_manifest_is_asked_for_once(
+    mirror: Any, upstream: Any, blob: Any
+) -> None:
     """B27, B67: the answer to GET is proof enough, no HEAD goes before it."""
     assert (await mirror.get(blob)).status == 200
     await mirror.events.wait_for(DownloadEnded)
@@ -428,7 +453,9 @@ async def test_a_cold_blob_without_its_manifest_is_asked_for_once(mirror, upstre
     assert [request.method for request in upstream.find("blob")] == ["GET"]
 
 
-async def test_what_another_repository_is_refused_says_nothing_about_this_one(mirror, upstream, image, blob):
+async def test_what_another_repository_is_refused_says_nothing_about_this_one(
+    mirror: Any, upstream: Any, image: Any, blob: Any
+) -> None:
     """B67: who joined a download that fails for its own repository's sake asks for himself."""
     await mirror.get(TAG)
     hold = upstream.hold(kind="blob", repository="empty")
@@ -442,7 +469,9 @@ async def test_what_another_repository_is_refused_says_nothing_about_this_one(mi
     assert (await pull).body == image.layers[0]
 
 
-async def test_a_blob_in_flight_is_not_shared_with_those_without_a_claim(mirror, upstream, image, blob):
+async def test_a_blob_in_flight_is_not_shared_with_those_without_a_claim(
+    mirror: Any, upstream: Any, image: Any, blob: Any
+) -> None:
     """B67: joining a download needs the same right as reading the store."""
     upstream.add_image("public", "1", [b"public"])
     await mirror.get(TAG)
@@ -456,7 +485,9 @@ async def test_a_blob_in_flight_is_not_shared_with_those_without_a_claim(mirror,
     assert (await pull).body == image.layers[0]
 
 
-async def test_a_right_that_the_upstream_confirms_outlives_a_restart(private, start_mirror, upstream, image):
+async def test_a_right_that_the_upstream_confirms_outlives_a_restart(
+    private: Any, start_mirror: Any, upstream: Any, image: Any
+) -> None:
     """B67: what was confirmed once is remembered."""
     upstream.add_blob("public", image.layers[0])
     path = f"/v2/public/blobs/{image.layer_digests[0]}"

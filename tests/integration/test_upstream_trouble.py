@@ -3,20 +3,22 @@
 import asyncio
 import math
 from contextlib import suppress
+from typing import Any, cast
 
 import pytest
 
 from regmirror.config.schema import Upstream
 from regmirror.errors import UpstreamCircuitOpen, UpstreamError, UpstreamTimeout
+from regmirror.metadata.cache import MetadataCache
 from regmirror.mirror.upstream_access import UpstreamAccess
 from regmirror.oci.names import Digest, Repository
-from regmirror.telemetry.events import CircuitChanged, UpstreamRequestEnded
+from regmirror.telemetry.events import CircuitChanged, UpstreamAnswered
 from regmirror.upstream.health.monitor import ActivityMonitor
 from regmirror.upstream.registry import Upstreams
 from tests.fake_registry import FakeRegistry, FakeStorage, Hold, RateLimit, Status, StripHeaders, random_bytes
 from tests.integration.asking import ALPINE, LATEST, NAME, asking, speaking
 from tests.integration.pulling import pull_image
-from tests.mirror_fixture import run_program, wait_until
+from tests.mirror_fixture import run_program, until
 
 TAG = "/v2/team/app/manifests/1"
 NEW = "/v2/team/app/manifests/new"
@@ -27,32 +29,30 @@ STALE = "regmirror; hit; detail=stale"
 
 
 @pytest.fixture
-def image(upstream):
+def image(upstream: Any) -> Any:
     return upstream.add_image("team/app", "1", [random_bytes(20_000)])
 
 
-async def open_circuit(mirror, path="/v2/team/app/manifests/away"):
+async def open_circuit(mirror: Any, path: str = "/v2/team/app/manifests/away") -> None:
     """Three failures, one after the other, of something that is not cached."""
     for _ in range(3):
         assert (await mirror.get(path)).status in (502, 504)
     assert circuit(mirror) == [True]
 
 
-def circuit(mirror):
+def circuit(mirror: Any) -> Any:
     """How the circuit changed, in order."""
     return [event.is_open for event in mirror.events.of(CircuitChanged)]
 
 
-async def closed(mirror):
-    await mirror.events.wait_until(
-        lambda: circuit(mirror)[-1:] == [False], description="the circuit is closed"
-    )
+async def closed(mirror: Any) -> None:
+    await mirror.events.until(lambda: circuit(mirror)[-1:] == [False], what="the circuit is closed")
 
 
 # --- the circuit ---
 
 
-async def test_an_upstream_that_keeps_failing_is_left_alone(mirror, upstream, image):
+async def test_an_upstream_that_keeps_failing_is_left_alone(mirror: Any, upstream: Any, image: Any) -> None:
     """B33, B34: over its whole life, from the first failure to its recovery by itself."""
     await pull_image(mirror, image)
     mirror.clock.advance(MAX_AGE + 1)
@@ -63,9 +63,9 @@ async def test_an_upstream_that_keeps_failing_is_left_alone(mirror, upstream, im
     upstream.clear()
 
     for method in ("GET", "HEAD", "GET"):
-        response = await mirror.request(method, TAG)
-        assert (response.status, response.headers["Cache-Status"]) == (200, STALE)
-        assert "keeps failing (status-503)" in response.headers["Warning"]
+        answer = await mirror.request(method, TAG)
+        assert (answer.status, answer.headers["Cache-Status"]) == (200, STALE)
+        assert "keeps failing (status-503)" in answer.headers["Warning"]
     for path in (NEW, f"/v2/team/app/manifests/{NOTHING}", f"/v2/team/app/blobs/{NOTHING}"):
         refused = await mirror.get(path)
         assert (refused.status, refused.code) == (503, "UNAVAILABLE")
@@ -77,8 +77,8 @@ async def test_an_upstream_that_keeps_failing_is_left_alone(mirror, upstream, im
 
     for number in (1, 2):
         mirror.clock.advance(PROBE_INTERVAL)
-        await upstream.wait_for_requests(count=number)
-    assert [request.method for request in upstream.requests] == ["HEAD", "HEAD"], "probes are no pulls"
+        await upstream.seen(count=number)
+    assert [seen.method for seen in upstream.requests] == ["HEAD", "HEAD"], "probes are no pulls"
     assert (await mirror.get(NEW)).status == 503
     failing.remove()
     mirror.clock.advance(PROBE_INTERVAL)
@@ -89,7 +89,7 @@ async def test_an_upstream_that_keeps_failing_is_left_alone(mirror, upstream, im
     assert (await mirror.get(NEW)).status == 404
 
 
-async def test_it_recovers_from_being_down_with_nobody_asking(mirror, upstream, image):
+async def test_it_recovers_from_being_down_with_nobody_asking(mirror: Any, upstream: Any, image: Any) -> None:
     """B33: no connection, too."""
     await upstream.stop()
     await open_circuit(mirror)
@@ -100,20 +100,22 @@ async def test_it_recovers_from_being_down_with_nobody_asking(mirror, upstream, 
     assert (await mirror.get(TAG)).body == image.manifest
 
 
-async def test_what_fails_at_one_moment_has_failed_once(mirror, upstream, image):
+async def test_what_fails_at_one_moment_has_failed_once(mirror: Any, upstream: Any, image: Any) -> None:
     """B33: a restart of the upstream breaks many requests and is no outage."""
     hold = Hold()
     upstream.fault(hold, Status(500), kind="manifest", times=20)
     asks = [asyncio.create_task(mirror.get(f"/v2/team/app/manifests/{n}x")) for n in range(20)]
-    await hold.wait_for_arrivals(20)
+    await hold.reached(20)
     hold.release()
-    assert {response.status for response in await asyncio.gather(*asks)} == {502}
+    assert {answer.status for answer in await asyncio.gather(*asks)} == {502}
     assert circuit(mirror) == []
     assert (await mirror.get(TAG)).body == image.manifest
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 405, 429, 501])
-async def test_what_an_upstream_refuses_is_no_failure(mirror, upstream, image, status):
+async def test_what_an_upstream_refuses_is_no_failure(
+    mirror: Any, upstream: Any, image: Any, status: int
+) -> None:
     """B33: it has answered."""
     upstream.fault(Status(status, {"Retry-After": "0"}), times=None)
     for number in range(5):
@@ -121,7 +123,7 @@ async def test_what_an_upstream_refuses_is_no_failure(mirror, upstream, image, s
     assert circuit(mirror) == []
 
 
-async def test_wrong_bytes_are_no_failure(mirror, upstream, image):
+async def test_wrong_bytes_are_no_failure(mirror: Any, upstream: Any, image: Any) -> None:
     """B33: what is wrong is one image, and it is said of that."""
     wrong = upstream.add_manifest("team/app", b"{}", tag="wrong")
     for _ in range(4):
@@ -130,20 +132,20 @@ async def test_wrong_bytes_are_no_failure(mirror, upstream, image):
     assert circuit(mirror) == []
 
 
-async def test_a_storage_that_fails_is_not_the_upstream(mirror, upstream, image):
+async def test_a_storage_that_fails_is_not_the_upstream(mirror: Any, upstream: Any, image: Any) -> None:
     """B33: manifests go on."""
     async with FakeStorage(upstream) as storage:
         storage.fault(Status(503), times=None)
         for _ in range(4):
             assert (await mirror.get(f"/v2/team/app/blobs/{image.config_digest}")).status == 502
-    upstream.blob_location = lambda request: f"http://127.0.0.1:9/{request.reference}"  # nobody is there
+    upstream.blob_location = lambda seen: f"http://127.0.0.1:9/{seen.reference}"  # nobody is there
     for _ in range(4):
         assert (await mirror.get(f"/v2/team/app/blobs/{image.config_digest}")).status == 502
     assert circuit(mirror) == []
     assert (await mirror.get(TAG)).body == image.manifest
 
 
-async def test_a_token_server_that_fails_is_the_upstream(start_mirror):
+async def test_a_token_server_that_fails_is_the_upstream(start_mirror: Any) -> None:
     """B33: its 401 is an answer, and yet nothing can be had."""
     async with FakeRegistry(auth="bearer") as upstream:
         image = upstream.add_image("team/app", "1")
@@ -154,14 +156,14 @@ async def test_a_token_server_that_fails_is_the_upstream(start_mirror):
         assert (await mirror.get(TAG)).status == 503
         assert upstream.count() == 0
         mirror.clock.advance(PROBE_INTERVAL)
-        await upstream.wait_for_requests("token")
+        await upstream.seen("token")
         failing.remove()
         mirror.clock.advance(PROBE_INTERVAL)
         await closed(mirror)
         assert (await mirror.get(TAG)).body == image.manifest
 
 
-async def test_one_broken_image_does_not_keep_the_others_away(mirror, upstream, image):
+async def test_one_broken_image_does_not_keep_the_others_away(mirror: Any, upstream: Any, image: Any) -> None:
     """B33: a probe asks for what was wanted last, so that the circuit closes."""
     upstream.fault(Status(500), reference="broken", times=None)
     await open_circuit(mirror, "/v2/team/app/manifests/broken")
@@ -171,11 +173,11 @@ async def test_one_broken_image_does_not_keep_the_others_away(mirror, upstream, 
     mirror.clock.advance(PROBE_INTERVAL)
     await closed(mirror)
 
-    assert [(request.method, request.reference) for request in upstream.requests] == [("HEAD", "1")]
+    assert [(seen.method, seen.reference) for seen in upstream.requests] == [("HEAD", "1")]
     assert (await mirror.get(TAG)).body == image.manifest
 
 
-async def test_a_probe_obeys_a_limit(mirror, upstream, image):
+async def test_a_probe_obeys_a_limit(mirror: Any, upstream: Any, image: Any) -> None:
     """B30: no manifest is asked for by a probe either."""
     upstream.fault(Status(429, {"Retry-After": "3600"}), kind="manifest", times=1)
     assert (await mirror.get(TAG)).status == 429
@@ -185,11 +187,11 @@ async def test_a_probe_obeys_a_limit(mirror, upstream, image):
     upstream.clear()
     mirror.clock.advance(PROBE_INTERVAL)
     await closed(mirror)
-    assert [request.path for request in upstream.requests] == ["/v2/"]
+    assert [seen.path for seen in upstream.requests] == ["/v2/"]
     assert (await mirror.get(TAG)).status == 429
 
 
-async def test_who_waits_for_a_connection_is_refused_too(upstream):
+async def test_who_waits_for_a_connection_is_refused_too(upstream: Any) -> None:
     """B34: a queue before a dead upstream is left at once."""
     async with asking(upstream.url, max_connections=1) as client:
         with suppress(UpstreamError):
@@ -197,7 +199,7 @@ async def test_who_waits_for_a_connection_is_refused_too(upstream):
         upstream.clear()
         gate = upstream.hold()
         first = asyncio.ensure_future(client.get_manifest(ALPINE, LATEST))
-        await gate.wait_for_arrivals()
+        await gate.reached()
         waiting = [asyncio.ensure_future(client.list_tags(ALPINE)) for _ in range(3)]
         await asyncio.sleep(0)
         for _ in range(3):
@@ -211,9 +213,11 @@ async def test_who_waits_for_a_connection_is_refused_too(upstream):
 # --- a hung upstream ---
 
 
-async def test_a_hung_upstream_opens_the_circuit_after_three_slow_answers(start_mirror, upstream):
+async def test_a_hung_upstream_opens_the_circuit_after_three_slow_answers(
+    start_mirror: Any, upstream: Any
+) -> None:
     """B33, B35: long before any of its answers has timed out; what hung is answered in the end."""
-    mirror = await start_mirror(stale_deadline=0.05)
+    mirror = await start_mirror(patience=0.05)
     images = [upstream.add_image("team/app", str(n), [bytes([n])]) for n in range(4)]
     for number, image in enumerate(images):
         await pull_image(mirror, image, tag=str(number))
@@ -238,18 +242,22 @@ async def test_a_hung_upstream_opens_the_circuit_after_three_slow_answers(start_
     "path",
     ["manifests/new", f"manifests/{NOTHING}", f"blobs/{NOTHING}", "tags/list"],
 )
-async def test_clients_fall_back_from_a_hung_upstream(start_mirror, upstream, image, path):
+async def test_clients_fall_back_from_a_hung_upstream(
+    start_mirror: Any, upstream: Any, image: Any, path: str
+) -> None:
     """B34, B86: 504 in a moment, HEAD and GET, and the one question goes on."""
     mirror = await start_mirror(cold_deadline=0.05)
     gate = upstream.hold()
-    responses = [await mirror.get(f"/v2/team/app/{path}") for _ in range(2)]
-    assert [response.status for response in responses] == [504, 504]
-    assert responses[0].json()["errors"][0]["detail"] == {"upstream": "registry.test", "reason": "slow"}
+    answers = [await mirror.get(f"/v2/team/app/{path}") for _ in range(2)]
+    assert [answer.status for answer in answers] == [504, 504]
+    assert answers[0].json()["errors"][0]["detail"] == {"upstream": "registry.test", "reason": "slow"}
     assert upstream.count() == 1
     gate.release()
 
 
-async def test_the_answer_that_nobody_waited_for_is_there_for_the_next(start_mirror, upstream, image):
+async def test_the_answer_that_nobody_waited_for_is_there_for_the_next(
+    start_mirror: Any, upstream: Any, image: Any
+) -> None:
     """B34: manifest and blob."""
     mirror = await start_mirror(cold_deadline=0.05)
     blob = f"/v2/team/app/blobs/{image.layer_digests[0]}"
@@ -257,8 +265,8 @@ async def test_the_answer_that_nobody_waited_for_is_there_for_the_next(start_mir
     assert (await mirror.get(TAG)).status == 504
     assert (await mirror.get(blob)).status == 504
     gate.release()
-    await mirror.events.wait_until(lambda: len(mirror.events.of(UpstreamRequestEnded)) == 2)
-    await wait_until(lambda: mirror.stored() == {image.layer_digests[0]}, "the blob is stored")
+    await mirror.events.until(lambda: len(mirror.events.of(UpstreamAnswered)) == 2)
+    await until(lambda: mirror.stored() == {image.layer_digests[0]}, "the blob is stored")
 
     assert (await mirror.get(TAG)).body == image.manifest
     assert (await mirror.get(blob)).body == image.layers[0]
@@ -266,30 +274,30 @@ async def test_the_answer_that_nobody_waited_for_is_there_for_the_next(start_mir
 
 
 async def test_clients_fall_back_from_a_request_that_hangs_while_others_are_answered(
-    start_mirror, upstream, image
-):
+    start_mirror: Any, upstream: Any, image: Any
+) -> None:
     """B34: other requests say nothing of this one, and the upstream is not blamed."""
     mirror = await start_mirror(cold_deadline=0.2)
     await mirror.get("/v2/team/app/manifests/first")
     gate = upstream.hold(reference="1")
     slow = asyncio.create_task(mirror.get(TAG))
-    await gate.wait_for_arrivals()
+    await gate.reached()
     for number in range(6):
         assert (await mirror.get(f"/v2/team/app/manifests/other{number}")).status == 404
         await asyncio.wait([slow], timeout=0.05)
     assert (await slow).status == 504
     assert circuit(mirror) == []
     gate.release()
-    await mirror.events.wait_until(lambda: upstream.count("manifest", "GET") == 8)
+    await mirror.events.until(lambda: upstream.count("manifest", "GET") == 8)
     assert (await mirror.get(TAG)).body == image.manifest
 
 
 @pytest.mark.parametrize("is_blob", [True, False])
-async def test_each_response_to_a_request_is_a_sign_of_its_own_life(is_blob):
+async def test_each_response_to_a_request_is_a_sign_of_its_own_life(is_blob: bool) -> None:
     """B34, B23: a redirect that was answered, while the host behind it hangs."""
     hung = asyncio.Event()
 
-    async def talk(reader, writer):
+    async def talk(reader: Any, writer: Any) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 307 \r\nLocation: /moved\r\nContent-Length: 0\r\n\r\n")
         await reader.readuntil(b"\r\n\r\n")
@@ -309,14 +317,18 @@ async def test_each_response_to_a_request_is_a_sign_of_its_own_life(is_blob):
 
 
 async def test_each_wait_of_a_client_ends_with_the_request_that_it_waits_for(
-    mirror, upstream, image, monkeypatch
-):
+    mirror: Any, upstream: Any, image: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """B34: signs of life are noted under the names that waits go by."""
-    watched, noted = set(), set()
+    watched: set[Any] = set()
+    noted: set[Any] = set()
     watch = ActivityMonitor.watch
-    monkeypatch.setattr(
-        ActivityMonitor, "watch", lambda self, *name: (watched.add(name), watch(self, *name))[1]
-    )
+
+    def watch_and_record(self: ActivityMonitor, *name: str) -> Any:
+        watched.add(name)
+        return watch(self, *name)
+
+    monkeypatch.setattr(ActivityMonitor, "watch", watch_and_record)
     monkeypatch.setattr(ActivityMonitor, "note", lambda self, *name: noted.add(name))
     blob = image.layer_digests[0]
     paths = ["manifests/1", f"blobs/{blob}", "tags/list", f"referrers/{image.digest}"]
@@ -328,7 +340,7 @@ async def test_each_wait_of_a_client_ends_with_the_request_that_it_waits_for(
 
 
 @pytest.fixture
-async def upstreams(upstream):
+async def upstreams(upstream: Any) -> Any:
     """The clients of one upstream, as the mirror asks them."""
     made = Upstreams({NAME: Upstream(url=upstream.url)}, emit=lambda event: None)
     yield made
@@ -336,9 +348,11 @@ async def upstreams(upstream):
 
 
 @pytest.mark.parametrize("has_stale", [True, False])
-async def test_who_joins_what_hangs_does_not_wait_again(upstreams, has_stale):
+async def test_who_joins_what_hangs_does_not_wait_again(upstreams: Any, has_stale: bool) -> None:
     """B35: patience of an hour that has passed already."""
-    asks = UpstreamAccess(None, upstreams, offline=False, patience=3600, cold_deadline=3600)
+    asks = UpstreamAccess(
+        cast("MetadataCache", None), upstreams, offline=False, patience=3600, cold_deadline=3600
+    )
     forever = asyncio.get_running_loop().create_future()
     async with asyncio.timeout(10):
         with pytest.raises(UpstreamTimeout) as caught:
@@ -350,13 +364,15 @@ async def test_who_joins_what_hangs_does_not_wait_again(upstreams, has_stale):
 
 
 @pytest.mark.parametrize("subject", ["1", "other"])
-async def test_a_request_that_hangs_has_a_deadline(upstreams, subject):
+async def test_a_request_that_hangs_has_a_deadline(upstreams: Any, subject: str) -> None:
     """B34: signs of life of other requests do not move it, and its own only up to a limit."""
-    asks = UpstreamAccess(None, upstreams, offline=False, cold_deadline=0.05, longest=0.3)
+    asks = UpstreamAccess(
+        cast("MetadataCache", None), upstreams, offline=False, cold_deadline=0.05, longest=0.3
+    )
     health, forever = upstreams[NAME].health, asyncio.get_running_loop().create_future()
     calls = []
 
-    def ask():
+    def ask() -> Any:
         calls.append(subject)
         health.note_activity("a/b", subject, is_upstream=True)
         health.activity.note("a/b", subject)
@@ -369,9 +385,11 @@ async def test_a_request_that_hangs_has_a_deadline(upstreams, subject):
     assert not health.is_open()
 
 
-async def test_work_in_the_air_is_not_waited_for_while_the_circuit_is_open(upstreams):
+async def test_work_in_the_air_is_not_waited_for_while_the_circuit_is_open(upstreams: Any) -> None:
     """B33: a flight that began before it opened is of no use to who comes now."""
-    asks = UpstreamAccess(None, upstreams, offline=False, patience=3600, cold_deadline=3600)
+    asks = UpstreamAccess(
+        cast("MetadataCache", None), upstreams, offline=False, patience=3600, cold_deadline=3600
+    )
     for _ in range(3):
         upstreams[NAME].health.note_failure(0.0, "slow")
     forever = asyncio.get_running_loop().create_future()
@@ -383,17 +401,17 @@ async def test_work_in_the_air_is_not_waited_for_while_the_circuit_is_open(upstr
 # --- limits ---
 
 
-async def test_a_limit_is_obeyed(mirror, upstream, image):
+async def test_a_limit_is_obeyed(mirror: Any, upstream: Any, image: Any) -> None:
     """B30: six immediate repeats, as containerd makes them, do not reach the upstream."""
     upstream.rate_limit = RateLimit(limit=100, remaining=0, retry_after=60)
     upstream.add_image("team/app", "2", [b"second"])
 
-    responses = [await mirror.get(TAG) for _ in range(7)]
-    responses += [await mirror.get(f"/v2/team/app/{path}") for path in ("manifests/2", "tags/list")]
-    responses.append(await mirror.get(f"/v2/team/app/manifests/{image.digest}"))
+    answers = [await mirror.get(TAG) for _ in range(7)]
+    answers += [await mirror.get(f"/v2/team/app/{path}") for path in ("manifests/2", "tags/list")]
+    answers.append(await mirror.get(f"/v2/team/app/manifests/{image.digest}"))
 
-    assert {(response.status, response.code) for response in responses} == {(429, "TOOMANYREQUESTS")}
-    assert {response.headers["Retry-After"] for response in responses} <= {"59", "60"}
+    assert {(answer.status, answer.code) for answer in answers} == {(429, "TOOMANYREQUESTS")}
+    assert {answer.headers["Retry-After"] for answer in answers} <= {"59", "60"}
     assert upstream.count() == 1
     blob = await mirror.get(f"/v2/team/app/blobs/{image.layer_digests[0]}")
     assert blob.body == image.layers[0], "blobs are not what is counted"
@@ -405,35 +423,32 @@ async def test_a_limit_is_obeyed(mirror, upstream, image):
     assert circuit(mirror) == []
 
 
-async def test_a_limit_on_blobs_is_one_on_everything(mirror, upstream, image):
+async def test_a_limit_on_blobs_is_one_on_everything(mirror: Any, upstream: Any, image: Any) -> None:
     """B30."""
     upstream.fault(Status(429, {"Retry-After": "30"}), kind="blob", times=1)
     path = f"/v2/team/app/blobs/{image.config_digest}"
-    responses = [
-        await mirror.get(path),
-        await mirror.get(path),
-        await mirror.head(path),
-        await mirror.get(TAG),
-    ]
-    assert [response.status for response in responses] == [429] * 4
+    answers = [await mirror.get(path), await mirror.get(path), await mirror.head(path), await mirror.get(TAG)]
+    assert [answer.status for answer in answers] == [429] * 4
     assert upstream.count() == 1
     mirror.clock.advance(31)
     assert (await mirror.get(path)).body == image.config
 
 
-async def test_a_limit_of_a_storage_host_is_one_on_blobs_alone(mirror, upstream, image):
+async def test_a_limit_of_a_storage_host_is_one_on_blobs_alone(
+    mirror: Any, upstream: Any, image: Any
+) -> None:
     """B30: the registry itself has limited nothing, so its manifests are requested as before."""
     async with FakeStorage(upstream) as storage:
         storage.fault(Status(429, {"Retry-After": "30"}), times=1)
         path = f"/v2/team/app/blobs/{image.layer_digests[0]}"
-        responses = [await mirror.get(path), await mirror.get(path), await mirror.get(TAG)]
-        assert [response.status for response in responses] == [429, 429, 200]
+        answers = [await mirror.get(path), await mirror.get(path), await mirror.get(TAG)]
+        assert [answer.status for answer in answers] == [429, 429, 200]
         assert (upstream.count("blob"), storage.count(), upstream.count("manifest")) == (1, 1, 1)
         mirror.clock.advance(31)
         assert (await mirror.get(path)).body == image.layers[0]
 
 
-async def test_a_limit_of_the_token_server_is_obeyed(start_mirror):
+async def test_a_limit_of_the_token_server_is_obeyed(start_mirror: Any) -> None:
     """B30: by everything that would need another token."""
     async with FakeRegistry(auth="bearer") as upstream:
         image = upstream.add_image("team/app", "1")
@@ -441,39 +456,39 @@ async def test_a_limit_of_the_token_server_is_obeyed(start_mirror):
         upstream.fault(Status(429, {"Retry-After": "40"}), kind="token", times=1)
         paths = (TAG, TAG, NEW, f"/v2/team/app/blobs/{image.config_digest}", "/v2/team/app/tags/list")
         for path in paths:
-            response = await mirror.get(path)
-            assert (response.status, response.headers["Retry-After"] in ("39", "40")) == (429, True), path
+            answer = await mirror.get(path)
+            assert (answer.status, answer.headers["Retry-After"] in ("39", "40")) == (429, True), path
         assert upstream.count("token") == 1
         assert upstream.count("manifest") == 1
         mirror.clock.advance(41)
         assert (await mirror.get(TAG)).body == image.manifest
 
 
-async def test_a_cached_tag_is_served_while_the_limit_lasts(mirror, upstream, image):
+async def test_a_cached_tag_is_served_while_the_limit_lasts(mirror: Any, upstream: Any, image: Any) -> None:
     """B30, B33: with a warning, without asking."""
     await pull_image(mirror, image)
     mirror.clock.advance(MAX_AGE + 1)
     upstream.fault(Status(429, {"Retry-After": "60"}), kind="manifest", times=1)
     upstream.clear()
     for _ in range(7):
-        response = await mirror.get(TAG)
-        assert (response.body, response.headers["Cache-Status"]) == (image.manifest, STALE)
-        assert "limits the rate" in response.headers["Warning"]
+        answer = await mirror.get(TAG)
+        assert (answer.body, answer.headers["Cache-Status"]) == (image.manifest, STALE)
+        assert "limits the rate" in answer.headers["Warning"]
     assert upstream.count() == 1
 
 
-async def test_all_workers_obey_a_limit(upstream, storage):
+async def test_all_workers_obey_a_limit(upstream: Any, storage: Any) -> None:
     """B30: two processes on one port, and every connection another."""
     upstream.rate_limit = RateLimit(limit=100, remaining=0, retry_after=60)
     upstream.add_image("team/app", "1")
     async with run_program(storage, {"registry.test": upstream}, workers=2) as program:
         request = f"GET {TAG} HTTP/1.1\r\nHost: m\r\nConnection: close\r\n\r\n".encode()
-        responses = [await program.send_raw(request) for _ in range(30)]
-    assert {response.split()[1] for response in responses} == {b"429"}
+        answers = [await program.talk(request) for _ in range(30)]
+    assert {answer.split()[1] for answer in answers} == {b"429"}
     assert upstream.count() == 1
 
 
-async def test_a_limit_is_obeyed_after_a_restart(start_mirror, upstream, image):
+async def test_a_limit_is_obeyed_after_a_restart(start_mirror: Any, upstream: Any, image: Any) -> None:
     """B30: it is the upstream that counts the time, not this process."""
     first = await start_mirror()
     upstream.rate_limit = RateLimit(limit=100, remaining=0, retry_after=60)
@@ -486,10 +501,10 @@ async def test_a_limit_is_obeyed_after_a_restart(start_mirror, upstream, image):
     assert (await second.get(TAG)).body == image.manifest
 
 
-async def test_other_credentials_are_other_limits(start_mirror, upstream, image):
+async def test_other_credentials_are_other_limits(start_mirror: Any, upstream: Any, image: Any) -> None:
     """B30: the limit is the account's; a new password is the same account."""
 
-    def account(name, password):
+    def account(name: Any, password: Any) -> Any:
         return {"upstreams": {"registry.test": {"username": name, "password": password}}}
 
     mirror = await start_mirror(**account("ann", "a"))
@@ -503,7 +518,9 @@ async def test_other_credentials_are_other_limits(start_mirror, upstream, image)
     assert (await mirror.get(TAG)).body == image.manifest
 
 
-async def test_the_reserve_is_left_for_what_is_not_cached(start_mirror, upstream, image):
+async def test_the_reserve_is_left_for_what_is_not_cached(
+    start_mirror: Any, upstream: Any, image: Any
+) -> None:
     """B31: cached tags are not asked for, and say why; one look a minute."""
     upstream.rate_limit = RateLimit(limit=100, remaining=10)
     mirror = await start_mirror(
@@ -514,15 +531,15 @@ async def test_the_reserve_is_left_for_what_is_not_cached(start_mirror, upstream
     upstream.clear()
 
     for method in ("GET", "HEAD"):
-        response = await mirror.request(method, TAG)
-        assert response.headers["Cache-Status"] == STALE
-        assert "rate limit almost exhausted (9 of 100 left)" in response.headers["Warning"]
+        answer = await mirror.request(method, TAG)
+        assert answer.headers["Cache-Status"] == STALE
+        assert "rate limit almost exhausted (9 of 100 left)" in answer.headers["Warning"]
     assert upstream.count() == 0
     upstream.add_image("team/app", "new")
     assert (await mirror.get(NEW)).status == 200, "what is not cached is asked for"
     mirror.clock.advance(61)
-    response = await mirror.get(TAG)
-    assert response.headers["Cache-Status"] == "regmirror; fwd=stale; fwd-status=200"
+    answer = await mirror.get(TAG)
+    assert answer.headers["Cache-Status"] == "regmirror; fwd=stale; fwd-status=200"
     mirror.clock.advance(11)
     assert (await mirror.get(TAG)).headers["Cache-Status"] == STALE
     assert upstream.count() == 2
@@ -533,7 +550,7 @@ async def test_the_reserve_is_left_for_what_is_not_cached(start_mirror, upstream
 # --- several processes ---
 
 
-async def test_processes_share_what_they_know(start_mirror, upstream, image):
+async def test_processes_share_what_they_know(start_mirror: Any, upstream: Any, image: Any) -> None:
     """B33: what one learnt the other need not, and together they make one probe an interval."""
     first = await start_mirror()
     second = await start_mirror(clock=first.clock)
@@ -547,7 +564,7 @@ async def test_processes_share_what_they_know(start_mirror, upstream, image):
 
     for number in (1, 2, 3):
         first.clock.advance(PROBE_INTERVAL)
-        await upstream.wait_for_requests(count=number)
+        await upstream.seen(count=number)
     failing.remove()
     first.clock.advance(PROBE_INTERVAL)
     await closed(first)
@@ -557,7 +574,7 @@ async def test_processes_share_what_they_know(start_mirror, upstream, image):
     assert circuit(first) == circuit(second) == [True, False]
 
 
-async def test_an_open_circuit_outlives_a_restart(start_mirror, upstream, image):
+async def test_an_open_circuit_outlives_a_restart(start_mirror: Any, upstream: Any, image: Any) -> None:
     """B33: the new process makes the probe, and knows nothing better to ask for than the API."""
     first = await start_mirror()
     failing = upstream.fault(Status(500), times=None)
@@ -571,14 +588,14 @@ async def test_an_open_circuit_outlives_a_restart(start_mirror, upstream, image)
     assert (await second.get(TAG)).body == image.manifest
 
 
-async def test_offline_nothing_is_probed(mirror, upstream, image):
+async def test_offline_nothing_is_probed(mirror: Any, upstream: Any, image: Any) -> None:
     """B37: not even what was being probed before."""
     upstream.fault(Status(500), times=None)
     await open_circuit(mirror)
     await mirror.reload(freshness={"offline": True})
     upstream.clear()
     mirror.clock.advance(PROBE_INTERVAL)
-    await wait_until(lambda: "Probing._run" not in running(), "nobody looks after the circuit any more")
+    await until(lambda: "Probing._run" not in running(), "nobody looks after the circuit any more")
 
     assert (await mirror.get(TAG)).status == 404
     assert upstream.count() == 0
@@ -587,15 +604,17 @@ async def test_offline_nothing_is_probed(mirror, upstream, image):
     await closed(mirror)
 
 
-def running():
+def running() -> Any:
     """What tasks there are."""
-    return {task.get_coro().__qualname__ for task in asyncio.all_tasks()}
+    return {getattr(task.get_coro(), "__qualname__", "") for task in asyncio.all_tasks()}
 
 
 # --- tags that are gone, and tags that have moved ---
 
 
-async def test_a_tag_that_the_upstream_deleted_can_be_kept(start_mirror, upstream, image):
+async def test_a_tag_that_the_upstream_deleted_can_be_kept(
+    start_mirror: Any, upstream: Any, image: Any
+) -> None:
     """B36: on_missing = "keep" serves it as stale for as long as it is gone, however old it is."""
     mirror = await start_mirror(freshness={"on_missing": "keep"})
     await mirror.get(TAG)
@@ -603,17 +622,17 @@ async def test_a_tag_that_the_upstream_deleted_can_be_kept(start_mirror, upstrea
     for age in (MAX_AGE + 1, 365 * 86400):
         mirror.clock.advance(age)
         for method, body in (("GET", image.manifest), ("HEAD", b""), ("GET", image.manifest)):
-            response = await mirror.request(method, TAG)
-            assert (response.status, response.body) == (200, body)
-            assert response.headers["Cache-Status"] == STALE
-            assert "has no team/app:1" in response.headers["Warning"]
+            answer = await mirror.request(method, TAG)
+            assert (answer.status, answer.body) == (200, body)
+            assert answer.headers["Cache-Status"] == STALE
+            assert "has no team/app:1" in answer.headers["Warning"]
     assert upstream.count("manifest", "GET") == 3, "and it is remembered for a moment that it is gone"
     moved = upstream.add_image("team/app", "1", [b"again"])
     mirror.clock.advance(11)
     assert (await mirror.get(TAG)).body == moved.manifest
 
 
-async def test_a_tag_that_is_refused_is_not_kept(start_mirror, upstream, image):
+async def test_a_tag_that_is_refused_is_not_kept(start_mirror: Any, upstream: Any, image: Any) -> None:
     """B36: losing access is no deletion."""
     mirror = await start_mirror(freshness={"on_missing": "keep"})
     await mirror.get(TAG)
@@ -625,8 +644,8 @@ async def test_a_tag_that_is_refused_is_not_kept(start_mirror, upstream, image):
 @pytest.mark.parametrize("age", [0, MAX_AGE + 1])
 @pytest.mark.parametrize("restarts", [False, True])
 async def test_a_tag_that_moved_is_served_as_it_was_while_the_new_one_cannot_be_had(
-    start_mirror, upstream, image, age, restarts
-):
+    start_mirror: Any, upstream: Any, image: Any, age: int, restarts: bool
+) -> None:
     """B33: a HEAD that saw it move takes nothing away, within the max age and after it."""
     mirror = await start_mirror()
     await pull_image(mirror, image)
@@ -639,8 +658,8 @@ async def test_a_tag_that_moved_is_served_as_it_was_while_the_new_one_cannot_be_
         mirror = await start_mirror(clock=mirror.clock)
 
     for _ in range(5):  # while it fails, and when its circuit is open
-        response = await mirror.get(TAG)
-        assert (response.body, response.headers["Cache-Status"]) == (image.manifest, STALE)
+        answer = await mirror.get(TAG)
+        assert (answer.body, answer.headers["Cache-Status"]) == (image.manifest, STALE)
     head = await mirror.head(TAG)
     assert head.headers["Docker-Content-Digest"] == image.digest, "HEAD promises what GET keeps"
     failing.remove()
@@ -649,7 +668,7 @@ async def test_a_tag_that_moved_is_served_as_it_was_while_the_new_one_cannot_be_
     assert (await mirror.get(TAG)).body == moved.manifest
 
 
-async def test_offline_a_tag_that_moved_is_what_it_was(start_mirror, upstream, image):
+async def test_offline_a_tag_that_moved_is_what_it_was(start_mirror: Any, upstream: Any, image: Any) -> None:
     """B37: the manifest that is there."""
     mirror = await start_mirror()
     await pull_image(mirror, image)
@@ -661,7 +680,9 @@ async def test_offline_a_tag_that_moved_is_what_it_was(start_mirror, upstream, i
     assert (await mirror.head(TAG)).headers["Docker-Content-Digest"] == image.digest
 
 
-async def test_offline_a_tag_without_its_manifest_is_not_forgotten(start_mirror, upstream, image):
+async def test_offline_a_tag_without_its_manifest_is_not_forgotten(
+    start_mirror: Any, upstream: Any, image: Any
+) -> None:
     """B37: that nobody may be asked says nothing about the tag."""
     mirror = await start_mirror()
     await mirror.head(TAG)
@@ -676,7 +697,7 @@ async def test_offline_a_tag_without_its_manifest_is_not_forgotten(start_mirror,
 # --- lists ---
 
 
-async def test_lists_are_known_while_the_circuit_is_open(mirror, upstream, image):
+async def test_lists_are_known_while_the_circuit_is_open(mirror: Any, upstream: Any, image: Any) -> None:
     """B33: tags and referrers, without asking."""
     upstream.add_referrer("team/app", image.digest)
     paths = ("/v2/team/app/tags/list", f"/v2/team/app/referrers/{image.digest}")
@@ -689,13 +710,13 @@ async def test_lists_are_known_while_the_circuit_is_open(mirror, upstream, image
     mirror.clock.monotonic_ahead += MAX_AGE + 1
 
     for path, known in zip(paths, before, strict=True):
-        response = await mirror.get(path)
-        assert (response.status, response.json()) == (200, known)
+        answer = await mirror.get(path)
+        assert (answer.status, answer.json()) == (200, known)
     assert upstream.count() == 0
     assert (await mirror.get("/v2/team/unknown/tags/list")).status == 503
 
 
-async def test_a_registry_without_head_is_probed_as_well(mirror, upstream, image):
+async def test_a_registry_without_head_is_probed_as_well(mirror: Any, upstream: Any, image: Any) -> None:
     """B33: 405 is an answer."""
     upstream.fault(Status(405), method="HEAD", times=None)
     upstream.fault(StripHeaders(["Docker-Content-Digest"]), times=None)

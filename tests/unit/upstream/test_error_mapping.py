@@ -4,6 +4,7 @@ import errno
 import socket
 import ssl
 from datetime import UTC, datetime
+from typing import Any
 
 import aiohttp
 import pytest
@@ -33,7 +34,7 @@ from regmirror.upstream.error_mapping import error_for_status, map_error, retry_
         ("Fri, 01 Jan 2027 00:00:00 GMT", 3600.0),
     ],
 )
-def test_retry_after_is_seconds_or_a_date_and_bounded(text, seconds):
+def test_retry_after_is_seconds_or_a_date_and_bounded(text: str, seconds: float) -> None:
     """B30."""
     assert retry_after(text, datetime(2025, 1, 1, tzinfo=UTC)) == seconds
 
@@ -50,7 +51,7 @@ def test_retry_after_is_seconds_or_a_date_and_bounded(text, seconds):
         (503, UpstreamFailed, 502),
     ],
 )
-def test_every_status_has_its_error(status, kind, shown):
+def test_every_status_has_its_error(status: int, kind: Any, shown: int) -> None:
     """B34."""
     error = error_for_status("docker.io", "host", status, {}, "library/alpine:3")
     assert type(error) is kind
@@ -92,7 +93,7 @@ KEY = aiohttp.client_reqrep.ConnectionKey("h", 443, True, True, None, None, None
         (UnicodeError("label too long"), "redirect", 502),
     ],
 )
-def test_failures_are_told_apart(error, reason, status):
+def test_failures_are_told_apart(error: Any, reason: str, status: int) -> None:
     """B38."""
     explained = map_error("docker.io", "registry-1.docker.io", error)
     assert explained.reason == reason
@@ -104,7 +105,7 @@ def test_failures_are_told_apart(error, reason, status):
     ("number", "text"),
     [(socket.EAI_NONAME, "does not exist"), (socket.EAI_AGAIN, "no name server responds")],
 )
-def test_an_unknown_name_is_told_from_name_servers_that_do_not_answer(number, text):
+def test_an_unknown_name_is_told_from_name_servers_that_do_not_answer(number: Any, text: str) -> None:
     """B38: the remedies differ."""
     for error in (socket.gaierror(number, "x"), aiohttp.ClientConnectorDNSError(KEY, OSError(number, "x"))):
         assert text in str(map_error("docker.io", "registry-1.docker.io", error))
@@ -118,6 +119,6 @@ def test_an_unknown_name_is_told_from_name_servers_that_do_not_answer(number, te
         "9" * 5000,
     ],
 )
-def test_a_time_to_wait_that_cannot_be_computed_is_bounded(text):
+def test_a_time_to_wait_that_cannot_be_computed_is_bounded(text: str) -> None:
     """B30: numbers too large for a date or an int."""
     assert 60 <= retry_after(text) <= 3600

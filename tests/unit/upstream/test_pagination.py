@@ -20,7 +20,7 @@ TAGS = URL("https://reg.example/v2/a/b/tags/list?n=1000")
         '</v2/a/b/tags/list?last=x&n=1000>; title="t"; rel="last next"',
     ],
 )
-def test_the_next_page_is_found_on_the_same_host(link):
+def test_the_next_page_is_found_on_the_same_host(link: str) -> None:
     """B53: relative and absolute links; another host in one is not asked."""
     expected = URL("https://reg.example/v2/a/b/tags/list?last=x&n=1000")
     assert expected == next_page(TAGS, [link])
@@ -40,11 +40,11 @@ def test_the_next_page_is_found_on_the_same_host(link):
         ['</v2/a/b/tags/list?last=x y>; rel="next"'],
     ],
 )
-def test_everything_else_ends_the_list(links):
+def test_everything_else_ends_the_list(links: list[str]) -> None:
     """B53: a link cannot lead out of the list."""
     assert next_page(TAGS, links) is None
 
 
-def test_the_bytes_of_a_link_are_kept():
+def test_the_bytes_of_a_link_are_kept() -> None:
     link = '</v2/a/b/tags/list?last=a%2Bb+c%7E&n=10>; rel="next"'
     assert str(next_page(TAGS, [link])).endswith("?last=a%2Bb+c%7E&n=10")

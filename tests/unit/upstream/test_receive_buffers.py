@@ -7,7 +7,7 @@ from regmirror.upstream.receive_buffers import BUFFERS, LARGEST, LIMIT, SMALLEST
 MIB = 1024 * 1024
 
 
-def test_a_body_that_is_alone_gets_the_largest_buffers():
+def test_a_body_that_is_alone_gets_the_largest_buffers() -> None:
     """B12: they are the quickest."""
     pool = Pool()
     buffers = pool.borrow()
@@ -18,7 +18,7 @@ def test_a_body_that_is_alone_gets_the_largest_buffers():
 
 
 @pytest.mark.parametrize("count", [20, 56])
-def test_many_bodies_share_the_memory_of_the_worker(count):
+def test_many_bodies_share_the_memory_of_the_worker(count: int) -> None:
     """B18: 20 downloads have less than 64 MiB with all else that they need."""
     pool = Pool()
     sizes = [pool.borrow().size for _ in range(count)]
@@ -27,7 +27,7 @@ def test_many_bodies_share_the_memory_of_the_worker(count):
     assert sum(sizes) * BUFFERS == pool.borrowed <= LIMIT + count * BUFFERS * SMALLEST
 
 
-def test_what_is_given_back_is_lent_again():
+def test_what_is_given_back_is_lent_again() -> None:
     """B18, B100: once, however often it is given back."""
     pool = Pool()
     lent = [pool.borrow() for _ in range(100)]

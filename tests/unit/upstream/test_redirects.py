@@ -16,12 +16,12 @@ BLOB = URL("https://reg.example/v2/a/blobs/sha256:0", encoded=True)
         "https://cdn.example/%2e%2e/a%2f?q=%c3%a4",
     ],
 )
-def test_a_location_stays_byte_for_byte(location):
+def test_a_location_stays_byte_for_byte(location: str) -> None:
     """B55: a signature covers the bytes."""
     assert str(next_url("r", BLOB, location, BLOB.origin())) == location
 
 
-def test_a_relative_location_is_relative_to_the_request():
+def test_a_relative_location_is_relative_to_the_request() -> None:
     """B55."""
     expected = "https://reg.example/data/x?y=%2F"
     assert expected == str(next_url("r", BLOB, "/data/x?y=%2F", BLOB.origin()))
@@ -49,7 +49,7 @@ def test_a_relative_location_is_relative_to_the_request():
         "",
     ],
 )
-def test_a_location_that_must_not_be_followed_is_a_failure(location):
+def test_a_location_that_must_not_be_followed_is_a_failure(location: str) -> None:
     """B55: https to http, internal addresses, user names, nonsense."""
     with pytest.raises(UpstreamFailed) as caught:
         next_url("r", BLOB, location, BLOB.origin())

@@ -1,7 +1,7 @@
 """The minimum rate and the deadline of a body."""
 
 import asyncio
-from typing import cast
+from typing import Any, ClassVar, cast
 
 import aiohttp
 import pytest
@@ -11,7 +11,7 @@ from regmirror.errors import UpstreamFailed, UpstreamTimeout
 from regmirror.upstream.response import RATE_MIN, WINDOWS, MinimumRate, UpstreamResponse, short_deadline
 
 
-async def receive(pieces, monkeypatch, read_timeout=30.0):
+async def receive(pieces: Any, monkeypatch: pytest.MonkeyPatch, read_timeout: float = 30.0) -> Any:
     """Have pieces of ``(seconds, bytes)`` arrive on a clock that jumps; the bytes that were taken."""
     now, taken, loop = 0.0, 0, asyncio.get_running_loop()
     rate = MinimumRate("r", "host", read_timeout)
@@ -31,12 +31,12 @@ async def receive(pieces, monkeypatch, read_timeout=30.0):
 
 
 @pytest.mark.parametrize("speed", [RATE_MIN * 2, 50_000, 8_000_000])
-async def test_a_slow_line_is_no_trickle(speed, monkeypatch):
+async def test_a_slow_line_is_no_trickle(speed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """B12, B35: 50 KB/s for an hour, in pieces of a second."""
     assert await receive([(1.0, speed)] * 3600, monkeypatch) == 3600 * speed
 
 
-async def test_a_byte_for_each_idle_timeout_is_a_trickle(monkeypatch):
+async def test_a_byte_for_each_idle_timeout_is_a_trickle(monkeypatch: pytest.MonkeyPatch) -> None:
     """B35, B100: it ends after four idle timeouts, whatever came before."""
     trickle = [(29.0, 1)] * 100
     for before in ([], [(1.0, 10_000_000)] * 100):
@@ -44,13 +44,13 @@ async def test_a_byte_for_each_idle_timeout_is_a_trickle(monkeypatch):
             await receive([*before, *trickle], monkeypatch)
 
 
-async def test_the_time_for_a_body_that_is_kept_in_memory_depends_on_its_limit():
+async def test_the_time_for_a_body_that_is_kept_in_memory_depends_on_its_limit() -> None:
     """B35: 8 MiB at 64 KiB/s take 128 s."""
     assert short_deadline(0, 30.0) == WINDOWS * 30.0
     assert short_deadline(8 * 1024 * 1024, 30.0) == WINDOWS * 30.0 + 128
 
 
-async def test_a_timeout_within_is_not_taken_for_the_deadline():
+async def test_a_timeout_within_is_not_taken_for_the_deadline() -> None:
     """B38: each has its own words."""
 
     async def fail() -> None:
@@ -68,10 +68,11 @@ class BrokenBody:
 
 
 class BrokenResponse:
-    status, headers, url, content = 200, {}, URL("https://host/x"), BrokenBody()
+    status, url, content = 200, URL("https://host/x"), BrokenBody()
+    headers: ClassVar[dict[str, str]] = {}
 
 
-async def test_a_foreign_exception_leaves_no_trace_of_its_text():
+async def test_a_foreign_exception_leaves_no_trace_of_its_text() -> None:
     """B62: it stops at the border; a signed URL may be in its text."""
     response = UpstreamResponse(
         "docker.io",

@@ -2,6 +2,7 @@
 
 import base64
 from dataclasses import dataclass, field
+from typing import Any
 
 from multidict import CIMultiDict
 from yarl import URL
@@ -19,7 +20,7 @@ ALPINE, BUSYBOX = "library/alpine", "library/busybox"
 
 
 @dataclass
-class PlannedResponse:
+class Reply:
     """What the upstream answers; like Exchange, as far as the dance looks."""
 
     status: int = 200
@@ -28,15 +29,15 @@ class PlannedResponse:
     is_upstream: bool = True
 
     @property
-    def headers(self):
+    def headers(self) -> Any:
         return CIMultiDict([("WWW-Authenticate", line) for line in self.challenges])
 
 
-def refused(*challenges):
-    return PlannedResponse(401, challenges or (BEARER,))
+def refused(*challenges: Any) -> Any:
+    return Reply(401, challenges or (BEARER,))
 
 
-def basic(credential):
+def basic(credential: Any) -> Any:
     encoded = base64.b64encode(f"{credential.username}:{credential.secret}".encode()).decode()
     return f"Basic {encoded}"
 
@@ -53,13 +54,13 @@ class World:
     token_errors: list[Exception | None] = field(default_factory=list)
     issued: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.auth = Authenticator("docker.io", self.base_url, self.auth_hosts, lambda: self.now)
 
-    def run(self, *responses, repository=ALPINE):
+    def run(self, *answers: Any, repository: Any = ALPINE) -> Any:
         """The last answer of one request; the steps that it took are left in `steps`."""
         self.steps = []
-        waiting = list(responses)
+        waiting = list(answers)
         flow = self.auth.request(repository)
         try:
             step = next(flow)
@@ -75,7 +76,7 @@ class World:
             assert waiting == []
             return stop.value
 
-    def result_of(self, step, waiting):
+    def result_of(self, step: Any, waiting: Any) -> Any:
         match step:
             case Send() | Ping():
                 return waiting.pop(0)
@@ -92,9 +93,9 @@ class World:
                 return token
 
     @property
-    def sent(self):
+    def sent(self) -> Any:
         return [step.authorization for step in self.steps if isinstance(step, Send)]
 
     @property
-    def fetched(self):
+    def fetched(self) -> Any:
         return [step.scope for step in self.steps if isinstance(step, FetchToken)]

@@ -1,6 +1,7 @@
 """The token dance when it is refused or misled (B60, B61)."""
 
 import random
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -24,14 +25,14 @@ EXPIRED = "Your authorization token has expired. Reauthenticate and try again."
 INVALID = '{"errors":[{"code":"DENIED","message":"Your Authorization Token is invalid."}]}'
 
 
-def test_credentials_do_not_go_to_a_foreign_realm():
+def test_credentials_do_not_go_to_a_foreign_realm() -> None:
     """B61: the token is asked for anonymously."""
     world = World(credentials=[ALICE])
     world.run(refused('Bearer realm="https://auth.evil.example/token"'), PlannedResponse(200))
     assert world.fetched[0].credential is None
 
 
-def test_credentials_go_to_a_listed_realm():
+def test_credentials_go_to_a_listed_realm() -> None:
     """B61: auth_hosts."""
     world = World(credentials=[ALICE], auth_hosts=["login.corp.example"])
     world.run(refused('Bearer realm="https://login.corp.example/token"'), PlannedResponse(200))
@@ -48,7 +49,7 @@ def test_credentials_go_to_a_listed_realm():
         "https://localhost/token",
     ],
 )
-def test_a_realm_that_must_not_be_asked_is_refused_without_a_connection(realm):
+def test_a_realm_that_must_not_be_asked_is_refused_without_a_connection(realm: str) -> None:
     """B61: CVE-2026-33540."""
     world = World(credentials=[ALICE])
     with pytest.raises(UpstreamFailed, match="token endpoint") as caught:
@@ -57,7 +58,7 @@ def test_a_realm_that_must_not_be_asked_is_refused_without_a_connection(realm):
     assert world.fetched == []
 
 
-def test_a_challenge_of_a_storage_host_is_not_answered():
+def test_a_challenge_of_a_storage_host_is_not_answered() -> None:
     """B61: a redirect's target may not ask for our credentials."""
     world = World(credentials=[ALICE])
     response = PlannedResponse(401, (BEARER,), is_upstream=False)
@@ -66,7 +67,7 @@ def test_a_challenge_of_a_storage_host_is_not_answered():
 
 
 @pytest.mark.parametrize(("status", "excerpt"), [(403, EXPIRED), (400, EXPIRED), (400, INVALID)])
-def test_an_expired_token_that_is_called_otherwise_is_replaced_once(status, excerpt):
+def test_an_expired_token_that_is_called_otherwise_is_replaced_once(status: int, excerpt: str) -> None:
     """B60: ECR's 403 and public ECR's 400."""
     world = World()
     world.run(refused(), PlannedResponse(200))
@@ -81,7 +82,7 @@ def test_an_expired_token_that_is_called_otherwise_is_replaced_once(status, exce
 @pytest.mark.parametrize(
     ("status", "excerpt"), [(403, "denied"), (400, "NAME_INVALID"), (404, EXPIRED), (500, EXPIRED)]
 )
-def test_other_refusals_are_the_answer(status, excerpt):
+def test_other_refusals_are_the_answer(status: int, excerpt: str) -> None:
     """B60: other 403 and 400 are not."""
     world = World()
     world.run(refused(), PlannedResponse(200))
@@ -89,7 +90,7 @@ def test_other_refusals_are_the_answer(status, excerpt):
     assert world.fetched == []
 
 
-def test_a_400_to_a_head_counts_as_an_expired_token_once():
+def test_a_400_to_a_head_counts_as_an_expired_token_once() -> None:
     """B60: the answer to a HEAD has no body that says so."""
     world = World()
     world.run(refused(), PlannedResponse(200))
@@ -97,7 +98,7 @@ def test_a_400_to_a_head_counts_as_an_expired_token_once():
     assert world.run(PlannedResponse(403)).status == 403
 
 
-def test_a_403_to_a_head_makes_a_password_be_read_again():
+def test_a_403_to_a_head_makes_a_password_be_read_again() -> None:
     """B60: ECR's password is good for twelve hours."""
     world = World(credentials=[ALICE, NEW_ALICE])
     world.run(refused('Basic realm="x"'), PlannedResponse(200))
@@ -106,13 +107,13 @@ def test_a_403_to_a_head_makes_a_password_be_read_again():
     assert world.run(PlannedResponse(403)).status == 403
 
 
-def test_a_refusal_of_an_anonymous_request_is_no_expired_token():
+def test_a_refusal_of_an_anonymous_request_is_no_expired_token() -> None:
     world = World()
     assert world.run(PlannedResponse(403, excerpt=EXPIRED)).status == 403
     assert world.steps == [Send(None)]
 
 
-def test_a_failed_token_endpoint_is_forgotten_with_its_challenge():
+def test_a_failed_token_endpoint_is_forgotten_with_its_challenge() -> None:
     """B60: the next request learns the challenge anew, for the endpoint may have moved."""
     world = World()
     world.run(refused(), PlannedResponse(200))
@@ -126,7 +127,7 @@ def test_a_failed_token_endpoint_is_forgotten_with_its_challenge():
     assert world.fetched[0].realm == URL("https://new.docker.io/token")
 
 
-def test_a_token_endpoint_that_moved_is_learned_from_the_next_challenge():
+def test_a_token_endpoint_that_moved_is_learned_from_the_next_challenge() -> None:
     world = World()
     world.run(refused(), PlannedResponse(200))
     world.run(refused('Bearer realm="https://new.docker.io/token"'), PlannedResponse(200))
@@ -135,14 +136,14 @@ def test_a_token_endpoint_that_moved_is_learned_from_the_next_challenge():
     assert world.fetched == []
 
 
-def test_a_change_from_basic_to_bearer_is_followed():
+def test_a_change_from_basic_to_bearer_is_followed() -> None:
     world = World(credentials=[ALICE])
     world.run(refused('Basic realm="x"'), PlannedResponse(200))
     world.run(refused(), PlannedResponse(200))
     assert world.sent == [basic(ALICE), "Bearer token-1"]
 
 
-def test_no_step_shows_a_secret():
+def test_no_step_shows_a_secret() -> None:
     """B62: repr of every step."""
     world = World(credentials=[ALICE])
     world.run(refused(), PlannedResponse(200))
@@ -166,7 +167,9 @@ CHALLENGES = st.lists(
     ),
     st.booleans(),
 )
-def test_whatever_an_upstream_answers_a_request_is_sent_at_most_twice(script, has_credential):
+def test_whatever_an_upstream_answers_a_request_is_sent_at_most_twice(
+    script: Any, has_credential: Any
+) -> None:
     """B60: no loop, from a cold and from a warm start."""
     world = World(credentials=[ALICE if has_credential else None])
     for _ in range(2):

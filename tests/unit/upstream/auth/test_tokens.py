@@ -1,6 +1,7 @@
 """Asking for tokens, reading them, and how long they are used (B26, B60)."""
 
 import base64
+from typing import Any
 
 import pytest
 from yarl import URL
@@ -28,23 +29,23 @@ ALICE = Credential("alice", "s3cret")
 IDENTITY = Credential("<token>", "refresh-me", is_identity=True)
 
 
-def scope(realm=REALM, service="s", scopes=(OURS,), credential=None):
+def scope(realm: URL = REALM, service: str = "s", scopes: Any = (OURS,), credential: Any = None) -> Any:
     return TokenScope(realm, service, tuple(scopes), credential)
 
 
-def requests_of(asked, *responses):
+def requests_of(asked: Any, *answers: Any) -> Any:
     """The requests made while the endpoint answers so, and the result."""
     flow = request_token("docker.io", asked)
     requests = [next(flow)]
     try:
-        for response in responses:
-            requests += [flow.send(response)]
+        for answer in answers:
+            requests += [flow.send(answer)]
     except StopIteration as stop:
         return requests, stop.value
     raise AssertionError(f"wants more answers: {requests}")
 
 
-def test_an_anonymous_token_is_asked_for_without_any_authorization():
+def test_an_anonymous_token_is_asked_for_without_any_authorization() -> None:
     """B60: never `Basic Og==`."""
     (request,), result = requests_of(scope(), OK)
     assert request.authorization is None
@@ -55,20 +56,20 @@ def test_an_anonymous_token_is_asked_for_without_any_authorization():
     assert result == ("t", 300.0)
 
 
-def test_a_password_is_sent_as_basic_with_the_account():
+def test_a_password_is_sent_as_basic_with_the_account() -> None:
     """B60."""
     (request,), _ = requests_of(scope(credential=ALICE), OK)
     assert request.authorization == "Basic " + base64.b64encode(b"alice:s3cret").decode()
     assert request.url.query["account"] == "alice"
 
 
-def test_each_scope_is_a_parameter_and_ours_comes_first():
+def test_each_scope_is_a_parameter_and_ours_comes_first() -> None:
     """B60: some servers look at the first scope alone."""
     (request,), _ = requests_of(scope(scopes=(OURS, "aws")), OK)
     assert request.url.query.getall("scope") == [OURS, "aws"]
 
 
-def test_a_realm_keeps_its_query_except_for_scope_and_service():
+def test_a_realm_keeps_its_query_except_for_scope_and_service() -> None:
     """B60: nvcr.io puts a scope into its realm."""
     realm = URL("https://nvcr.io/proxy_auth?scope=group/x:pull,push&service=old&x=1")
     (request,), _ = requests_of(scope(realm, service="new"), OK)
@@ -77,13 +78,13 @@ def test_a_realm_keeps_its_query_except_for_scope_and_service():
     assert request.url.query["x"] == "1"
 
 
-def test_a_missing_service_is_left_out():
+def test_a_missing_service_is_left_out() -> None:
     """B60."""
     (request,), _ = requests_of(scope(service=""), OK)
     assert "service" not in request.url.query
 
 
-def test_a_refresh_token_is_posted_as_a_form():
+def test_a_refresh_token_is_posted_as_a_form() -> None:
     """B60: one scope parameter, separated by spaces."""
     (request,), _ = requests_of(scope(scopes=(OURS, "aws"), credential=IDENTITY), OK)
     assert request.authorization is None
@@ -98,7 +99,7 @@ def test_a_refresh_token_is_posted_as_a_form():
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 405])
-def test_a_refused_post_falls_back_to_get(status):
+def test_a_refused_post_falls_back_to_get(status: int) -> None:
     """B60: refresh token by POST with GET fallback."""
     refusal = TokenResponse(status, {}, b"")
     (post, get), result = requests_of(scope(credential=IDENTITY), refusal, OK)
@@ -109,7 +110,7 @@ def test_a_refused_post_falls_back_to_get(status):
 
 
 @pytest.mark.parametrize("status", [404, 405])
-def test_a_password_is_posted_where_get_does_not_exist(status):
+def test_a_password_is_posted_where_get_does_not_exist(status: int) -> None:
     """B60: password scope as the last resort."""
     refusal = TokenResponse(status, {}, b"")
     (_, post), _ = requests_of(scope(credential=ALICE), refusal, OK)
@@ -120,14 +121,14 @@ def test_a_password_is_posted_where_get_does_not_exist(status):
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_a_refusing_endpoint_denies(status):
+def test_a_refusing_endpoint_denies(status: int) -> None:
     """B34: ghcr.io refuses what is private or does not exist at the token endpoint."""
     with pytest.raises(UpstreamDenied) as caught:
         requests_of(scope(credential=ALICE), TokenResponse(status, {}, b"s3cret"))
     assert "s3cret" not in str(caught.value)
 
 
-def test_a_limiting_endpoint_is_obeyed():
+def test_a_limiting_endpoint_is_obeyed() -> None:
     """B30: a 429 of the token endpoint counts as the upstream's."""
     with pytest.raises(UpstreamRateLimited) as caught:
         requests_of(scope(), TokenResponse(429, {"Retry-After": "7"}, b""))
@@ -135,7 +136,7 @@ def test_a_limiting_endpoint_is_obeyed():
 
 
 @pytest.mark.parametrize("status", [302, 400, 404, 500, 503])
-def test_a_failing_endpoint_says_nothing_about_the_content(status):
+def test_a_failing_endpoint_says_nothing_about_the_content(status: int) -> None:
     """B36: not even its 404 may make a cached tag be forgotten."""
     with pytest.raises(UpstreamFailed, match=f"auth.example.com returned {status}"):
         requests_of(scope(), TokenResponse(status, {}, b""))
@@ -152,7 +153,7 @@ def test_a_failing_endpoint_says_nothing_about_the_content(status):
         b'{"token":7,"access_token":"t"}',
     ],
 )
-def test_either_member_may_hold_the_token(body):
+def test_either_member_may_hold_the_token(body: bytes) -> None:
     """B60: access_token."""
     assert parse_token("docker.io", body)[0] == "t"
 
@@ -173,7 +174,7 @@ def test_either_member_may_hold_the_token(body):
         b"[" * 100_000,
     ],
 )
-def test_an_answer_without_a_usable_token_is_a_failure(body):
+def test_an_answer_without_a_usable_token_is_a_failure(body: bytes) -> None:
     """B60: nothing from outside gets into a header unseen."""
     with pytest.raises(UpstreamFailed):
         parse_token("docker.io", body)
@@ -198,28 +199,28 @@ def test_an_answer_without_a_usable_token_is_a_failure(body):
         ({}, 60.0),
     ],
 )
-def test_every_kind_of_life_is_understood(expires_in, life):
+def test_every_kind_of_life_is_understood(expires_in: Any, life: Any) -> None:
     """B60: absent or odd expires_in."""
     assert lifetime(expires_in) == life
 
 
-def test_issued_at_does_not_matter():
+def test_issued_at_does_not_matter() -> None:
     """B60: clocks differ, life counts from receipt."""
     body = b'{"token":"t","expires_in":300,"issued_at":"1970-01-01T00:00:00Z"}'
     assert parse_token("docker.io", body) == ("t", 300.0)
 
 
-def test_a_token_is_replaced_before_it_expires():
+def test_a_token_is_replaced_before_it_expires() -> None:
     """B26: at 90 % of its life, at least ten seconds early."""
     assert use_until(1000.0, 300.0) == 1270.0
     assert use_until(1000.0, 60.0) == 1050.0
 
 
-def key(scope="a", fingerprint=""):
+def key(scope: str = "a", fingerprint: str = "") -> Any:
     return TokenKey("r", "s", (scope,), fingerprint)
 
 
-def test_the_key_of_a_token_does_not_depend_on_the_order_of_scopes():
+def test_the_key_of_a_token_does_not_depend_on_the_order_of_scopes() -> None:
     """B26: (realm, service, sorted scopes, credential)."""
     assert scope(scopes=("a", "b")).key == scope(scopes=("b", "a")).key
     assert scope().key != scope(credential=ALICE).key
@@ -227,7 +228,7 @@ def test_the_key_of_a_token_does_not_depend_on_the_order_of_scopes():
     assert scope().key != scope(URL("https://other/")).key
 
 
-def test_a_token_is_found_until_it_expires():
+def test_a_token_is_found_until_it_expires() -> None:
     cache = TokenCache()
     token = Token("t", 100.0)
     cache.put(key(), token)
@@ -236,7 +237,7 @@ def test_a_token_is_found_until_it_expires():
     assert cache.find(key("b"), 0.0) is None
 
 
-def test_the_least_recently_used_token_goes_first():
+def test_the_least_recently_used_token_goes_first() -> None:
     cache = TokenCache(limit=5_000)
     for scope in ("a", "b"):
         cache.put(key(scope), Token("t" * 1_500, 100.0))
@@ -246,7 +247,7 @@ def test_the_least_recently_used_token_goes_first():
     assert cache.find(key("b"), 0.0) is None
 
 
-def test_tokens_take_no_more_than_their_bytes():
+def test_tokens_take_no_more_than_their_bytes() -> None:
     """B100: an upstream may send tokens of 64 KiB, one for each repository that is asked for."""
     cache = TokenCache()
     for number in range(1_000):
@@ -254,7 +255,7 @@ def test_tokens_take_no_more_than_their_bytes():
     assert 0 < len(cache) <= TOKENS_BYTES // 65_536
 
 
-def test_expired_tokens_are_dropped():
+def test_expired_tokens_are_dropped() -> None:
     """B100: a token that may no longer be used takes no memory."""
     cache = TokenCache()
     for number in range(10):
@@ -264,7 +265,7 @@ def test_expired_tokens_are_dropped():
     assert len(cache) == 1
 
 
-def test_dropping_a_token_leaves_a_newer_one():
+def test_dropping_a_token_leaves_a_newer_one() -> None:
     """B26: of 40 requests refused at once, one fetches a token and all use it."""
     cache = TokenCache()
     old, new = Token("old", 100.0), Token("new", 100.0)
@@ -275,7 +276,7 @@ def test_dropping_a_token_leaves_a_newer_one():
     assert cache.find(key(), 0.0) is None
 
 
-def test_nothing_shows_a_secret():
+def test_nothing_shows_a_secret() -> None:
     """B62: repr of everything that carries one."""
     shown = [repr(Token("s3cret", 1.0)), repr(TokenResponse(200, {}, b"s3cret"))]
     shown += [repr(scope(credential=ALICE)), repr(scope(credential=ALICE).key)]

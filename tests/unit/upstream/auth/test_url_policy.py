@@ -48,13 +48,13 @@ OUTSIDE = [
 
 
 @pytest.mark.parametrize("host", INSIDE)
-def test_internal_addresses_are_recognised_however_they_are_written(host):
+def test_internal_addresses_are_recognised_however_they_are_written(host: str) -> None:
     """B61: loopback, link-local, private, unspecified and multicast literals."""
     assert is_internal_address(host)
 
 
 @pytest.mark.parametrize("host", OUTSIDE)
-def test_public_addresses_and_names_are_not_internal(host):
+def test_public_addresses_and_names_are_not_internal(host: str) -> None:
     assert not is_internal_address(host)
 
 
@@ -70,7 +70,7 @@ def test_public_addresses_and_names_are_not_internal(host):
         ("http://reg.example.com", "https://reg.example.com/token"),
     ],
 )
-def test_credentials_go_to_the_own_host_and_the_same_registrable_domain(base_url, realm):
+def test_credentials_go_to_the_own_host_and_the_same_registrable_domain(base_url: str, realm: str) -> None:
     """B61: known good pairs, any port of the own host."""
     assert may_receive_credentials(URL(realm), URL(base_url), [])
 
@@ -89,12 +89,12 @@ def test_credentials_go_to_the_own_host_and_the_same_registrable_domain(base_url
         ("http://reg.example.com", "http://auth.example.com/token"),
     ],
 )
-def test_credentials_go_nowhere_else_and_never_by_http(base_url, realm):
+def test_credentials_go_nowhere_else_and_never_by_http(base_url: str, realm: str) -> None:
     """B61: a public suffix is no common owner, an address no domain (CVE-2026-33540)."""
     assert not may_receive_credentials(URL(realm), URL(base_url), [])
 
 
-def test_a_listed_host_may_receive_credentials():
+def test_a_listed_host_may_receive_credentials() -> None:
     """B61: auth_hosts, with or without a port; still not by http."""
     realm = URL("https://login.corp.example:8443/t")
     assert may_receive_credentials(realm, HUB, ["login.corp.example"])
@@ -103,13 +103,13 @@ def test_a_listed_host_may_receive_credentials():
     assert not may_receive_credentials(realm.with_scheme("http"), HUB, ["login.corp.example"])
 
 
-def test_a_relative_realm_is_relative_to_the_upstream():
+def test_a_relative_realm_is_relative_to_the_upstream() -> None:
     """B60: relative realm."""
     expected = URL("https://registry-1.docker.io/auth/token?a=b")
     assert expected == resolve_realm("/auth/token?a=b", HUB)
 
 
-def test_an_http_realm_on_the_own_host_is_upgraded():
+def test_an_http_realm_on_the_own_host_is_upgraded() -> None:
     """B60: registries behind a proxy that ends TLS name themselves by http."""
     base_url = URL("https://harbor.example.com:8443")
     assert URL("https://harbor.example.com:8443/service/token") == resolve_realm(
@@ -133,20 +133,20 @@ def test_an_http_realm_on_the_own_host_is_upgraded():
         "https://[::1/token",
     ],
 )
-def test_a_realm_that_cannot_be_meant_is_refused(realm):
+def test_a_realm_that_cannot_be_meant_is_refused(realm: str) -> None:
     """B61: http for an https upstream, other schemes, user names."""
     with pytest.raises(UrlRejected):
         resolve_realm(realm, HUB)
 
 
 @pytest.mark.parametrize("host", INSIDE)
-def test_an_internal_realm_of_a_public_upstream_is_refused(host):
+def test_an_internal_realm_of_a_public_upstream_is_refused(host: str) -> None:
     """B61: refused, not even asked anonymously."""
     with pytest.raises(UrlRejected):
         check_realm(URL.build(scheme="https", host=host, path="/token"), HUB, [])
 
 
-def test_an_internal_realm_is_allowed_on_the_upstreams_own_host_and_where_it_is_listed():
+def test_an_internal_realm_is_allowed_on_the_upstreams_own_host_and_where_it_is_listed() -> None:
     base_url = URL("http://127.0.0.1:5000")
     check_realm(URL("http://127.0.0.1:5001/token"), base_url, [])
     check_realm(URL("https://10.0.0.9/token"), HUB, ["10.0.0.9"])
@@ -154,13 +154,13 @@ def test_an_internal_realm_is_allowed_on_the_upstreams_own_host_and_where_it_is_
         check_realm(URL("http://127.0.0.2:5001/token"), base_url, [])
 
 
-def test_a_redirect_from_https_to_http_is_refused():
+def test_a_redirect_from_https_to_http_is_refused() -> None:
     """B55."""
     with pytest.raises(UrlRejected, match="plain HTTP after HTTPS"):
         check_redirect(URL("http://cdn.example.com/x"), URL("https://reg.example.com/x"), HUB)
 
 
-def test_a_redirect_to_an_internal_address_is_refused_unless_the_upstream_is_internal():
+def test_a_redirect_to_an_internal_address_is_refused_unless_the_upstream_is_internal() -> None:
     """B55: a public registry has no business in our network."""
     metadata = URL("http://169.254.169.254/latest")
     with pytest.raises(UrlRejected, match="internal"):
@@ -170,13 +170,13 @@ def test_a_redirect_to_an_internal_address_is_refused_unless_the_upstream_is_int
     check_redirect(URL("http://10.0.0.7/x"), base_url, base_url)
 
 
-def test_an_origin_is_scheme_host_and_port():
+def test_an_origin_is_scheme_host_and_port() -> None:
     """B55: to another port of the same host is another origin."""
     assert same_origin(URL("https://a.example/x"), URL("https://A.example:443/y"))
     assert not same_origin(URL("https://a.example"), URL("https://a.example:444"))
     assert not same_origin(URL("https://a.example"), URL("http://a.example:443"))
 
 
-def test_the_public_suffix_list_is_not_loaded_before_it_is_needed():
+def test_the_public_suffix_list_is_not_loaded_before_it_is_needed() -> None:
     program = "import sys; import regmirror.upstream.client; assert 'publicsuffixlist' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)

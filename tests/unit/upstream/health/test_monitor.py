@@ -1,5 +1,9 @@
 """The availability of an upstream, and what its responses change."""
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from regmirror.config.schema import Upstream
@@ -11,10 +15,10 @@ from tests.unit.upstream.health.bench import Bench
 
 
 @pytest.fixture
-def record(tmp_path):
+def record(tmp_path: Path) -> Any:
     stores = []
 
-    def make():
+    def make() -> Any:
         stores.append(SharedState.of(tmp_path / "upstreams", "registry.test", Upstream()))
         return stores[-1]
 
@@ -24,11 +28,11 @@ def record(tmp_path):
 
 
 @pytest.fixture
-def bench(record):
+def bench(record: Callable[..., SharedState]) -> Any:
     return Bench(record())
 
 
-def test_each_process_tells_once_that_the_circuit_changed(record):
+def test_each_process_tells_once_that_the_circuit_changed(record: Callable[..., SharedState]) -> None:
     """B33: by its own failures, or by what another process wrote."""
     first, second = Bench(record()), Bench(record())
     first.fail(5)
@@ -42,7 +46,7 @@ def test_each_process_tells_once_that_the_circuit_changed(record):
     assert first.changes == second.changes == [True, False]
 
 
-def test_what_is_refused_and_why(bench):
+def test_what_is_refused_and_why(bench: Bench) -> None:
     """B30, B34: a 429 with what is left of its time, an open circuit with the last reason."""
     assert bench.health.find_unavailability("manifests") is None
     bench.health.note_limit("manifests", 60)
@@ -58,7 +62,7 @@ def test_what_is_refused_and_why(bench):
     assert "refused" in resting.message
 
 
-def test_a_glance_looks_at_the_file_once_a_second(record):
+def test_a_glance_looks_at_the_file_once_a_second(record: Callable[..., SharedState]) -> None:
     """B24: the hot path of a hit reads no file."""
     first, second = Bench(record()), Bench(record())
     assert second.health.cached_availability("blobs") is None
@@ -68,7 +72,7 @@ def test_a_glance_looks_at_the_file_once_a_second(record):
     assert second.health.cached_availability("blobs") is not None
 
 
-def test_slow_is_a_failure_only_without_a_sign_of_life(bench):
+def test_slow_is_a_failure_only_without_a_sign_of_life(bench: Bench) -> None:
     """B35: an upstream that answers others is alive, however slow."""
     for _ in range(5):
         bench.time += 2
@@ -82,7 +86,7 @@ def test_slow_is_a_failure_only_without_a_sign_of_life(bench):
     assert bench.health.is_open()
 
 
-def test_one_process_an_interval_makes_the_probe(record):
+def test_one_process_an_interval_makes_the_probe(record: Callable[..., SharedState]) -> None:
     """B33."""
     first, second = Bench(record()), Bench(record())
     first.fail(3)
@@ -93,7 +97,7 @@ def test_one_process_an_interval_makes_the_probe(record):
     assert claims == [[False, False], [True, False], [False, False], [True, False]]
 
 
-def test_what_is_spared_for_the_reserve(record):
+def test_what_is_spared_for_the_reserve(record: Callable[..., SharedState]) -> None:
     """B31: said in words, and looked at again by one of all."""
     first, second = Bench(record(), reserve=10), Bench(record(), reserve=10)
     assert first.health.find_reserve_reason() is None

@@ -7,14 +7,14 @@ from regmirror.upstream.health.shared_state import SharedState
 from tests.unit.upstream.health.bench import Bench
 
 
-async def test_probing_ends_when_the_circuit_is_closed():
+async def test_probing_ends_when_the_circuit_is_closed() -> None:
     """B33: with no client asking; a probe that hangs keeps no other from being made."""
     bench = Bench(SharedState(None, ""))
     asked = asyncio.Event()
     hung = asyncio.Event()
     probes = []
 
-    async def probe():
+    async def probe() -> None:
         probes.append(bench.time)
         if len(probes) == 1:
             await hung.wait()
