@@ -152,6 +152,7 @@ class Model:
             (repository, digest)
             for (repository, _), meaning in self.tags.items()
             for digest in (meaning.digest, meaning.previous)
+            if digest is not None
         }
         return meant & self.held
 
@@ -162,6 +163,7 @@ class Model:
             for (repository, tag), meaning in self.tags.items()
             if f"{repository}:{tag}" in self.pins
             for digest in (meaning.digest, meaning.previous)
+            if digest is not None
         } & self.held
 
     def pinned_blobs(self) -> set[Digest]:
@@ -173,6 +175,7 @@ class Model:
             for (repository, tag), meaning in self.tags.items()
             if f"{repository}:{tag}" in self.pins
             for digest in (meaning.digest, meaning.previous)
+            if digest is not None
         } & stored
         while fresh:
             found |= fresh

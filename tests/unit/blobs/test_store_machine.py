@@ -29,7 +29,7 @@ from regmirror.metadata.reachability import REFERENCE_BYTES
 from regmirror.metadata.records import TagRecord
 from regmirror.metadata.store import MetadataStore
 from regmirror.metadata.upgrade import database_path
-from regmirror.oci.names import Digest
+from regmirror.oci.names import Digest, Repository, Tag
 from tests.mirror_fixture import make_config
 from tests.unit.blobs.store_model import (
     BLOBS,
@@ -39,6 +39,7 @@ from tests.unit.blobs.store_model import (
     KEEP_UNTAGGED,
     REPOSITORIES,
     TAGS,
+    Item,
     Key,
     Model,
 )
@@ -82,7 +83,7 @@ class StoreMachine(RuleBasedStateMachine):
             async with write() as connection:
                 yield connection
 
-        database.write = counted
+        database.write = counted  # type: ignore[method-assign]
         toolkit = open_toolkit(self.root, self.metadata, lambda event: None, lambda: self.model.now)
         crashing = CrashingStore(toolkit.store, self.steps)
         self.toolkit: Toolkit = replace(
@@ -113,25 +114,25 @@ class StoreMachine(RuleBasedStateMachine):
     # --- what pulls do -------------------------------------------------------------------
 
     @initialize(repository=repositories, tag=tags, item=items)
-    def begin(self, repository, tag, item):
+    def begin(self, repository: Repository, tag: Tag, item: Item) -> None:
         self.pull_tag(repository, tag, item, is_killed=False)
 
     @rule(repository=repositories, tag=tags, item=items, is_killed=st.booleans())
-    def pull_tag(self, repository, tag, item, is_killed):
-        """The manifest and its blobs; the process may be killed with the last file adopted."""
+    def pull_tag(self, repository: Repository, tag: Tag, item: Item, is_killed: bool) -> None:
+        """The manifest and its blobs; the process may be killed after the last commit of a file."""
         self._save((repository, item.digest), tag)
         self._store_blobs(item.of_role("config", "layer"), is_killed=is_killed)
 
     @rule(repository=repositories, item=items, is_killed=st.booleans())
-    def pull_digest(self, repository, item, is_killed):
+    def pull_digest(self, repository: Repository, item: Item, is_killed: bool) -> None:
         self._save((repository, item.digest), None)
         self.run(self.metadata.save_pulls({}, {(repository, item.digest): self.model.now}, {}))
         self.model.pull((repository, item.digest))
         self._store_blobs(item.of_role("config", "layer"), is_killed=is_killed)
 
     @rule(repository=repositories, tag=tags, item=items)
-    def move_tag(self, repository, tag, item):
-        """The upstream was asked by HEAD: the new manifest may not be stored."""
+    def move_tag(self, repository: Repository, tag: Tag, item: Item) -> None:
+        """A HEAD request revalidated the tag: the new manifest may not be stored."""
         manifest = item.manifest
         record = TagRecord(manifest.digest, manifest.media_type, manifest.size, self.model.now)
         self.model.note_alive()
@@ -140,26 +141,26 @@ class StoreMachine(RuleBasedStateMachine):
         self.model.note_alive()
 
     @rule(repository=repositories, tag=tags)
-    def delete_tag(self, repository, tag):
+    def delete_tag(self, repository: Repository, tag: Tag) -> None:
         self.model.note_alive()
         self.run(self.metadata.delete_tag(repository, tag))
         self.model.tags.pop((repository, tag), None)
 
     @rule(seconds=st.sampled_from([1.0, GRACE / 2, GRACE, KEEP_UNTAGGED / 2, 2 * 86_400.0]))
-    def let_time_pass(self, seconds):
+    def let_time_pass(self, seconds: float) -> None:
         self.model.note_alive()
         self.model.now += seconds
         self.model.note_alive()
 
     @rule(repository=repositories, tag=tags, is_on=st.booleans())
-    def pin(self, repository, tag, is_on):
+    def pin(self, repository: Repository, tag: Tag, is_on: bool) -> None:
         pattern = f"{repository}:{tag}"
         pins = self.toolkit.pins
         self.run(pins.add(pattern) if is_on else pins.remove(pattern))
         (self.model.pins.add if is_on else self.model.pins.discard)(pattern)
 
     @rule(repository=repositories, tag=tags, item=items)
-    def pull_and_pin(self, repository, tag, item):
+    def pull_and_pin(self, repository: Repository, tag: Tag, item: Item) -> None:
         self.pull_tag(repository, tag, item, is_killed=False)
         self.pin(repository, tag, is_on=True)
 
@@ -193,7 +194,7 @@ class StoreMachine(RuleBasedStateMachine):
     # --- what upkeep does ----------------------------------------------------------------
 
     @rule(with_sweep=st.booleans(), crash_before=SOON)
-    def collect(self, with_sweep, crash_before):
+    def collect(self, with_sweep: bool, crash_before: int | None) -> None:
         self.model.note_alive()
         self.run(self._collect(with_sweep), crash_before)
         self._check_kept(self.model.must_stay(), self.model.blobs_that_must_stay())
@@ -204,7 +205,7 @@ class StoreMachine(RuleBasedStateMachine):
         await self.toolkit.collector(self.config).collect(lambda removal: None)
 
     @rule()
-    def collect_everything(self):
+    def collect_everything(self) -> None:
         """When nothing is young, a sweep and a collection leave what is reachable and nothing else."""
         self.let_time_pass(GRACE + KEEP_UNTAGGED)
         self.collect(with_sweep=True, crash_before=None)
@@ -218,7 +219,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert self.manifest_rows() == {digest for _, digest in reachable}
 
     @rule(repository=repositories, tag=tags, crash_before=SOON)
-    def purge_tag(self, repository, tag, crash_before):
+    def purge_tag(self, repository: Repository, tag: Tag, crash_before: int | None) -> None:
         self.model.note_alive()
         meaning = self.model.tags.get((repository, tag))
         purger = self.toolkit.purger(self.config)
@@ -230,7 +231,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.model.held)
     @rule(repository=repositories, item=items, crash_before=SOON)
-    def purge_digest(self, repository, item, crash_before):
+    def purge_digest(self, repository: Repository, item: Item, crash_before: int | None) -> None:
         self.model.note_alive()
         purger = self.toolkit.purger(self.config)
         let_go = self._reached(repository, item.digest)
@@ -251,7 +252,7 @@ class StoreMachine(RuleBasedStateMachine):
             assert self.model.held & let_go <= needed | self.model.reach(self.model.tagged())
 
     @rule(share=st.sampled_from([0.1, 0.4, 0.8, 1.0, 1.1]), crash_before=SOON)
-    def evict(self, share, crash_before):
+    def evict(self, share: float, crash_before: int | None) -> None:
         """B40: least recently pulled first, and never what is pinned; ``share`` of what may go."""
         self.model.note_alive()
         before, pinned = self.blob_rows(), self.model.pinned_blobs()
@@ -299,7 +300,7 @@ class StoreMachine(RuleBasedStateMachine):
     # --- always --------------------------------------------------------------------------
 
     @invariant()
-    def totals_are_right(self):
+    def totals_are_right(self) -> None:
         sizes = [size for size, _ in self.blob_rows().values()]
         payloads = self.ask("SELECT count(*), coalesce(sum(length(payload)), 0) FROM manifests")[0]
         references = self.ask("SELECT count(*), 0 FROM manifest_references")[0]
@@ -308,7 +309,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert totals == {"blobs": blobs, "manifests": payloads, "references": references}
 
     @invariant()
-    def what_must_stay_is_there(self):
+    def what_must_stay_is_there(self) -> None:
         """B8, B42, B43."""
         assert self.model.must_stay() <= self.held_rows()
         assert self.model.blobs_that_must_stay() <= self.files()
@@ -354,7 +355,7 @@ class StoreMachine(RuleBasedStateMachine):
         return found
 
 
-def test_what_an_index_held_has_a_grace_time_of_its_own():
+def test_what_an_index_held_has_a_grace_time_of_its_own() -> None:
     """B43: the child lost its tag when the index had long lost its own; only the index is due."""
     index = next(item for item in ITEMS if item.of_role("manifest"))
     child = BY_DIGEST[min(index.of_role("manifest"))]

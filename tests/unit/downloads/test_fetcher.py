@@ -1,4 +1,4 @@
-"""How a blob is fetched on while its upstream comes and goes."""
+"""Retries of a fetch: which failures are final, and which bytes count as progress."""
 
 import pytest
 

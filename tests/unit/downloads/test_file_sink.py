@@ -32,7 +32,7 @@ sizes = pytest.mark.parametrize("size", [-1, None], ids=["known size", "unknown 
 
 
 @sizes
-async def test_what_was_written_is_read_and_the_rest_passes(
+async def test_written_bytes_are_read_and_the_following_ones_pass_through(
     bench: Bench, open_downloads: OpenDownloads, full_after: Callable[[int], None], size: int | None
 ) -> None:
     """B44: from the connection that is open, nothing is fetched twice; the file goes at once."""
@@ -46,7 +46,7 @@ async def test_what_was_written_is_read_and_the_rest_passes(
     assert_nothing_stored(bench)
 
 
-async def test_each_further_reader_goes_on_by_a_request_of_its_own(
+async def test_each_further_reader_continues_by_its_own_request(
     bench: Bench, open_downloads: OpenDownloads, full_after: Callable[[int], None]
 ) -> None:
     """B44: one request for each client at most, from where the file ended."""
@@ -78,7 +78,7 @@ async def test_a_part_that_begins_elsewhere_passes_unverified(
     assert script.asked == [0, 9_000, 2_000]
 
 
-async def test_whoever_comes_while_others_are_passed_to_tries_the_disk_anew(
+async def test_a_reader_that_comes_later_tries_the_disk_again(
     bench: Bench,
     open_downloads: OpenDownloads,
     full_after: Callable[[int], None],
@@ -109,7 +109,7 @@ async def test_whoever_comes_while_others_are_passed_to_tries_the_disk_anew(
     assert bench.stored() == DATA
 
 
-async def test_a_reader_that_begins_elsewhere_frees_what_nobody_takes(
+async def test_a_reader_that_begins_elsewhere_ends_the_fetch_in_progress(
     bench: Bench, open_downloads: OpenDownloads, full_after: Callable[[int], None]
 ) -> None:
     """B44: it may be the connection that he is waiting for."""
@@ -122,7 +122,7 @@ async def test_a_reader_that_begins_elsewhere_frees_what_nobody_takes(
     blob.close()
 
 
-async def test_nobody_is_left_to_pass_bytes_to(
+async def test_without_a_reader_the_fetch_ends(
     bench: Bench, open_downloads: OpenDownloads, full_after: Callable[[int], None]
 ) -> None:
     """B16, B17: a reader that leaves ends its fetching, and leaves no task and no file behind."""
@@ -139,7 +139,7 @@ async def test_nobody_is_left_to_pass_bytes_to(
     assert "No space left on device" in bench.events.of(DownloadEnded)[0].error
 
 
-async def test_the_file_is_closed_once_its_readers_are_past_it(
+async def test_the_file_is_closed_when_its_readers_are_past_it(
     bench: Bench, open_downloads: OpenDownloads, full_after: Callable[[int], None]
 ) -> None:
     """B44: a file without a name frees its bytes when it is closed."""
@@ -161,7 +161,7 @@ async def test_the_file_is_closed_once_its_readers_are_past_it(
 # --- two processes ---
 
 
-async def test_a_follower_meets_the_same_fault_by_itself(
+async def test_another_process_meets_the_same_fault(
     bench: Bench, other: Bench, open_downloads: OpenDownloads, full_after: Callable[[int], None]
 ) -> None:
     """B13, B44: it has what was written, and goes on from there by its own request."""
@@ -182,7 +182,7 @@ async def test_a_follower_meets_the_same_fault_by_itself(
     assert other.stored() is None
 
 
-async def test_a_follower_hashes_what_the_other_had_written(
+async def test_another_process_hashes_the_written_bytes(
     bench: Bench, other: Bench, open_downloads: OpenDownloads, full_after: Callable[[int], None]
 ) -> None:
     """B2, B44: wrong bytes that are in the file already do not pass as a whole."""

@@ -1,4 +1,4 @@
-"""Blobs that cannot be kept: what their readers get, and what the upstream is asked for them (B44)."""
+"""Blobs that cannot be stored from the beginning, and the pass-through to their readers (B44)."""
 
 from __future__ import annotations
 
@@ -44,9 +44,6 @@ async def refuse_room(digest: Digest, size: int | None) -> None:
 sizes = pytest.mark.parametrize("size", [-1, None], ids=["known size", "unknown size"])
 
 
-# --- when nothing can be stored from the start ---
-
-
 @sizes
 async def test_a_blob_reaches_its_reader_without_the_disk(
     bench: Bench, open_downloads: OpenDownloads, monkeypatch: pytest.MonkeyPatch, size: int | None
@@ -65,7 +62,7 @@ async def test_a_blob_reaches_its_reader_without_the_disk(
 
 
 @sizes
-async def test_without_room_nothing_is_written(
+async def test_without_space_nothing_is_written(
     bench: Bench, open_downloads: OpenDownloads, size: int | None
 ) -> None:
     """B40, B44: the size is known before the first byte is written, and so is what is left."""
@@ -87,7 +84,7 @@ async def test_without_room_nothing_is_written(
     assert_nothing_stored(bench, "quota")
 
 
-async def test_what_arrives_while_room_is_made_is_not_lost(
+async def test_bytes_that_arrive_during_the_reservation_are_not_lost(
     bench: Bench, open_downloads: OpenDownloads
 ) -> None:
     """B5, B40: should the connection break meanwhile, its bytes have been read already."""
@@ -112,7 +109,7 @@ async def test_what_arrives_while_room_is_made_is_not_lost(
     blob.close()
 
 
-async def test_room_is_asked_for_once(bench: Bench, open_downloads: OpenDownloads) -> None:
+async def test_space_is_reserved_once(bench: Bench, open_downloads: OpenDownloads) -> None:
     asked = []
 
     async def reserve(digest: Digest, size: int | None) -> None:
@@ -209,7 +206,7 @@ async def test_an_upstream_that_has_no_such_blob_is_no_fault_of_the_disk(
         await open_downloads(bench).join(DIGEST, Script([Says(error=absent, refuses=True)]).source)
 
 
-async def test_what_breaks_off_is_resumed_where_it_stands(
+async def test_a_broken_body_is_resumed_by_range(
     bench: Bench, open_downloads: OpenDownloads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """B19, B44: by Range, without the disk."""
@@ -221,7 +218,7 @@ async def test_what_breaks_off_is_resumed_where_it_stands(
     assert script.asked == [0, 3_000, 7_000]
 
 
-async def test_what_stays_broken_is_told_to_the_reader(
+async def test_a_body_that_stays_broken_is_an_error_of_the_reader(
     bench: Bench, open_downloads: OpenDownloads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """B5: never a clean end."""
@@ -234,7 +231,7 @@ async def test_what_stays_broken_is_told_to_the_reader(
     blob.close()
 
 
-async def test_a_reader_that_takes_its_time_holds_no_more_than_a_piece(bulk: ThreadPoolExecutor) -> None:
+async def test_a_slow_reader_occupies_no_more_than_a_piece(bulk: ThreadPoolExecutor) -> None:
     """B18, B44: memory does not grow with the blob."""
     detach_point = DetachPoint(DIGEST, Script([Says()]).source, 0, b"", DIGEST.hasher())
     pass_through = PassThrough(detach_point, 7, None, threads=bulk, emit=lambda event: None)
@@ -248,7 +245,7 @@ async def test_a_reader_that_takes_its_time_holds_no_more_than_a_piece(bulk: Thr
     assert await pass_through.wait_until_readable(7) == 7 + PIECE + 7
 
 
-async def test_stopping_ends_what_passes(
+async def test_closing_ends_a_pass_through(
     bench: Bench, open_downloads: OpenDownloads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refuse_staging(monkeypatch, bench)

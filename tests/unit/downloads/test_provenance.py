@@ -45,12 +45,10 @@ def from_other(*responses: Says, **more: Any) -> Script:
     return Script([*responses], repository=OTHER, **more)
 
 
-# --- what proves the right of a repository ---
+# --- proofs ---
 
 
-async def test_every_byte_from_its_own_upstream_proves_the_right_of_a_repository(
-    downloads: Downloads, bench: Bench
-) -> None:
+async def test_all_bytes_from_its_own_upstream_link_a_repository(downloads: Downloads, bench: Bench) -> None:
     """B67: and of no other one, which is recorded with the verified blob."""
     gate = asyncio.Event()
     follower, _ = await downloads.join(DIGEST, Script([Says(gate=gate)]).source)
@@ -86,7 +84,7 @@ async def test_a_reader_that_joins_for_another_repository_proves_nothing(
     ],
     ids=["its own", "in part", "another's", "unknown"],
 )
-async def test_what_is_resumed_proves_a_right_if_its_origin_is_known(
+async def test_a_resumed_download_is_a_proof_if_its_provenance_is_known(
     downloads: Downloads, bench: Bench, note: dict[str, Any], proven: list[set[Repository]]
 ) -> None:
     """B67: a left-over is no evidence by itself."""
@@ -99,7 +97,7 @@ async def test_what_is_resumed_proves_a_right_if_its_origin_is_known(
     assert bench.proven == proven
 
 
-async def test_a_whole_left_over_proves_nothing_since_no_upstream_was_asked(
+async def test_a_complete_staged_file_proves_nothing_without_a_request(
     downloads: Downloads, bench: Bench
 ) -> None:
     bench.leave(DATA, flowing=True, size=len(DATA), origin=str(REPOSITORY))
@@ -127,7 +125,7 @@ async def test_a_follower_in_another_process_knows_the_origin(
         follower.close()
 
 
-# --- where another upstream goes on ---
+# --- continued by another upstream ---
 
 
 async def change_upstreams(
@@ -164,9 +162,7 @@ async def test_a_reader_gets_nothing_from_another_upstream_before_all_is_verifie
     assert bench.proven == [set()]
 
 
-async def test_a_few_right_bytes_do_not_stand_for_the_rest(
-    downloads: Downloads, bench: Bench, quick: None
-) -> None:
+async def test_a_few_correct_bytes_prove_nothing(downloads: Downloads, bench: Bench, quick: None) -> None:
     """B67: the first bytes of many files can be guessed."""
     first, second, rest = await change_upstreams(downloads, DIGEST, DATA, stop=1_000)
     rest.set()
@@ -178,10 +174,10 @@ async def test_a_few_right_bytes_do_not_stand_for_the_rest(
     second.close()
 
 
-# --- what one is refused ---
+# --- rejections ---
 
 
-async def test_a_refusal_reaches_the_readers_of_its_own_repository_alone(
+async def test_a_rejection_reaches_only_the_readers_of_its_repository(
     downloads: Downloads, bench: Bench
 ) -> None:
     """B20: one request for all who wait for one repository; the others have theirs."""
@@ -202,7 +198,7 @@ async def test_a_refusal_reaches_the_readers_of_its_own_repository_alone(
         follower.close()
 
 
-async def test_names_that_hang_do_not_keep_a_name_that_is_served_from_its_turn(
+async def test_names_that_hang_do_not_delay_a_name_that_is_served(
     downloads: Downloads, bench: Bench, quick: None
 ) -> None:
     """B35: the more of them fail or hang, the more are requested at once."""

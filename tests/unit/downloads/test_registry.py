@@ -1,4 +1,4 @@
-"""Blobs in flight and those who read them."""
+"""Downloads of one process: started once, joined, drained and closed."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ async def test_a_download_goes_on_when_everybody_has_left(downloads: Downloads, 
     assert bench.stored() == DATA
 
 
-async def test_who_leaves_while_waiting_for_the_upstream_disturbs_nobody(
+async def test_a_client_that_leaves_while_waiting_disturbs_no_other(
     downloads: Downloads, bench: Bench
 ) -> None:
     """B16: the one who caused the download included."""
@@ -75,7 +75,9 @@ async def test_who_leaves_while_waiting_for_the_upstream_disturbs_nobody(
     follower.close()
 
 
-async def test_a_failure_reaches_every_waiter_and_is_not_kept(downloads: Downloads, bench: Bench) -> None:
+async def test_a_failure_reaches_every_waiting_client_and_is_not_remembered(
+    downloads: Downloads, bench: Bench
+) -> None:
     """B20: then one retry, not one per waiter."""
     script = Script([Says(error=broken, refuses=True), Says()])
     tasks = [asyncio.create_task(downloads.join(DIGEST, script.source)) for _ in range(5)]
@@ -113,7 +115,9 @@ async def test_readers_of_wrong_bytes_never_get_the_last_one(downloads: Download
     second.close()
 
 
-async def test_an_empty_body_is_verified_before_anything_is_said(downloads: Downloads, bench: Bench) -> None:
+async def test_an_empty_body_is_verified_before_the_response_starts(
+    downloads: Downloads, bench: Bench
+) -> None:
     """B2, B6: there is no last byte to hold back, and an empty 200 would be whole."""
     with pytest.raises(UpstreamContentInvalid):
         await downloads.join(DIGEST, Script([Says(b"")]).source)
@@ -123,7 +127,7 @@ async def test_an_empty_body_is_verified_before_anything_is_said(downloads: Down
     follower.close()
 
 
-async def test_a_process_without_descriptors_says_so(
+async def test_a_process_without_descriptors_is_unavailable(
     downloads: Downloads, bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """B44: that is no fault of the disk, and the upstream could not be asked either."""
@@ -180,7 +184,7 @@ async def test_closing_stops_downloads_and_keeps_what_has_arrived(downloads: Dow
     assert script.asked == [0, 5_000]
 
 
-async def test_listeners_are_told_of_downloads_and_readers(downloads: Downloads, bench: Bench) -> None:
+async def test_events_count_downloads_and_readers(downloads: Downloads, bench: Bench) -> None:
     script = Script([Says(stop=5_000, error=broken), Says()])
     follower, _ = await downloads.join(DIGEST, script.source)
     await read_all(follower)

@@ -19,7 +19,7 @@ from tests.unit.downloads.scripted import DIGEST, Bench, Says, Script, read_all
 OTHER = Repository("other.test", "team/app")
 
 
-async def test_downloads_beyond_the_limit_wait_for_their_turn_and_hold_nothing(bench: Bench) -> None:
+async def test_downloads_beyond_the_limit_wait_and_occupy_no_file(bench: Bench) -> None:
     """B100, B35: those of another upstream do not wait for them."""
     downloads = Downloads(bench.context, _limiter=starting.StartLimiter(limit=1))
     hung = Script([Says()], gate=asyncio.Event())
@@ -42,7 +42,7 @@ async def test_downloads_beyond_the_limit_wait_for_their_turn_and_hold_nothing(b
     await downloads.close()
 
 
-async def test_a_turn_that_does_not_come_is_an_answer(bench: Bench) -> None:
+async def test_a_download_that_waits_too_long_is_unavailable(bench: Bench) -> None:
     """B34: 503 with Retry-After."""
     downloads = Downloads(bench.context, _limiter=starting.StartLimiter(limit=0, turn_max=0.01))
     with pytest.raises(Unavailable, match="downloads wait") as raised:

@@ -1,4 +1,4 @@
-"""How a blob gets into its file: resuming, verifying, and taking over from another process."""
+"""The work of a download: resume, verify, commit, follow another process, take over."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from regmirror.errors import (
 )
 from regmirror.oci.names import Digest
 from regmirror.telemetry.events import NotStored, VerificationFailed
-from tests.mirror_fixture import wait_until
+from tests.mirror_fixture import until
 from tests.unit.downloads.scripted import DATA, DIGEST, Bench, Says, Script, broken, no_range
 
 SIZE = len(DATA)
@@ -59,13 +59,13 @@ async def test_a_verified_blob_is_stored_recorded_and_no_longer_staged(
 
 
 @pytest.mark.parametrize("size", [-1, None], ids=["known size", "unknown size"])
-async def test_the_last_byte_is_held_back_until_the_upstream_has_ended(
+async def test_the_last_byte_is_withheld_until_the_body_has_ended(
     bench: Bench, start: StartTransfer, size: int | None
 ) -> None:
-    """B2: bytes flow at once, the last one is held back until the hash matches."""
+    """B2: bytes flow at once, the last one is withheld until the hash matches."""
     says = Says(size=size, gate=asyncio.Event())
     download, task = start(bench, Script([says]))
-    await wait_until(lambda: download.written == SIZE, "all bytes are in the file")
+    await until(lambda: download.written == SIZE, "all bytes are in the file")
     assert download.visible == SIZE - 1
     assert not download.verified
     says.release()
@@ -90,7 +90,7 @@ async def test_wrong_bytes_never_become_visible_as_a_whole(
     assert (event.upstream, event.digest, event.where) == ("registry.test", DIGEST, "upstream")
 
 
-async def test_more_bytes_than_were_told_are_a_lie(bench: Bench, start: StartTransfer) -> None:
+async def test_more_bytes_than_stated_are_wrong_content(bench: Bench, start: StartTransfer) -> None:
     download, task = start(bench, Script([Says(DATA + b"more", size=SIZE)]))
     with pytest.raises(UpstreamContentInvalid, match="sent more than"):
         await task
@@ -98,7 +98,7 @@ async def test_more_bytes_than_were_told_are_a_lie(bench: Bench, start: StartTra
     assert bench.staged() == []
 
 
-async def test_what_broke_off_is_asked_for_from_where_it_stands(bench: Bench, start: StartTransfer) -> None:
+async def test_a_broken_body_is_resumed_by_range(bench: Bench, start: StartTransfer) -> None:
     """B19: resumed by Range, and nothing is fetched twice."""
     script = Script([Says(stop=3_000, error=broken), Says(stop=7_000, error=broken), Says()])
     download, task = start(bench, script)
@@ -108,9 +108,7 @@ async def test_what_broke_off_is_asked_for_from_where_it_stands(bench: Bench, st
     assert bench.stored() == DATA
 
 
-async def test_what_comes_again_from_the_start_is_skipped_and_not_appended(
-    bench: Bench, start: StartTransfer
-) -> None:
+async def test_bytes_that_come_again_are_skipped(bench: Bench, start: StartTransfer) -> None:
     """B19: an upstream that ignores Range."""
     script = Script([Says(stop=3_500, error=broken), Says(whole=True)])
     _, task = start(bench, script)
@@ -118,7 +116,7 @@ async def test_what_comes_again_from_the_start_is_skipped_and_not_appended(
     assert bench.stored() == DATA
 
 
-async def test_an_upstream_whose_ranges_are_wrong_is_asked_for_everything(
+async def test_an_upstream_whose_ranges_are_wrong_sends_everything_again(
     bench: Bench, start: StartTransfer
 ) -> None:
     """B19: a Content-Range of another place, or 416, must not end the download."""
@@ -129,7 +127,7 @@ async def test_an_upstream_whose_ranges_are_wrong_is_asked_for_everything(
     assert bench.stored() == DATA
 
 
-async def test_another_size_at_the_resume_is_a_lie(bench: Bench, start: StartTransfer) -> None:
+async def test_another_size_at_the_resume_is_wrong_content(bench: Bench, start: StartTransfer) -> None:
     """B2: else what was promised to clients would end before the digest is known."""
     script = Script([Says(stop=3_000, error=broken), Says(DATA + DATA)])
     download, task = start(bench, script)
@@ -139,9 +137,7 @@ async def test_another_size_at_the_resume_is_a_lie(bench: Bench, start: StartTra
     assert bench.staged() == []
 
 
-async def test_a_size_told_at_the_first_answer_is_kept_when_later_ones_do_not_tell(
-    bench: Bench, start: StartTransfer
-) -> None:
+async def test_a_size_stated_once_is_kept(bench: Bench, start: StartTransfer) -> None:
     script = Script([Says(stop=3_000, error=broken), Says(size=None)])
     download, task = start(bench, script)
     await task
@@ -149,9 +145,7 @@ async def test_a_size_told_at_the_first_answer_is_kept_when_later_ones_do_not_te
     assert bench.stored() == DATA
 
 
-async def test_an_upstream_that_brings_nothing_more_is_given_up_after_some_tries(
-    bench: Bench, start: StartTransfer
-) -> None:
+async def test_an_upstream_that_brings_nothing_more_is_given_up(bench: Bench, start: StartTransfer) -> None:
     """B5: what has arrived stays for the next pull."""
     script = Script([Says(stop=3_000, error=broken)])
     _, task = start(bench, script)
@@ -163,7 +157,7 @@ async def test_an_upstream_that_brings_nothing_more_is_given_up_after_some_tries
     assert bench.stored() is None
 
 
-async def test_an_upstream_that_has_no_such_blob_is_asked_once(bench: Bench, start: StartTransfer) -> None:
+async def test_an_upstream_without_the_blob_is_requested_once(bench: Bench, start: StartTransfer) -> None:
     """B20: what failed before the first byte is not repeated here."""
     script = Script([Says(error=NOT_FOUND, refuses=True)])
     download, task = start(bench, script)
@@ -175,7 +169,7 @@ async def test_an_upstream_that_has_no_such_blob_is_asked_once(bench: Bench, sta
 
 
 @pytest.mark.parametrize("size", [SIZE, None], ids=["known size", "unknown size"])
-async def test_what_an_earlier_process_left_is_resumed(
+async def test_the_bytes_of_an_earlier_process_are_resumed(
     bench: Bench, start: StartTransfer, size: int | None
 ) -> None:
     """B7: after kill -9 the rest is fetched, and what was there is hashed with it."""
@@ -188,7 +182,7 @@ async def test_what_an_earlier_process_left_is_resumed(
     assert bench.stored() == DATA
 
 
-async def test_a_whole_left_over_file_needs_no_upstream(bench: Bench, start: StartTransfer) -> None:
+async def test_a_complete_staged_file_needs_no_upstream(bench: Bench, start: StartTransfer) -> None:
     bench.leave(DATA, flowing=True, size=SIZE)
     script = Script([Says()])
     _, task = start(bench, script)
@@ -197,7 +191,7 @@ async def test_a_whole_left_over_file_needs_no_upstream(bench: Bench, start: Sta
     assert bench.stored() == DATA
 
 
-async def test_a_whole_left_over_file_of_unknown_size_is_recognised(
+async def test_a_complete_staged_file_of_unknown_size_is_recognised(
     bench: Bench, start: StartTransfer
 ) -> None:
     """B7: its writer died after the last byte of a body without length; the upstream says 416."""
@@ -213,7 +207,7 @@ async def test_a_whole_left_over_file_of_unknown_size_is_recognised(
     [DATA[:5_000] + bytes(1_000), DATA + b"more"],
     ids=["wrong bytes", "too many bytes"],
 )
-async def test_a_spoilt_left_over_file_spoils_one_pull_at_most(
+async def test_wrong_bytes_of_an_earlier_process_fail_one_pull_at_most(
     bench: Bench, start: StartTransfer, left: bytes
 ) -> None:
     """B7: it is never served, and the next pull works."""
@@ -228,7 +222,7 @@ async def test_a_spoilt_left_over_file_spoils_one_pull_at_most(
     assert bench.stored() == DATA
 
 
-async def test_a_left_over_file_longer_than_its_note_says_is_begun_anew(
+async def test_a_staged_file_longer_than_its_stated_size_is_fetched_again(
     bench: Bench, start: StartTransfer
 ) -> None:
     bench.leave(DATA + b"more", flowing=True, size=SIZE)
@@ -239,7 +233,7 @@ async def test_a_left_over_file_longer_than_its_note_says_is_begun_anew(
     assert bench.stored() == DATA
 
 
-async def test_what_is_stored_meanwhile_is_not_fetched(
+async def test_a_blob_that_was_stored_meanwhile_is_not_fetched(
     bench: Bench, other: Bench, start: StartTransfer
 ) -> None:
     await start(other, Script([Says()]))[1]
@@ -260,7 +254,7 @@ async def test_an_empty_blob_is_stored(bench: Bench, start: StartTransfer) -> No
     assert bench.stored(empty) == b""
 
 
-async def test_what_cannot_be_adopted_is_had_all_the_same(
+async def test_a_blob_that_cannot_be_committed_reaches_its_readers(
     bench: Bench, start: StartTransfer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """B44: all bytes are here and right; nothing is recorded, and nothing partial stays."""
@@ -279,7 +273,7 @@ async def full(*_: object) -> None:
     raise OSError(28, "No space left on device")
 
 
-async def test_a_disk_that_fails_with_no_reader_ends_the_transfer(
+async def test_a_disk_that_fails_without_a_reader_ends_the_transfer(
     bench: Bench, start: StartTransfer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """B44: what nobody waits for is not fetched to be thrown away."""
@@ -299,16 +293,16 @@ def fail_to_write(*_: object) -> None:
 # --- two processes ---
 
 
-async def test_the_second_process_follows_the_first_and_asks_nothing(
+async def test_the_second_process_follows_the_first_without_a_request(
     bench: Bench, other: Bench, start: StartTransfer
 ) -> None:
     """B13: one writer, elected by the lock."""
     says = Says(gate=asyncio.Event())
     writer, written = start(bench, Script([says]))
-    await wait_until(lambda: writer.written == SIZE, "the writer has everything")
+    await until(lambda: writer.written == SIZE, "the writer has everything")
     script = Script([Says()])
     follower, followed = start(other, script)
-    await wait_until(lambda: follower.written == SIZE, "the follower sees everything")
+    await until(lambda: follower.written == SIZE, "the follower sees everything")
     assert follower.size == SIZE
     assert follower.visible == SIZE - 1
     says.release()
@@ -332,10 +326,10 @@ async def test_the_writers_failure_is_the_followers_failure(
     gate = asyncio.Event()
     script = Script([says], gate=gate)
     _, written = start(bench, script)
-    await wait_until(lambda: script.asked != [], "the writer has sent a request")
+    await until(lambda: script.asked != [], "the writer has sent a request")
     follower_script = Script([Says()])
     _, followed = start(other, follower_script)
-    await wait_until(lambda: other.pauses != [], "the follower waits")
+    await until(lambda: other.pauses != [], "the follower waits")
     gate.set()
     results = await asyncio.gather(written, followed, return_exceptions=True)
     assert [type(result) for result in results] == [kind, kind]
@@ -343,7 +337,7 @@ async def test_the_writers_failure_is_the_followers_failure(
     assert follower_script.asked == []
 
 
-async def test_an_adoption_that_failed_costs_the_follower_no_request(
+async def test_a_commit_that_failed_costs_the_follower_no_request(
     bench: Bench, other: Bench, start: StartTransfer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """B44: the file has no name any more, but all its bytes are there and right."""
@@ -352,7 +346,7 @@ async def test_an_adoption_that_failed_costs_the_follower_no_request(
     _, written = start(bench, Script([says]))
     script = Script([Says()])
     follower, followed = start(other, script)
-    await wait_until(lambda: follower.written == SIZE, "the follower follows")
+    await until(lambda: follower.written == SIZE, "the follower follows")
     says.release()
     await asyncio.gather(written, followed)
     assert script.asked == []
@@ -376,7 +370,7 @@ async def test_the_follower_has_the_last_byte_before_the_file_is_safe_on_disk(
     _, written = start(bench, Script([Says()]))
     script = Script([Says()])
     follower, followed = start(other, script)
-    await wait_until(lambda: follower.verified, "the follower knows that all is right")
+    await until(lambda: follower.verified, "the follower knows that all is right")
     assert follower.visible == SIZE
     assert other.stored() is None
     is_safe.set()
@@ -385,16 +379,16 @@ async def test_the_follower_has_the_last_byte_before_the_file_is_safe_on_disk(
     assert script.asked == []
 
 
-async def test_a_note_that_a_killed_writer_left_verifies_no_other_file(
+async def test_a_state_that_a_killed_writer_left_verifies_no_other_file(
     bench: Bench, other: Bench, start: StartTransfer
 ) -> None:
-    """B1, B7: killed between the blob's adoption and the end of its note, and the blob is fetched again."""
+    """B1, B7: killed between the commit and the end of the state file, and the blob is fetched again."""
     bench.leave(b"", flowing=True, verified=True, size=SIZE, upstream="registry.test")
     writer = bench.staging.open(DIGEST)
     assert writer.try_lock()
     script = Script([Says()])
     follower, followed = start(other, script)
-    await wait_until(lambda: len(other.pauses) > 3, "the follower has looked at the note")
+    await until(lambda: len(other.pauses) > 3, "the follower has read the state")
     assert not follower.verified
     assert follower.visible == 0
     writer.close()
@@ -408,10 +402,10 @@ async def test_the_follower_takes_over_where_a_dead_writer_stopped(
 ) -> None:
     """B13, B19: a writer that ends in whatever way is replaced, by Range."""
     writer, written = start(bench, Script([Says(stop=6_000, gate=asyncio.Event())]))
-    await wait_until(lambda: writer.written == 6_000, "the writer has a part")
+    await until(lambda: writer.written == 6_000, "the writer has a part")
     script = Script([Says()])
     follower, followed = start(other, script)
-    await wait_until(lambda: follower.written == 6_000, "the follower sees it")
+    await until(lambda: follower.written == 6_000, "the follower sees it")
     written.cancel()
     await followed
     assert script.asked == [6_000]
@@ -422,14 +416,14 @@ async def test_the_follower_takes_over_where_a_dead_writer_stopped(
     assert other.staged() == []
 
 
-async def test_a_takeover_that_finds_wrong_bytes_keeps_the_last_byte_back(
+async def test_a_takeover_that_finds_wrong_bytes_withholds_the_last_byte(
     bench: Bench, other: Bench, start: StartTransfer
 ) -> None:
     """B2: what the dead writer had let through is hashed as well."""
     writer, written = start(bench, Script([Says(b"?" + DATA[1:6_000], size=SIZE, gate=asyncio.Event())]))
-    await wait_until(lambda: writer.written == 6_000, "the writer has a part")
+    await until(lambda: writer.written == 6_000, "the writer has a part")
     follower, followed = start(other, Script([Says()]))
-    await wait_until(lambda: follower.written == 6_000, "the follower sees it")
+    await until(lambda: follower.written == 6_000, "the follower sees it")
     written.cancel()
     with pytest.raises(UpstreamContentInvalid):
         await followed

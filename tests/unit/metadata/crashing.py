@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from regmirror.blobs.local import LocalBlobStore
+from regmirror.blobs.base import BlobStore
 from regmirror.metadata.upgrade import upgrade
 from regmirror.oci.names import Digest
 
@@ -43,7 +43,7 @@ class Steps:
 class CrashingStore:
     """The files of a process that ends in the middle."""
 
-    def __init__(self, store: LocalBlobStore, steps: Steps) -> None:
+    def __init__(self, store: BlobStore, steps: Steps) -> None:
         self._store, self._steps = store, steps
         self.exists = store.exists
 
