@@ -1,6 +1,9 @@
 """When an upstream is asked: tags that move, digests that cannot, names that are missing."""
 
+from __future__ import annotations
+
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -15,11 +18,11 @@ DENIED_MAX_AGE = 5  # seconds
 
 
 @pytest.fixture
-def image(upstream):
+def image(upstream: Any) -> Any:
     return upstream.add_image("team/app", "1", [b"first"])
 
 
-async def test_a_warm_tag_asks_nobody(mirror, upstream, image):
+async def test_a_warm_tag_asks_nobody(mirror: Any, upstream: Any, image: Any) -> None:
     """B24: a thousand pulls within the max age cost the upstream nothing, HEAD or GET."""
     await mirror.get(TAG)
     mirror.clock.advance(MAX_AGE - 60)
@@ -37,7 +40,7 @@ async def test_a_warm_tag_asks_nobody(mirror, upstream, image):
     assert upstream.connections == connections
 
 
-async def test_a_tag_is_still_warm_after_a_restart(start_mirror, upstream, image):
+async def test_a_tag_is_still_warm_after_a_restart(start_mirror: Any, upstream: Any, image: Any) -> None:
     """B24: what was learnt a moment ago is in the database."""
     first = await start_mirror()
     await first.get(TAG)
@@ -49,7 +52,7 @@ async def test_a_tag_is_still_warm_after_a_restart(start_mirror, upstream, image
     assert upstream.count() == 0
 
 
-async def test_an_unchanged_tag_costs_one_head(mirror, upstream, image):
+async def test_an_unchanged_tag_costs_one_head(mirror: Any, upstream: Any, image: Any) -> None:
     """B25: after the max age the upstream is asked what the tag means, not for its content."""
     await mirror.get(TAG)
     mirror.clock.advance(MAX_AGE + 1)
@@ -64,7 +67,7 @@ async def test_an_unchanged_tag_costs_one_head(mirror, upstream, image):
     assert upstream.count() == 1, "it is fresh again"
 
 
-async def test_a_changed_tag_is_served_on_that_very_pull(mirror, upstream, image):
+async def test_a_changed_tag_is_served_on_that_very_pull(mirror: Any, upstream: Any, image: Any) -> None:
     """B25: nobody gets the old image once more."""
     await mirror.get(TAG)
     changed = upstream.add_image("team/app", "1", [b"second"])
@@ -80,7 +83,7 @@ async def test_a_changed_tag_is_served_on_that_very_pull(mirror, upstream, image
     assert (await mirror.get(f"/v2/team/app/manifests/{image.digest}")).body == image.manifest
 
 
-async def test_a_changed_tag_is_told_by_head_as_well(mirror, upstream, image):
+async def test_a_changed_tag_is_told_by_head_as_well(mirror: Any, upstream: Any, image: Any) -> None:
     """B25: most clients resolve a tag by HEAD and pull the digest."""
     assert (await mirror.head(TAG)).headers["Docker-Content-Digest"] == image.digest
     changed = upstream.add_image("team/app", "1", [b"second"])
@@ -91,7 +94,7 @@ async def test_a_changed_tag_is_told_by_head_as_well(mirror, upstream, image):
     assert upstream.count("manifest", "GET") == 0
 
 
-async def test_many_who_find_a_tag_stale_ask_once(mirror, upstream, image):
+async def test_many_who_find_a_tag_stale_ask_once(mirror: Any, upstream: Any, image: Any) -> None:
     """B25: fifty at once are one HEAD."""
     await mirror.get(TAG)
     mirror.clock.advance(MAX_AGE + 1)
@@ -120,7 +123,9 @@ async def test_many_who_find_a_tag_stale_ask_once(mirror, upstream, image):
         ),
     ],
 )
-async def test_the_max_age_is_the_rules(start_mirror, upstream, image, rules, age, requests):
+async def test_the_max_age_is_the_rules(
+    start_mirror: Any, upstream: Any, image: Any, rules: Any, age: Any, requests: Any
+) -> None:
     """B29: the first rule that matches decides; 0 asks always."""
     mirror = await start_mirror(freshness={"rules": rules})
     await mirror.get(TAG)
@@ -131,7 +136,7 @@ async def test_the_max_age_is_the_rules(start_mirror, upstream, image, rules, ag
     assert upstream.count() == requests
 
 
-async def test_digests_never_ask(start_mirror, upstream, image):
+async def test_digests_never_ask(start_mirror: Any, upstream: Any, image: Any) -> None:
     """B29: neither a max age of 0 nor a year changes what cannot move."""
     mirror = await start_mirror(freshness={"tag_max_age": "0"})
     paths = [f"/v2/team/app/manifests/{image.digest}"]
@@ -149,7 +154,7 @@ async def test_digests_never_ask(start_mirror, upstream, image):
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-async def test_a_missing_tag_is_asked_for_once(mirror, upstream, image, method):
+async def test_a_missing_tag_is_asked_for_once(mirror: Any, upstream: Any, image: Any, method: Any) -> None:
     """B28: fifty pulls within ten seconds are at most two requests."""
     path = "/v2/team/app/manifests/nope"
 
@@ -160,7 +165,7 @@ async def test_a_missing_tag_is_asked_for_once(mirror, upstream, image, method):
     assert 1 <= upstream.count("manifest") <= 2
 
 
-async def test_a_missing_tag_is_asked_for_again_after_a_while(mirror, upstream, image):
+async def test_a_missing_tag_is_asked_for_again_after_a_while(mirror: Any, upstream: Any, image: Any) -> None:
     """B28: what is pushed later is found."""
     path = "/v2/team/app/manifests/later"
     assert (await mirror.get(path)).code == "MANIFEST_UNKNOWN"
@@ -173,7 +178,7 @@ async def test_a_missing_tag_is_asked_for_again_after_a_while(mirror, upstream, 
     assert (await mirror.head(path)).status == 200, "nothing of the 404 is left"
 
 
-async def test_missing_names_need_not_be_remembered(start_mirror, upstream, image):
+async def test_missing_names_need_not_be_remembered(start_mirror: Any, upstream: Any, image: Any) -> None:
     """B28: with a max age of 0 every pull asks."""
     mirror = await start_mirror(freshness={"missing_max_age": "0"})
     for _ in range(3):
@@ -183,7 +188,7 @@ async def test_missing_names_need_not_be_remembered(start_mirror, upstream, imag
 
 
 @pytest.mark.parametrize("path", ["/v2/team/app/blobs/", "/v2/team/app/manifests/"])
-async def test_a_missing_digest_is_asked_for_once(mirror, upstream, image, path):
+async def test_a_missing_digest_is_asked_for_once(mirror: Any, upstream: Any, image: Any, path: Any) -> None:
     """B28: the same for blobs and manifests by digest."""
     for _ in range(10):
         assert (await mirror.get(f"{path}sha256:{'0' * 64}")).status == 404
@@ -192,7 +197,7 @@ async def test_a_missing_digest_is_asked_for_once(mirror, upstream, image, path)
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-async def test_what_is_no_manifest_may_be_a_blob(mirror, upstream, image, method):
+async def test_what_is_no_manifest_may_be_a_blob(mirror: Any, upstream: Any, image: Any, method: Any) -> None:
     """B28: containerd asks for a digest as a manifest first, and as a blob after the 404."""
     digest = image.config_digest
     assert (await mirror.request(method, f"/v2/team/app/manifests/{digest}")).status == 404
@@ -203,7 +208,9 @@ async def test_what_is_no_manifest_may_be_a_blob(mirror, upstream, image, method
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-async def test_a_tag_that_the_upstream_deleted_is_forgotten(mirror, upstream, image, method):
+async def test_a_tag_that_the_upstream_deleted_is_forgotten(
+    mirror: Any, upstream: Any, image: Any, method: Any
+) -> None:
     """B36: 404 for a cached tag is 404 here, and no stale answer afterwards, whoever asked first."""
     await mirror.get(TAG)
     upstream.remove_tag("team/app", "1")
@@ -218,7 +225,9 @@ async def test_a_tag_that_the_upstream_deleted_is_forgotten(mirror, upstream, im
 
 
 @pytest.mark.parametrize("status", [401, 403])
-async def test_a_denial_is_not_remembered_for_long(mirror, upstream, image, status):
+async def test_a_denial_is_not_remembered_for_long(
+    mirror: Any, upstream: Any, image: Any, status: Any
+) -> None:
     """B36: access may be granted at any moment, and a denial is no deletion."""
     await mirror.get(TAG)
     mirror.clock.advance(MAX_AGE + 1)
@@ -233,7 +242,9 @@ async def test_a_denial_is_not_remembered_for_long(mirror, upstream, image, stat
     assert response.headers["Cache-Status"] == "regmirror; fwd=stale; fwd-status=200"
 
 
-async def test_a_denied_tag_is_still_there_when_the_upstream_fails(mirror, upstream, image):
+async def test_a_denied_tag_is_still_there_when_the_upstream_fails(
+    mirror: Any, upstream: Any, image: Any
+) -> None:
     """B36: only the upstream's 404 makes a tag forgotten."""
     await pull_image(mirror, image)
     mirror.clock.advance(MAX_AGE + 1)
@@ -249,7 +260,7 @@ async def test_a_denied_tag_is_still_there_when_the_upstream_fails(mirror, upstr
 @pytest.mark.parametrize(
     "fault", [Status(404), Status(405), Status(501), StripHeaders(["Docker-Content-Digest"])]
 )
-async def test_registries_without_a_usable_head(mirror, upstream, image, fault):
+async def test_registries_without_a_usable_head(mirror: Any, upstream: Any, image: Any, fault: Any) -> None:
     """B25, B48: where HEAD does not work or tells too little, GET is asked, on HEAD and revalidation."""
     upstream.fault(fault, kind="manifest", method="HEAD", times=None)
 
@@ -264,7 +275,9 @@ async def test_registries_without_a_usable_head(mirror, upstream, image, fault):
 
 @pytest.mark.parametrize("said", ["application/json", "text/plain; charset=utf-8", ""])
 @pytest.mark.parametrize("reference", ["tag", "digest"])
-async def test_a_head_that_names_no_kind_is_not_believed(mirror, upstream, image, said, reference):
+async def test_a_head_that_names_no_kind_is_not_believed(
+    mirror: Any, upstream: Any, image: Any, said: Any, reference: Any
+) -> None:
     """B48: HEAD must give the type that GET finds in the document."""
     upstream.fault(SetHeaders({"Content-Type": said}), kind="manifest", times=None)
     path = TAG if reference == "tag" else f"/v2/team/app/manifests/{image.digest}"
@@ -273,7 +286,7 @@ async def test_a_head_that_names_no_kind_is_not_believed(mirror, upstream, image
     assert (await mirror.get(path)).headers["Content-Type"] == image.media_type
 
 
-async def test_two_workers_share_what_they_learn(start_mirror, upstream, image):
+async def test_two_workers_share_what_they_learn(start_mirror: Any, upstream: Any, image: Any) -> None:
     """B24: what one worker asked, the other need not ask."""
     first = await start_mirror()
     second = await start_mirror(clock=first.clock)

@@ -1,10 +1,15 @@
 """Collection, eviction, purge and pins: through the commands beside a running mirror, and in it."""
 
+from __future__ import annotations
+
 import asyncio
 import fcntl
 import json
 import sqlite3
+from collections.abc import AsyncIterator
 from contextlib import closing
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,12 +23,12 @@ SHARED = random_bytes(50_000, seed=1)
 
 
 @pytest.fixture
-async def upstream():
+async def upstream() -> AsyncIterator[Any]:
     async with FakeRegistry() as registry:
         yield registry
 
 
-async def pull(mirror, image):
+async def pull(mirror: Any, image: Any) -> None:
     """Everything of an image, by its tag; each answer is right."""
     name = f"/v2/{image.repository}"
     response = await mirror.get(f"{name}/manifests/{image.tag or image.digest}")
@@ -32,7 +37,7 @@ async def pull(mirror, image):
         assert (await mirror.get(f"{name}/blobs/{digest}")).body == data
 
 
-async def command(mirror, *arguments, **variables):
+async def command(mirror: Any, *arguments: Any, **variables: Any) -> Any:
     """A command on the mirror's store, by JSON."""
     values = {
         "REGMIRROR_STORAGE__PATH": str(mirror.root),
@@ -46,12 +51,12 @@ async def command(mirror, *arguments, **variables):
     return json.loads(found.stdout)
 
 
-def rows(mirror, query):
+def rows(mirror: Any, query: Any) -> Any:
     with closing(sqlite3.connect(mirror.root / "regmirror.db")) as connection:
         return connection.execute(query).fetchall()
 
 
-def is_consistent(mirror):
+def is_consistent(mirror: Any) -> Any:
     """Files are rows, rows are named by a manifest, and the totals are right."""
     named = {row[0] for row in rows(mirror, "SELECT digest FROM manifest_references WHERE role != 'subject'")}
     stored = {row[0] for row in rows(mirror, "SELECT digest FROM blobs")}
@@ -60,7 +65,9 @@ def is_consistent(mirror):
     return mirror.stored() == stored and stored <= named and counted == total
 
 
-async def test_a_moved_tags_old_image_is_collected_and_what_it_shared_stays(upstream, tmp_path):
+async def test_a_moved_tags_old_image_is_collected_and_what_it_shared_stays(
+    upstream: Any, tmp_path: Path
+) -> None:
     """B8, B42, B43, B45: a dry run lists what the real run then removes."""
     old = upstream.add_image("team/app", "1", [SHARED, b"old"])
     always = {"tag_max_age": "0"}
@@ -83,7 +90,7 @@ async def test_a_moved_tags_old_image_is_collected_and_what_it_shared_stays(upst
         assert is_consistent(mirror)
 
 
-async def test_children_and_referrers_of_what_is_kept_stay(upstream, tmp_path):
+async def test_children_and_referrers_of_what_is_kept_stay(upstream: Any, tmp_path: Path) -> None:
     """B43."""
     images = [
         upstream.add_image("team/app", None, [SHARED], platform=name)
@@ -97,7 +104,7 @@ async def test_children_and_referrers_of_what_is_kept_stay(upstream, tmp_path):
         assert is_consistent(mirror)
 
 
-async def test_a_blob_that_no_manifest_names_goes_after_the_grace_time(upstream, tmp_path):
+async def test_a_blob_that_no_manifest_names_goes_after_the_grace_time(upstream: Any, tmp_path: Path) -> None:
     """B43: a fresh one stays."""
     digest = upstream.add_blob("team/app", SHARED)
     async with run_mirror(tmp_path / "data", {NAME: upstream}) as mirror:
@@ -107,7 +114,7 @@ async def test_a_blob_that_no_manifest_names_goes_after_the_grace_time(upstream,
         assert mirror.stored() == set()
 
 
-async def test_files_and_rows_that_have_parted_meet_again(upstream, tmp_path):
+async def test_files_and_rows_that_have_parted_meet_again(upstream: Any, tmp_path: Path) -> None:
     """B42, B46: what a kill between the two leaves."""
     image = upstream.add_image("team/app", "1", [SHARED, b"other"])
     async with run_mirror(tmp_path / "data", {NAME: upstream}) as mirror:
@@ -129,7 +136,9 @@ async def test_files_and_rows_that_have_parted_meet_again(upstream, tmp_path):
         assert len(rows(mirror, "SELECT digest FROM blobs")) == 3
 
 
-async def test_eviction_takes_the_least_recently_pulled_and_leaves_what_is_pinned(upstream, tmp_path):
+async def test_eviction_takes_the_least_recently_pulled_and_leaves_what_is_pinned(
+    upstream: Any, tmp_path: Path
+) -> None:
     """B40, B45."""
     blobs = [random_bytes(10_000, seed=number) for number in range(4)]
     images = [upstream.add_image("team/app", str(number), [blob]) for number, blob in enumerate(blobs)]
@@ -151,7 +160,7 @@ async def test_eviction_takes_the_least_recently_pulled_and_leaves_what_is_pinne
         assert await command(mirror, "pins") == []
 
 
-async def test_what_is_being_read_is_not_evicted(upstream, tmp_path):
+async def test_what_is_being_read_is_not_evicted(upstream: Any, tmp_path: Path) -> None:
     """B40."""
     digest = upstream.add_blob("team/app", SHARED)
     async with run_mirror(tmp_path / "data", {NAME: upstream}) as mirror:
@@ -166,7 +175,7 @@ async def test_what_is_being_read_is_not_evicted(upstream, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-async def test_a_storm_never_exceeds_the_quota(upstream, tmp_path, workers):
+async def test_a_storm_never_exceeds_the_quota(upstream: Any, tmp_path: Path, workers: Any) -> None:
     """B40: ten times more than fits, pulled at once; every answer is right."""
     blobs = {}
     for number in range(40):
@@ -180,14 +189,14 @@ async def test_a_storm_never_exceeds_the_quota(upstream, tmp_path, workers):
         mirrors = [one, other][:workers]
         most = 0
 
-        async def watch():
+        async def watch() -> None:
             nonlocal most
             while True:
                 paths = [*(storage / "blobs").glob("*/*"), *(storage / "staging").glob("*")]
                 most = max(most, sum(path.stat().st_size for path in paths if path.exists()))
                 await asyncio.sleep(0.002)
 
-        async def client(place):
+        async def client(place: Any) -> None:
             for digest in list(blobs)[place::8]:
                 response = await mirrors[place % workers].get(f"{APP}/blobs/{digest}")
                 assert response.body == blobs[digest]
@@ -199,7 +208,9 @@ async def test_a_storm_never_exceeds_the_quota(upstream, tmp_path, workers):
         assert {event.reason for item in mirrors for event in item.events.of(BlobRemoved)} <= {"evicted"}
 
 
-async def test_a_blob_larger_than_the_quota_is_passed_on_and_evicts_nothing(upstream, tmp_path):
+async def test_a_blob_larger_than_the_quota_is_passed_on_and_evicts_nothing(
+    upstream: Any, tmp_path: Path
+) -> None:
     small, large = (
         upstream.add_blob("team/app", SHARED),
         upstream.add_blob("team/app", random_bytes(200_000, 3)),
@@ -216,7 +227,7 @@ async def test_a_blob_larger_than_the_quota_is_passed_on_and_evicts_nothing(upst
         assert [event.reason for event in mirror.events.of(NotStored)] == ["quota"]
 
 
-async def test_what_is_purged_is_asked_for_again_at_once(upstream, tmp_path):
+async def test_what_is_purged_is_asked_for_again_at_once(upstream: Any, tmp_path: Path) -> None:
     image = upstream.add_image("team/app", "1", [SHARED])
     kept = upstream.add_image("team/app", "2", [SHARED, b"own"])
     async with run_mirror(tmp_path / "data", {NAME: upstream}) as mirror:
@@ -234,7 +245,7 @@ async def test_what_is_purged_is_asked_for_again_at_once(upstream, tmp_path):
         assert is_consistent(mirror)
 
 
-async def test_a_flipped_byte_is_found_quarantined_and_healed(upstream, tmp_path):
+async def test_a_flipped_byte_is_found_quarantined_and_healed(upstream: Any, tmp_path: Path) -> None:
     """B47."""
     image = upstream.add_image("team/app", "1", [SHARED])
     layer = image.layer_digests[0]

@@ -1,9 +1,13 @@
 """Stored content opens for bytes alone: never for a status, a redirect or a field of a document."""
 
+from __future__ import annotations
+
 import asyncio
 import json
 import re
 import sqlite3
+from collections.abc import AsyncIterator
+from typing import Any
 
 import aiohttp
 import pytest
@@ -31,14 +35,14 @@ OTHER = "/v2/other.test/any/name"
 
 
 @pytest.fixture
-async def other():
+async def other() -> AsyncIterator[Any]:
     """An upstream of which somebody else decides what it answers."""
     async with FakeRegistry() as registry:
         yield registry
 
 
 @pytest.fixture
-async def private(start_mirror, upstream, other):
+async def private(start_mirror: Any, upstream: Any, other: Any) -> Any:
     """A mirror that holds a private image of ``registry.test``; ``other.test`` has nothing of it."""
     image = upstream.add_image("secret/app", "1", [SECRET])
     other.add_image("any/name", "1", [b"theirs"])
@@ -51,7 +55,7 @@ async def private(start_mirror, upstream, other):
     return mirror
 
 
-def rights(mirror, name="any/name"):
+def rights(mirror: Any, name: Any = "any/name") -> Any:
     """The digests of the blobs that are open to a repository, as the database has it."""
     query = """SELECT b.digest FROM repository_blobs b JOIN repositories r ON r.id = b.repository_id
         WHERE r.name = ?"""
@@ -59,7 +63,7 @@ def rights(mirror, name="any/name"):
         return [row[0] for row in database.execute(query, (name,))]
 
 
-async def refused(mirror, method="GET", digest=None):
+async def refused(mirror: Any, method: Any = "GET", digest: Any = None) -> Any:
     """The status of a request that must not be answered with the private layer."""
     got = await mirror.request(method, f"{OTHER}/blobs/{digest or mirror.layer}")
     assert SECRET[:64] not in got.body
@@ -72,7 +76,7 @@ async def refused(mirror, method="GET", digest=None):
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-async def test_a_redirect_proves_nothing(private, other, method, status):
+async def test_a_redirect_proves_nothing(private: Any, other: Any, method: Any, status: Any) -> None:
     """B67: registry.k8s.io redirects requests for any digest; the storage has no such object."""
     async with FakeStorage(other) as storage:
         other.blob_location = None
@@ -83,7 +87,7 @@ async def test_a_redirect_proves_nothing(private, other, method, status):
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-async def test_a_login_page_proves_nothing(private, other, method):
+async def test_a_login_page_proves_nothing(private: Any, other: Any, method: Any) -> None:
     """B10, B67: 200 text/html for whatever is requested."""
     other.fault(Html(), times=None)
     assert await refused(private, method) == 502
@@ -94,7 +98,7 @@ async def test_a_login_page_proves_nothing(private, other, method):
 
 
 @pytest.mark.parametrize("headers", [{}, {"Content-Length": str(len(SECRET))}])
-async def test_a_status_proves_nothing(private, other, headers):
+async def test_a_status_proves_nothing(private: Any, other: Any, headers: Any) -> None:
     """B67: a HEAD of 200 with the right length is no proof."""
     other.fault(Status(200, headers), kind="blob", method="HEAD", times=None)
     assert await refused(private) == 404
@@ -116,7 +120,7 @@ async def test_a_status_proves_nothing(private, other, headers):
     ids=["layers", "config", "manifests", "blobs", "fsLayers", "key in two cases", "key twice"],
 )
 @pytest.mark.parametrize("media_type", [MANIFEST, INDEX])
-async def test_a_manifest_proves_nothing(private, other, document, media_type):
+async def test_a_manifest_proves_nothing(private: Any, other: Any, document: Any, media_type: Any) -> None:
     """B67: whoever may push writes what he likes into it, and registries read JSON in several ways."""
     descriptor = {"mediaType": LAYER, "digest": private.layer, "size": len(SECRET)}
     if isinstance(document, str):
@@ -132,7 +136,7 @@ async def test_a_manifest_proves_nothing(private, other, document, media_type):
     assert rights(private) == []
 
 
-async def test_a_tag_that_names_a_private_manifest_does_not_bring_it(private, other):
+async def test_a_tag_that_names_a_private_manifest_does_not_bring_it(private: Any, other: Any) -> None:
     """B67: the digest in a HEAD's header is a claim; the bytes have to come from that upstream."""
     claim = {"Docker-Content-Digest": private.image.digest, "Content-Type": MANIFEST, "Content-Length": "300"}
     other.fault(Status(200, claim), kind="manifest", method="HEAD", times=None)
@@ -143,14 +147,14 @@ async def test_a_tag_that_names_a_private_manifest_does_not_bring_it(private, ot
     assert got.status == 404
 
 
-async def test_a_head_that_names_another_digest_is_rejected(private, other):
+async def test_a_head_that_names_another_digest_is_rejected(private: Any, other: Any) -> None:
     """B3: of the one that was requested the upstream says nothing then."""
     other.fault(SetHeaders({"Docker-Content-Digest": "sha256:" + "1" * 64}), method="HEAD", times=None)
     digest = next(iter(other.repository("any/name").manifests))
     assert (await private.head(f"{OTHER}/manifests/{digest}")).status == 502
 
 
-async def test_a_head_without_a_digest_is_followed_by_a_get(private, other):
+async def test_a_head_without_a_digest_is_followed_by_a_get(private: Any, other: Any) -> None:
     """B3: the bytes tell."""
     other.fault(StripHeaders(["Docker-Content-Digest"]), method="HEAD", times=None)
     digest = next(iter(other.repository("any/name").manifests))
@@ -162,7 +166,7 @@ async def test_a_head_without_a_digest_is_followed_by_a_get(private, other):
 # --- proofs ---
 
 
-async def test_the_own_upstream_proves_by_a_part_that_the_mirror_chooses(private, other):
+async def test_the_own_upstream_proves_by_a_part_that_the_mirror_chooses(private: Any, other: Any) -> None:
     """B67: one request of at most 64 KiB, at another place for each blob; later pulls need none."""
     layers = [random_bytes(300_000, seed=seed) for seed in range(1, 5)]
     for data in layers:
@@ -182,7 +186,7 @@ async def test_the_own_upstream_proves_by_a_part_that_the_mirror_chooses(private
     assert len(rights(private)) == len(layers)
 
 
-async def test_a_head_of_a_stored_blob_is_proven_like_a_get(private, other):
+async def test_a_head_of_a_stored_blob_is_proven_like_a_get(private: Any, other: Any) -> None:
     """B48, B67: and both are hits then."""
     other.add_blob("any/name", SECRET)
     other.clear()
@@ -192,7 +196,7 @@ async def test_a_head_of_a_stored_blob_is_proven_like_a_get(private, other):
     assert [request.method for request in other.find("blob")] == ["GET"]
 
 
-async def test_other_bytes_prove_nothing(private, other):
+async def test_other_bytes_prove_nothing(private: Any, other: Any) -> None:
     """B67: of the right length, in the right part."""
     wrong = random_bytes(len(SECRET), seed=7)
     digest = other.add_blob("any/name", wrong)
@@ -203,7 +207,7 @@ async def test_other_bytes_prove_nothing(private, other):
 
 
 @pytest.mark.parametrize("size", [1, 100, 10_000])
-async def test_a_shorter_blob_proves_nothing(private, other, size):
+async def test_a_shorter_blob_proves_nothing(private: Any, other: Any, size: Any) -> None:
     """B67: that its first bytes are right is not enough."""
     digest = other.add_blob("any/name", SECRET[:size])
     blobs = other.repository("any/name").blobs
@@ -213,7 +217,7 @@ async def test_a_shorter_blob_proves_nothing(private, other, size):
     assert rights(private) == []
 
 
-async def test_an_upstream_without_ranges_proves_by_what_it_sends(private, other):
+async def test_an_upstream_without_ranges_proves_by_what_it_sends(private: Any, other: Any) -> None:
     """B67: the blob is read until the compared part has come."""
     other.add_blob("any/name", SECRET)
     other.fault(IgnoreRange(), kind="blob", times=None)
@@ -221,7 +225,7 @@ async def test_an_upstream_without_ranges_proves_by_what_it_sends(private, other
     assert rights(private) == [private.layer]
 
 
-async def test_a_proof_may_come_from_a_storage_host(private, other):
+async def test_a_proof_may_come_from_a_storage_host(private: Any, other: Any) -> None:
     """B55, B67: redirects are followed to the bytes."""
     other.add_blob("any/name", SECRET)
     async with FakeStorage(other) as storage:
@@ -230,7 +234,7 @@ async def test_a_proof_may_come_from_a_storage_host(private, other):
     assert rights(private) == [private.layer]
 
 
-async def test_a_small_blob_is_compared_as_a_whole(private, other):
+async def test_a_small_blob_is_compared_as_a_whole(private: Any, other: Any) -> None:
     """B67: most of a config can be guessed, but not all of it."""
     config = private.image.blob_digests[0]
     wrong = private.image.config[:-3] + b"  }"
@@ -240,7 +244,7 @@ async def test_a_small_blob_is_compared_as_a_whole(private, other):
     assert await refused(private, digest=config) == 404
 
 
-async def test_wrong_bytes_leave_no_right_behind(private, upstream, other):
+async def test_wrong_bytes_leave_no_right_behind(private: Any, upstream: Any, other: Any) -> None:
     """B2, B67: the headers of a response prove nothing either."""
     fresh = random_bytes(200_000, seed=99)
     digest = upstream.add_blob("secret/app", fresh)
@@ -257,7 +261,7 @@ async def test_wrong_bytes_leave_no_right_behind(private, upstream, other):
     assert rights(private) == []
 
 
-async def test_ten_pulls_share_one_proof(private, other):
+async def test_ten_pulls_share_one_proof(private: Any, other: Any) -> None:
     """B20, B67."""
     other.add_blob("any/name", SECRET)
     other.clear()
@@ -266,7 +270,9 @@ async def test_ten_pulls_share_one_proof(private, other):
     assert other.count("blob") == 1
 
 
-async def test_other_bytes_that_arrive_for_another_repository_are_no_refusal(private, upstream, other):
+async def test_other_bytes_that_arrive_for_another_repository_are_no_refusal(
+    private: Any, upstream: Any, other: Any
+) -> None:
     """B2, B5: whoever lies, the pull through the own upstream gets the right bytes."""
     fresh = random_bytes(400_000, seed=31)
     digest = upstream.add_blob("secret/app", fresh)
@@ -286,7 +292,9 @@ async def test_other_bytes_that_arrive_for_another_repository_are_no_refusal(pri
     assert rights(private) == []
 
 
-async def test_a_proof_against_bytes_that_turn_out_wrong_opens_nothing(private, upstream, other):
+async def test_a_proof_against_bytes_that_turn_out_wrong_opens_nothing(
+    private: Any, upstream: Any, other: Any
+) -> None:
     """B67: two upstreams that send the same wrong bytes prove nothing about the right ones."""
     fresh = random_bytes(400_000, seed=33)
     digest = upstream.add_blob("secret/app", fresh)
@@ -309,8 +317,8 @@ async def test_a_proof_against_bytes_that_turn_out_wrong_opens_nothing(private, 
 
 
 async def test_an_image_whose_layers_came_through_another_repository_is_not_served_without_proof(
-    private, other
-):
+    private: Any, other: Any
+) -> None:
     """B39: while its upstream fails its layers could not be had."""
     copy = other.add_image("any/copy", "1", [SECRET])
     path = "/v2/other.test/any/copy/manifests/1"
@@ -320,7 +328,9 @@ async def test_an_image_whose_layers_came_through_another_repository_is_not_serv
     assert (await private.get(path)).status >= 500
 
 
-async def test_a_proof_of_bytes_that_failed_opens_nothing_that_comes_later(private, upstream, other):
+async def test_a_proof_of_bytes_that_failed_opens_nothing_that_comes_later(
+    private: Any, upstream: Any, other: Any
+) -> None:
     """B67: the upstream that sent wrong bytes finishes its proof of them when the right ones are here."""
     fresh = random_bytes(400_000, seed=41)
     digest = upstream.add_blob("secret/app", fresh)
@@ -352,7 +362,9 @@ async def test_a_proof_of_bytes_that_failed_opens_nothing_that_comes_later(priva
     assert rights(private, "any/accomplice") == []
 
 
-async def test_a_right_opens_no_bytes_that_another_upstream_sends(private, upstream, other):
+async def test_a_right_opens_no_bytes_that_another_upstream_sends(
+    private: Any, upstream: Any, other: Any
+) -> None:
     """B2, B67: a right is about the blob, and what arrives may not be it."""
     private.blob_path(private.layer).unlink()
     wrong = other.add_blob("any/name", random_bytes(len(SECRET), seed=43))
@@ -368,7 +380,9 @@ async def test_a_right_opens_no_bytes_that_another_upstream_sends(private, upstr
 
 
 @pytest.mark.parametrize("sent", [0, 10, 6_000])
-async def test_an_upstream_that_stops_holds_up_no_pull_through_another(private, upstream, other, sent):
+async def test_an_upstream_that_stops_holds_up_no_pull_through_another(
+    private: Any, upstream: Any, other: Any, sent: Any
+) -> None:
     """B35: it is answered by its own upstream, without the bytes that have arrived."""
     fresh = random_bytes(400_000, seed=44)
     digest = upstream.add_blob("secret/app", fresh)
@@ -386,7 +400,9 @@ async def test_an_upstream_that_stops_holds_up_no_pull_through_another(private, 
 # --- what one repository says is its own ---
 
 
-async def test_another_media_type_of_the_same_bytes_stays_where_it_was_said(private, upstream, other):
+async def test_another_media_type_of_the_same_bytes_stays_where_it_was_said(
+    private: Any, upstream: Any, other: Any
+) -> None:
     """B1: pushing a popular image's bytes under another type spoils it for nobody else."""
     other.add_manifest("any/name", private.image.manifest, "application/x-spoilt", "spoilt")
     popular = upstream.add_image("popular", "1", [b"popular"])
@@ -400,7 +416,9 @@ async def test_another_media_type_of_the_same_bytes_stays_where_it_was_said(priv
         assert (got.body, got.headers["Content-Type"]) == (popular.manifest, MANIFEST)
 
 
-async def test_a_size_that_another_repository_claims_counts_nowhere(private, start_mirror, upstream, other):
+async def test_a_size_that_another_repository_claims_counts_nowhere(
+    private: Any, start_mirror: Any, upstream: Any, other: Any
+) -> None:
     """B6, B48: neither for a HEAD, nor against a file that has lost its row."""
     fresh = random_bytes(100_000, seed=5)
     digest = upstream.add_blob("secret/app", fresh)
@@ -428,8 +446,8 @@ async def test_a_size_that_another_repository_claims_counts_nowhere(private, sta
 
 
 async def test_a_manifest_whose_stored_bytes_have_changed_is_fetched_again(
-    private, start_mirror, upstream, other
-):
+    private: Any, start_mirror: Any, upstream: Any, other: Any
+) -> None:
     """B99: it is hashed when it enters memory, and never served with a digest that it does not have."""
     digest = private.image.digest
     with sqlite3.connect(database_path(private.root)) as database:

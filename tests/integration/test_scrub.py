@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -14,7 +17,7 @@ from regmirror.cli import scrub as scrubbing
 from regmirror.cli.context import Context
 from regmirror.errors import BlobUnknown
 from regmirror.maintenance.news import InvalidationMarker
-from regmirror.maintenance.scrub import PIECE, TASK, Pacer, Scrubber, ScrubSummary
+from regmirror.maintenance.scrub import PIECE, TASK, Finding, Pacer, Scrubber, ScrubSummary
 from regmirror.maintenance.toolkit import open_toolkit
 from regmirror.metadata.inventory import Chore
 from regmirror.metadata.store import MetadataStore
@@ -32,13 +35,14 @@ BLOBS = sorted((random_bytes(1_000, seed=number) for number in range(4)), key=Di
 class Timer:
     """A monotonic clock that moves only by sleeping, or by ``work`` seconds of reading."""
 
-    def __init__(self):
-        self.time, self.slept = 0.0, []
+    def __init__(self) -> None:
+        self.time = 0.0
+        self.slept: list[float] = []
 
-    def __call__(self):
+    def __call__(self) -> Any:
         return self.time
 
-    async def sleep(self, seconds):
+    async def sleep(self, seconds: Any) -> None:
         self.slept.append(seconds)
         self.time += seconds
 
@@ -46,27 +50,29 @@ class Timer:
 class Store:
     """Stored blobs that ``APP`` has a right to, and a way to heal them."""
 
-    def __init__(self, toolkit, root):
+    def __init__(self, toolkit: Any, root: Path) -> None:
         self.root = root
-        self.toolkit, self.events, self.asked, self.timer = toolkit, [], [], Timer()
+        self.toolkit, self.timer = toolkit, Timer()
+        self.events: list[Any] = []
+        self.requested: list[Any] = []
 
-    async def add(self, data):
+    async def add(self, data: bytes) -> Any:
         digest = Digest.of(data)
         self.toolkit.store.path(digest).write_bytes(data)
         await self.toolkit.metadata.save_blob(digest, len(data))
         await self.toolkit.metadata.link(APP, digest)
         return digest
 
-    def spoil(self, digest):
+    def spoil(self, digest: Any) -> None:
         path = self.toolkit.store.path(digest)
         path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
 
-    async def repair(self, repository, digest):
-        self.asked.append((repository, digest))
+    async def repair(self, repository: Any, digest: Any) -> None:
+        self.requested.append((repository, digest))
         await self.add(next(data for data in BLOBS if Digest.of(data) == digest))
 
-    async def scrub(self, repair=None, rate=0, **options):
-        findings = []
+    async def scrub(self, repair: Any = None, rate: Any = 0, **options: Any) -> Any:
+        findings: list[Finding] = []
         scrubber = Scrubber(
             inventory=self.toolkit.inventory,
             store=self.toolkit.store,
@@ -82,7 +88,7 @@ class Store:
 
 
 @asynccontextmanager
-async def open_store(root):
+async def open_store(root: Path) -> AsyncIterator[Any]:
     upgrade(database_path(root))
     metadata = MetadataStore(database_path(root))
     try:
@@ -94,28 +100,28 @@ async def open_store(root):
 
 
 @pytest.fixture
-async def store(tmp_path):
+async def store(tmp_path: Path) -> AsyncIterator[Any]:
     async with open_store(tmp_path) as store:
         for data in BLOBS:
             await store.add(data)
         yield store
 
 
-async def test_a_flipped_byte_is_put_aside_and_fetched_anew(store):
+async def test_a_flipped_byte_is_put_aside_and_fetched_anew(store: Any) -> None:
     """B47: the size is the same, the bytes are not."""
     rotten = Digest.of(BLOBS[2])
     store.spoil(rotten)
     done, findings = await store.scrub()
     assert (done.checked, done.bytes, done.corrupt, done.repaired) == (4, 4_000, 1, 1)
     assert [(item.digest, item.is_repaired) for item in findings] == [(rotten, True)]
-    assert store.asked == [(APP, rotten)]
+    assert store.requested == [(APP, rotten)]
     assert store.toolkit.store.path(rotten).read_bytes() == BLOBS[2]
     assert [type(event) for event in store.events] == [VerificationFailed, BlobRemoved, BlobRepaired]
     assert (await store.scrub())[1] == []
 
 
 @pytest.mark.parametrize("spoil", ["short", "missing"])
-async def test_a_blob_that_is_short_or_missing(store, spoil):
+async def test_a_blob_that_is_short_or_missing(store: Any, spoil: Any) -> None:
     """B47."""
     path = store.toolkit.store.path(Digest.of(BLOBS[0]))
     path.unlink() if spoil == "missing" else path.write_bytes(BLOBS[0][:-1])
@@ -124,12 +130,12 @@ async def test_a_blob_that_is_short_or_missing(store, spoil):
     assert path.read_bytes() == BLOBS[0]
 
 
-async def test_what_cannot_be_had_stays_away(store):
+async def test_what_cannot_be_had_stays_away(store: Any) -> None:
     """B47: a wrong blob is not served for want of a right one."""
     rotten = Digest.of(BLOBS[1])
     store.spoil(rotten)
 
-    async def refuse(repository, digest):
+    async def refuse(repository: Any, digest: Any) -> None:
         raise BlobUnknown("it has gone")
 
     done, (finding,) = await store.scrub(refuse)
@@ -137,11 +143,11 @@ async def test_what_cannot_be_had_stays_away(store):
     assert not store.toolkit.store.exists(rotten)
 
 
-async def test_what_came_but_was_not_kept_is_not_healed(store):
+async def test_what_came_but_was_not_kept_is_not_healed(store: Any) -> None:
     """B47: a blob for which there is no room is passed on to whoever fetches it, and not stored."""
     store.spoil(Digest.of(BLOBS[1]))
 
-    async def run_pass_through(repository, digest):
+    async def run_pass_through(repository: Any, digest: Any) -> None:
         """All bytes come, none stay."""
 
     done, (finding,) = await store.scrub(run_pass_through)
@@ -149,7 +155,7 @@ async def test_what_came_but_was_not_kept_is_not_healed(store):
     assert not [event for event in store.events if isinstance(event, BlobRepaired)]
 
 
-async def test_a_run_goes_on_where_the_last_one_was_broken_off(store):
+async def test_a_run_goes_on_where_the_last_one_was_broken_off(store: Any) -> None:
     """B47: at its cursor, and ends with the time when everything was verified."""
     await store.toolkit.inventory.save_chore(TASK, Chore(1_000.0, 500.0, Digest.of(BLOBS[1])))
     done, _ = await store.scrub()
@@ -157,7 +163,7 @@ async def test_a_run_goes_on_where_the_last_one_was_broken_off(store):
     assert await store.toolkit.inventory.find_chore(TASK) == Chore(1_000.0, 5_000.0, "")
 
 
-async def test_a_run_by_hand_verifies_everything_and_leaves_the_cursor_alone(store):
+async def test_a_run_by_hand_verifies_everything_and_leaves_the_cursor_alone(store: Any) -> None:
     """B47: whoever asks for a scrub wants all of it, also while a server is in the middle of one."""
     rotten = Digest.of(BLOBS[0])
     store.spoil(rotten)
@@ -169,20 +175,20 @@ async def test_a_run_by_hand_verifies_everything_and_leaves_the_cursor_alone(sto
     assert await store.toolkit.inventory.find_chore(TASK) == broken_off
 
 
-async def test_reading_is_held_to_the_rate(store):
+async def test_reading_is_held_to_the_rate(store: Any) -> None:
     """B47: 4000 bytes at 1000 bytes a second."""
     await store.scrub(rate=1_000)
     assert sum(store.timer.slept) == pytest.approx(4.0)
 
 
-async def test_a_big_blob_is_read_in_pieces_with_pauses_between_them(store):
+async def test_a_big_blob_is_read_in_pieces_with_pauses_between_them(store: Any) -> None:
     """B47: the pause is after each piece and not after the blob."""
     await store.add(random_bytes(3 * PIECE, seed=9))
     await store.scrub(rate=PIECE)
     assert max(store.timer.slept) <= 1.0 + 1e-9
 
 
-async def test_time_that_was_not_used_is_not_made_up_for():
+async def test_time_that_was_not_used_is_not_made_up_for() -> None:
     """B47: after a slow spell reading goes on at the rate, not in a burst."""
     timer = Timer()
     pacer = Pacer(100, timer, timer.sleep)
@@ -193,24 +199,26 @@ async def test_time_that_was_not_used_is_not_made_up_for():
     assert timer.slept == [pytest.approx(1.0)] * 4
 
 
-async def test_without_a_rate_nobody_waits(store):
+async def test_without_a_rate_nobody_waits(store: Any) -> None:
     """B47."""
     await store.scrub(rate=0)
     assert store.timer.slept == []
 
 
-async def test_what_is_healed_is_stored_before_that_is_said(mirror, upstream, monkeypatch):
+async def test_what_is_healed_is_stored_before_that_is_said(
+    mirror: Any, upstream: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """B47: the last byte of a blob may be read before its file has its final name."""
     image = upstream.add_image("team/app", "1", [BLOBS[0]])
     await mirror.get("/v2/team/app/manifests/1")
     digest, is_read = Digest(image.layer_digests[0]), asyncio.Event()
     commit, repair = LocalBlobStore.commit, Generation.repair
 
-    async def adopt_late(self, staged, name):
+    async def adopt_late(self: Any, staged: Any, name: Any) -> None:
         await is_read.wait()
         await commit(self, staged, name)
 
-    async def heal_and_tell(self, repository, name):
+    async def heal_and_tell(self: Any, repository: Any, name: Any) -> None:
         await repair(self, repository, name)
         is_read.set()
 
@@ -220,12 +228,12 @@ async def test_what_is_healed_is_stored_before_that_is_said(mirror, upstream, mo
     assert digest in mirror.stored()
 
 
-def test_a_scrub_by_hand_does_nothing_else(monkeypatch, tmp_path):
+def test_a_scrub_by_hand_does_nothing_else(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """B47: neither a collection nor the scheduled scrub begins in the command's own process."""
     opened = []
 
     @asynccontextmanager
-    async def remember(config):
+    async def remember(config: Any) -> AsyncIterator[Any]:
         opened.append(config)
         yield SimpleNamespace(scrub=lambda rate, tell: asyncio.sleep(0, ScrubSummary()))
 
@@ -236,7 +244,7 @@ def test_a_scrub_by_hand_does_nothing_else(monkeypatch, tmp_path):
     assert [(item.gc.interval, item.scrub.interval) for item in opened] == [(0, 0)]
 
 
-async def test_a_scrub_tells_every_worker_to_forget_what_it_has_dropped(store):
+async def test_a_scrub_tells_every_worker_to_forget_what_it_has_dropped(store: Any) -> None:
     """B47, B99: a manifest that is corrupt in the database is also in the memory of workers."""
     toolkit, payload = store.toolkit, b'{"schemaVersion": 2}'
     manifest = Manifest(Digest.of(payload), "application/vnd.oci.image.manifest.v1+json", payload)
@@ -251,20 +259,22 @@ async def test_a_scrub_tells_every_worker_to_forget_what_it_has_dropped(store):
     assert await toolkit.metadata.find_manifest(APP, manifest.digest) is None
 
 
-async def test_a_scrub_that_finds_nothing_leaves_memories_alone(store):
+async def test_a_scrub_that_finds_nothing_leaves_memories_alone(store: Any) -> None:
     """B47."""
     news = InvalidationMarker(store.root)
     await store.toolkit.scrubber(store.events.append, store.repair, 0).scrub(lambda finding: None)
     assert not news.has_changed()
 
 
-async def test_a_good_blob_that_took_the_place_of_a_corrupt_one_stays(store, monkeypatch):
+async def test_a_good_blob_that_took_the_place_of_a_corrupt_one_stays(
+    store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """B47: another process stores it while the scrub reads the corrupt one."""
     digest = Digest.of(BLOBS[0])
     store.spoil(digest)
     path, find_fault = store.toolkit.store.path(digest), Scrubber._find_fault
 
-    async def replace_then(self, row, *args):
+    async def replace_then(self: Any, row: Any, *args: Any) -> Any:
         why = await find_fault(self, row, *args)
         if row.digest == digest:
             path.with_name("new").write_bytes(BLOBS[0])

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,29 +25,29 @@ is_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root changes owners
 
 
 @pytest.fixture
-def umask():
+def umask() -> Iterator[Any]:
     """Sets a umask until the test ends."""
     old = os.umask(0o022)
     yield os.umask
     os.umask(old)
 
 
-def modes(root):
+def modes(root: Path) -> Any:
     return {
         str(path.relative_to(root)): oct(stat.S_IMODE(path.stat().st_mode))
         for path in [root, *root.rglob("*")]
     }
 
 
-def readable_by_others(root):
+def readable_by_others(root: Path) -> Any:
     return {name: mode for name, mode in modes(root).items() if int(mode, 8) & 0o027}
 
 
-def config(root):
+def config(root: Path) -> Any:
     return Config.model_validate({"storage": {"path": str(root)}})
 
 
-async def use(root):
+async def use(root: Path) -> Any:
     """What a server leaves in its store, while its database is open."""
     prepare(config(root))
     staged = Staging(root / "staging").open(Digest.of(b"data"))
@@ -58,7 +61,7 @@ async def use(root):
     return found
 
 
-async def test_other_users_read_neither_files_nor_database(tmp_path, umask):
+async def test_other_users_read_neither_files_nor_database(tmp_path: Path, umask: Any) -> None:
     """B102: the files beside the database included."""
     found = await use(tmp_path / "data")
     assert {"regmirror.db-wal", "regmirror.db-shm", "notice", "collection.lock"} < set(found)
@@ -66,14 +69,14 @@ async def test_other_users_read_neither_files_nor_database(tmp_path, umask):
     assert wanted == found
 
 
-async def test_a_stricter_umask_counts(tmp_path, umask):
+async def test_a_stricter_umask_counts(tmp_path: Path, umask: Any) -> None:
     """B102."""
     umask(0o077)
     found = await use(tmp_path / "data")
     assert {"0o700", "0o600"} == set(found.values())
 
 
-async def test_an_existing_store_is_closed_to_other_users_at_the_start(tmp_path, umask):
+async def test_an_existing_store_is_closed_to_other_users_at_the_start(tmp_path: Path, umask: Any) -> None:
     """B102: and nothing that is not ours."""
     root = tmp_path / "data"
     await use(root)
@@ -91,7 +94,7 @@ async def test_an_existing_store_is_closed_to_other_users_at_the_start(tmp_path,
 
 
 @is_root
-def test_what_root_creates_belongs_to_the_owner_of_the_directory(tmp_path):
+def test_what_root_creates_belongs_to_the_owner_of_the_directory(tmp_path: Path) -> None:
     """B47: a command by root does not stop the server of another user."""
     os.chown(tmp_path, NOBODY, NOBODY)
     os.close(create(tmp_path / "file", os.O_RDWR))
@@ -103,7 +106,7 @@ def test_what_root_creates_belongs_to_the_owner_of_the_directory(tmp_path):
 
 
 @is_root
-def test_a_lock_that_root_made_earlier_can_be_taken_by_another_user(tmp_path):
+def test_a_lock_that_root_made_earlier_can_be_taken_by_another_user(tmp_path: Path) -> None:
     """B47: reading is enough to lock."""
     tmp_path.chmod(0o777)
     for directory in list(tmp_path.parents)[:-2]:
@@ -122,7 +125,7 @@ def test_a_lock_that_root_made_earlier_can_be_taken_by_another_user(tmp_path):
         os.seteuid(0)
 
 
-def test_a_lock_that_cannot_be_used_is_an_error_that_names_it(tmp_path):
+def test_a_lock_that_cannot_be_used_is_an_error_that_names_it(tmp_path: Path) -> None:
     """B47."""
     (tmp_path / "collection.lock").mkdir()
     with pytest.raises(TurnUnavailable, match=r"collection.lock cannot be used"), try_turn(tmp_path):

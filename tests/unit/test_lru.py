@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from regmirror.lru import Lru, weigh_texts
 
 
-def one(key, value):
+def one(key: Any, value: Any) -> Any:
     """Every entry weighs the same."""
     return 1
 
 
-def length(key, value):
+def length(key: Any, value: Any) -> Any:
     return len(value)
 
 
-def test_what_was_put_is_there():
+def test_what_was_put_is_there() -> None:
     lru = Lru(2, one)
     lru.put("a", 1)
     assert lru.get("a") == 1
     assert lru.get("b") is None
 
 
-def test_what_was_found_and_not_is_counted():
+def test_what_was_found_and_not_is_counted() -> None:
     lru = Lru(2, one)
     lru.put("a", 1)
     lru.get("a")
@@ -33,7 +35,7 @@ def test_what_was_found_and_not_is_counted():
     assert (lru.hits, lru.misses) == (2, 1)
 
 
-def test_what_was_used_longest_ago_goes_first():
+def test_what_was_used_longest_ago_goes_first() -> None:
     lru = Lru(2, one)
     lru.put("a", 1)
     lru.put("b", 2)
@@ -44,7 +46,7 @@ def test_what_was_used_longest_ago_goes_first():
     assert lru.get("c") == 3
 
 
-def test_the_limit_counts_weights():
+def test_the_limit_counts_weights() -> None:
     lru = Lru(10, length)
     lru.put("a", b"12345")
     lru.put("b", b"12345")
@@ -53,7 +55,7 @@ def test_the_limit_counts_weights():
     assert len(lru) == 2
 
 
-def test_an_entry_that_is_put_again_counts_once():
+def test_an_entry_that_is_put_again_counts_once() -> None:
     lru = Lru(10, length)
     lru.put("a", b"1234567")
     lru.put("a", b"123")
@@ -62,7 +64,7 @@ def test_an_entry_that_is_put_again_counts_once():
     assert lru.get("b") == b"1234567"
 
 
-def test_the_newest_entry_stays_however_heavy():
+def test_the_newest_entry_stays_however_heavy() -> None:
     lru = Lru(3, length)
     lru.put("a", b"1")
     lru.put("b", b"12345")
@@ -70,7 +72,7 @@ def test_the_newest_entry_stays_however_heavy():
     assert lru.get("b") == b"12345"
 
 
-def test_a_dropped_entry_makes_room():
+def test_a_dropped_entry_makes_room() -> None:
     lru = Lru(2, one)
     lru.put("a", 1)
     lru.put("b", 2)
@@ -82,23 +84,23 @@ def test_a_dropped_entry_makes_room():
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 4)), max_size=50))
-def test_the_limit_holds_after_whatever_was_put(entries):
-    lru = Lru(8, lambda key, weight: weight)
+def test_the_limit_holds_after_whatever_was_put(entries: Any) -> None:
+    lru: Lru[int, int] = Lru(8, lambda key, weight: weight)
     for key, weight in entries:
         lru.put(key, weight)
         assert lru.get(key) == weight
     assert sum(lru.get(key) or 0 for key in range(6)) <= 8
 
 
-def test_keys_weigh_too():
+def test_keys_weigh_too() -> None:
     """B100: names that clients invent are as long as they like."""
-    lru = Lru(10_000, lambda key, value: weigh_texts(key))
+    lru: Lru[str, int] = Lru(10_000, lambda key, value: weigh_texts(key))
     for number in range(100):
         lru.put(f"{number:04000}", True)
     assert len(lru) == 2
 
 
-def test_entries_that_are_over_are_dropped_together():
+def test_entries_that_are_over_are_dropped_together() -> None:
     lru = Lru(10, one)
     for number in range(5):
         lru.put(str(number), number + 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -13,12 +14,12 @@ from tests.mirror_fixture import wait_until
 class Work:
     """Work that waits for its release and counts how often it was begun."""
 
-    def __init__(self, result="done"):
+    def __init__(self, result: Any = "done") -> None:
         self.begun = 0
         self.result = result
         self.release = asyncio.Event()
 
-    async def __call__(self):
+    async def __call__(self) -> Any:
         self.begun += 1
         await self.release.wait()
         if isinstance(self.result, Exception):
@@ -27,18 +28,18 @@ class Work:
 
 
 @pytest.fixture
-def flight():
+def flight() -> Any:
     return SingleFlight()
 
 
-async def start_all(flight, work, count, key="key"):
+async def start_all(flight: Any, work: Any, count: Any, key: Any = "key") -> Any:
     """So many tasks that wait for one key."""
     tasks = [asyncio.create_task(flight.do(key, work)) for _ in range(count)]
     await asyncio.sleep(0)
     return tasks
 
 
-async def test_those_who_ask_at_the_same_time_share_one_call(flight):
+async def test_those_who_ask_at_the_same_time_share_one_call(flight: Any) -> None:
     work = Work()
     tasks = await start_all(flight, work, 10)
     work.release.set()
@@ -46,7 +47,7 @@ async def test_those_who_ask_at_the_same_time_share_one_call(flight):
     assert work.begun == 1
 
 
-async def test_different_keys_are_different_calls(flight):
+async def test_different_keys_are_different_calls(flight: Any) -> None:
     one, two = Work("one"), Work("two")
     tasks = [*await start_all(flight, one, 2, "1"), *await start_all(flight, two, 2, "2")]
     assert len(flight) == 2
@@ -55,7 +56,7 @@ async def test_different_keys_are_different_calls(flight):
     assert await asyncio.gather(*tasks) == ["one", "one", "two", "two"]
 
 
-async def test_after_the_call_has_ended_the_next_one_is_new(flight):
+async def test_after_the_call_has_ended_the_next_one_is_new(flight: Any) -> None:
     work = Work()
     work.release.set()
     await flight.do("key", work)
@@ -64,7 +65,7 @@ async def test_after_the_call_has_ended_the_next_one_is_new(flight):
     assert work.begun == 2
 
 
-async def test_a_failure_reaches_every_waiter(flight):
+async def test_a_failure_reaches_every_waiter(flight: Any) -> None:
     """B20: and it is not kept for those who come later."""
     work = Work(ValueError("no"))
     tasks = await start_all(flight, work, 3)
@@ -74,12 +75,12 @@ async def test_a_failure_reaches_every_waiter(flight):
     assert await flight.do("key", _return_again) == "again"
 
 
-async def _return_again():
+async def _return_again() -> Any:
     return "again"
 
 
 @pytest.mark.parametrize("place", [0, 1])
-async def test_a_waiter_that_is_cancelled_disturbs_nobody(flight, place):
+async def test_a_waiter_that_is_cancelled_disturbs_nobody(flight: Any, place: Any) -> None:
     """B16: the one who caused the call is a waiter like any other."""
     work = Work()
     tasks = await start_all(flight, work, 3)
@@ -89,7 +90,7 @@ async def test_a_waiter_that_is_cancelled_disturbs_nobody(flight, place):
     assert await asyncio.gather(*tasks) == ["done", "done"]
 
 
-async def test_work_goes_on_when_all_have_left(flight):
+async def test_work_goes_on_when_all_have_left(flight: Any) -> None:
     work = Work()
     (task,) = await start_all(flight, work, 1)
     task.cancel()
@@ -101,7 +102,7 @@ async def test_work_goes_on_when_all_have_left(flight):
     assert work.begun == 1
 
 
-async def test_a_failure_that_nobody_waits_for_is_no_error_of_the_loop(flight):
+async def test_a_failure_that_nobody_waits_for_is_no_error_of_the_loop(flight: Any) -> None:
     reported = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: reported.append(context))
     work = Work(ValueError("no"))
@@ -111,7 +112,7 @@ async def test_a_failure_that_nobody_waits_for_is_no_error_of_the_loop(flight):
     assert reported == []
 
 
-async def test_closing_cancels_what_is_in_flight(flight):
+async def test_closing_cancels_what_is_in_flight(flight: Any) -> None:
     (task,) = await start_all(flight, Work(), 1)
     await flight.close()
     assert len(flight) == 0

@@ -1,6 +1,10 @@
 """Samples of blobs: unforeseeable, small, and not to be guessed."""
 
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -16,38 +20,42 @@ DATA = random_bytes(300_000)
 class Bytes:
     """A blob of which ``arrived`` lists how much can be read at each look."""
 
-    def __init__(self, data, arrived=None):
+    def __init__(self, data: bytes, arrived: Any = None) -> None:
         self._data, self._arrived = data, list(arrived or [len(data)])
-        self.size = len(data)
+        self.size: int | None = len(data)
+        self.descriptor = None
 
-    async def wait_until_readable(self, offset):
+    def close(self) -> None:
+        pass
+
+    async def wait_until_readable(self, offset: Any) -> Any:
         return self._arrived.pop(0) if self._arrived else offset
 
-    async def read(self, start, stop):
+    async def read(self, start: Any, stop: Any) -> AsyncIterator[Any]:
         for at in range(start, stop, 1000):
             yield self._data[at : min(stop, at + 1000)]
 
 
-def upstream(data, *, start=None, pieces=1000, size=None):
+def upstream(data: bytes, *, start: Any = None, pieces: Any = 1000, size: Any = None) -> Any:
     """``open`` of an upstream that has ``data``; from ``start``, whatever is requested, if that is set."""
 
     class Body:
-        def __init__(self, first, last):
+        def __init__(self, first: Any, last: Any) -> None:
             self.start, self.size = (first if start is None else start), size
             self._rest = data[self.start : last if start is None else len(data)]
 
-        async def read(self):
+        async def read(self) -> Any:
             piece, self._rest = self._rest[:pieces], self._rest[pieces:]
             return memoryview(piece)
 
     @asynccontextmanager
-    async def open_range(first, last):
+    async def open_range(first: Any, last: Any) -> AsyncIterator[Any]:
         yield Body(first, last)
 
     return open_range
 
 
-async def test_a_sample_is_a_short_part_at_a_place_that_depends_on_the_secret():
+async def test_a_sample_is_a_short_part_at_a_place_that_depends_on_the_secret() -> None:
     """B67: nobody outside this process can tell which bytes will be compared."""
     samples = [await Sampler().take("u", DIGEST, Bytes(DATA)) for _ in range(20)]
     assert {len(sample.data) for sample in samples} == {LENGTH}
@@ -55,7 +63,7 @@ async def test_a_sample_is_a_short_part_at_a_place_that_depends_on_the_secret():
     assert len({sample.start for sample in samples}) > 15
 
 
-async def test_asking_again_brings_no_other_place():
+async def test_asking_again_brings_no_other_place() -> None:
     """B67: else who can guess one place would ask until it comes up."""
     sampler = Sampler(b"secret")
     first = await sampler.take("u", DIGEST, Bytes(DATA))
@@ -64,7 +72,7 @@ async def test_asking_again_brings_no_other_place():
     assert await sampler.take("u", OTHER, Bytes(DATA)) != first
 
 
-async def test_padding_is_no_sample_while_there_is_anything_else():
+async def test_padding_is_no_sample_while_there_is_anything_else() -> None:
     """B67: everybody can guess zeros."""
     for number in range(20):
         data = bytes(150_000) + DATA + bytes(150_000)
@@ -73,12 +81,12 @@ async def test_padding_is_no_sample_while_there_is_anything_else():
 
 
 @pytest.mark.parametrize("size", [0, 1, LENGTH, SMALL])
-async def test_a_small_blob_is_its_own_sample(size):
+async def test_a_small_blob_is_its_own_sample(size: Any) -> None:
     """B67: of a config nearly everything can be guessed."""
     assert await Sampler().take("u", DIGEST, Bytes(DATA[:size])) == Sample(0, DATA[:size], size)
 
 
-async def test_a_sample_of_a_blob_in_flight_lies_in_what_has_arrived():
+async def test_a_sample_of_a_blob_in_flight_lies_in_what_has_arrived() -> None:
     """B13: the pull of another repository is not held up until the end."""
     sample = await Sampler().take("u", DIGEST, Bytes(DATA, [10, 11, ENOUGH, 200_000]))
     assert sample == Sample(0, DATA[:ENOUGH], len(DATA))
@@ -86,7 +94,7 @@ async def test_a_sample_of_a_blob_in_flight_lies_in_what_has_arrived():
     assert sample.stop <= 100_000
 
 
-async def test_a_blob_of_untold_size_that_ends_early_is_its_own_sample():
+async def test_a_blob_of_untold_size_that_ends_early_is_its_own_sample() -> None:
     blob = Bytes(DATA[:60], [59, 60])
     blob.size = None
     assert await Sampler().take("u", DIGEST, blob) == Sample(0, DATA[:60])
@@ -94,25 +102,25 @@ async def test_a_blob_of_untold_size_that_ends_early_is_its_own_sample():
 
 @pytest.mark.parametrize("start", [None, 0, 500], ids=["the part", "from the beginning", "from before"])
 @pytest.mark.parametrize("pieces", [1, 64, 4096])
-async def test_the_bytes_of_the_sample_prove(start, pieces):
+async def test_the_bytes_of_the_sample_prove(start: Any, pieces: Any) -> None:
     sample = Sample(1000, DATA[1000:1064])
     assert await sends(upstream(DATA, start=start, pieces=pieces), sample)
 
 
 @pytest.mark.parametrize("at", [1000, 1031, 1063])
 @pytest.mark.parametrize("start", [None, 0])
-async def test_one_other_byte_disproves(at, start):
+async def test_one_other_byte_disproves(at: Any, start: Any) -> None:
     other = DATA[:at] + bytes([DATA[at] ^ 1]) + DATA[at + 1 :]
     assert not await sends(upstream(other, start=start), Sample(1000, DATA[1000:1064]))
 
 
 @pytest.mark.parametrize("length", [0, 1000, 1063])
-async def test_too_few_bytes_disprove(length):
+async def test_too_few_bytes_disprove(length: Any) -> None:
     assert not await sends(upstream(DATA[:length], start=0), Sample(1000, DATA[1000:1064]))
 
 
 @pytest.mark.parametrize(("size", "expected"), [(None, True), (len(DATA), True), (len(DATA) - 1, False)])
-async def test_the_right_bytes_of_a_blob_of_another_size_disprove(size, expected):
+async def test_the_right_bytes_of_a_blob_of_another_size_disprove(size: Any, expected: Any) -> None:
     """B67: a part of the blob is not the blob."""
     sample = Sample(1000, DATA[1000:1064], len(DATA))
     assert await sends(upstream(DATA, size=size), sample) is expected
