@@ -1,7 +1,8 @@
-"""The command line: each command calls use cases, never HTTP handlers.
+"""The command line: each command calls use cases directly, never HTTP handlers.
 
-`commands` what can be typed; `context` the global options; `output` tables and JSON; the rest
-one command each, imported when it runs, so that ``--version`` and ``serve`` load none of them.
+``main`` is the table of commands and ``context`` their common options; ``output`` prints tables
+and JSON, ``naming`` parses and formats image names. Each other module is one family of commands.
+It is imported when its command runs, so that ``--version`` and ``serve`` stay quick.
 """
 
 from regmirror.cli.main import main

@@ -1,4 +1,4 @@
-"""``check-config``: everything ``serve`` would refuse, found without touching anything."""
+"""``check-config``: report every error that would stop ``serve``, without changing anything."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from pydantic import SecretStr
 
 from regmirror.cli.context import Context
 from regmirror.cli.output import print_json
-from regmirror.cli.toml import dump
 from regmirror.config.schema import Config, split_address
 from regmirror.errors import ConfigError
 from regmirror.urls import HIDDEN, hide_password
 
 
-def run(context: Context) -> None:
-    """Print the effective configuration; raises ConfigError."""
+def print_effective_config(context: Context) -> None:
+    """Print the effective configuration without secrets; raises ConfigError if it is invalid."""
     file = context.file()
     config = context.load()
     check(config)
@@ -26,15 +25,15 @@ def run(context: Context) -> None:
     if context.json:
         print_json(visible)
         return
+    import tomli_w
     import typer
 
-    typer.echo(
-        f"# {file or 'no file: built-in defaults'}, and the environment: valid\n\n{dump(visible)}", nl=False
-    )
+    source = f"valid: {file}" if file else "valid: built-in defaults, no file"
+    typer.echo(f"# {source}, and the environment\n\n{tomli_w.dumps(visible)}", nl=False)
 
 
 def check(config: Config) -> None:
-    """Raise ConfigError for what a server could not be started with."""
+    """Raise ConfigError if a server could not start with ``config``."""
     from regmirror.server.listener import load_tls
     from regmirror.upstream.registry import Upstreams
 
@@ -45,7 +44,7 @@ def check(config: Config) -> None:
 
 
 def hide_secrets(value: Any) -> Any:
-    """The same values, with passwords replaced and an absent one still shown as absent."""
+    """A copy of ``value`` with every password replaced by a placeholder; empty ones stay empty."""
     match value:
         case SecretStr():
             return HIDDEN if value.get_secret_value() else ""
@@ -59,7 +58,7 @@ def hide_secrets(value: Any) -> Any:
 
 
 def _check_address(listen: str) -> None:
-    """Whether this machine has the address; a port in use is a server that runs."""
+    """Check that this machine has the address. A port in use is no error: the server may be running."""
     host, _ = split_address(listen)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -76,9 +75,9 @@ def _check_storage(text: str) -> None:
     except OSError as error:
         raise ConfigError("storage.path", text, f"cannot be used: {(error.strerror or '').lower()}") from None
     if not existing.is_dir():
-        raise ConfigError("storage.path", text, f"{existing} is no directory; choose another")
+        raise ConfigError("storage.path", text, f"{existing} is not a directory; choose another path")
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise ConfigError("storage.path", text, f"{existing} cannot be written; choose another")
+        raise ConfigError("storage.path", text, f"{existing} cannot be written; choose another path")
     _check_database(path, text)
 
 
@@ -91,7 +90,7 @@ def _check_database(path: Path, text: str) -> None:
         found = read_revision(path)
     except StoreUnreadable as error:
         if find_damage(database_path(path)):
-            return  # a server puts it aside and makes a new one
+            return  # the server moves a damaged database away and creates a new one
         raise ConfigError("storage.path", text, str(error)) from None
     if is_newer(found):
         reason = f"its database was written by a newer version (schema {found}); install that version"

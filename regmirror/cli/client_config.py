@@ -1,7 +1,7 @@
-"""``client-config``: what a client needs to pull through the mirror, ready to paste.
+"""``client-config``: the configuration with which a client pulls through the mirror.
 
-Plain functions from the mirror's address and the upstreams to files. What each client sends for
-them is in ``docs/clients.md``.
+Pure functions from the mirror's address and the upstreams to files. ``docs/clients.md`` describes
+the requests that each client sends.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from regmirror.cli.context import Context
     from regmirror.config.schema import Config
 
-#: Stands for the host where the configuration names none that clients could use.
+#: The host in the output if ``server.listen`` is no address that clients can use.
 PLACEHOLDER: Final = "mirror.example.com"
 DOCKER_HUB: Final = "docker.io"
 _URL: Final = re.compile(r"(https?)://([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?/?")
@@ -29,7 +29,7 @@ _PATH_HOST: Final = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*")
 
 
 class Client(StrEnum):
-    """The clients that are known; podman stands for skopeo, buildah and CRI-O too."""
+    """The supported clients; podman includes skopeo, buildah and CRI-O."""
 
     docker = "docker"
     containerd = "containerd"
@@ -40,7 +40,7 @@ class Client(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where clients find the mirror: ``host`` with its port, and whether plain http is spoken."""
+    """The address of the mirror: ``host`` with its port, and whether it serves plain HTTP."""
 
     host: str
     is_plain: bool
@@ -52,25 +52,27 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class File:
+    """A configuration file of a client."""
+
     path: str
     content: str
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """``then`` says in a sentence or two what to do with the files; ``notes`` explain."""
+    """``then`` is the step after the files are written; ``notes`` are explanations."""
 
     files: list[File]
     then: str
     notes: list[str] = field(default_factory=list)
 
 
-#: Canonical names of upstreams to all their names, the canonical one first.
+#: All names of each upstream, by canonical name; the canonical name is the first.
 Hosts = Mapping[str, list[str]]
 
 
-def run(context: Context, client: Client, mirror: Address | None) -> None:
-    """Print the set-up of ``client``; without ``mirror`` for where the configuration listens."""
+def print_client_config(context: Context, client: Client, mirror: Address | None) -> None:
+    """Print the configuration of ``client`` for ``mirror``, by default for ``server.listen``."""
     config = context.load()
     address = mirror or own_address(config)
     hosts = {name: [name, *item.aliases] for name, item in config.enabled_upstreams().items()}
@@ -87,7 +89,7 @@ def run(context: Context, client: Client, mirror: Address | None) -> None:
 
 
 def parse_address(url: str) -> Address:
-    """The address in ``http://host:port`` or ``https://host:port``."""
+    """The address in ``http://host:port`` or ``https://host:port``; raises ValueError."""
     match = _URL.fullmatch(url)
     if match is None or int((match[3] or ":0")[1:]) > 65535:
         raise ValueError(f"{url!r} is not http://HOST:PORT or https://HOST:PORT, without path or user")
@@ -96,7 +98,7 @@ def parse_address(url: str) -> Address:
 
 
 def own_address(config: Config) -> Address:
-    """Where the mirror listens by its configuration, under a placeholder if on every address."""
+    """The address of ``server.listen``, with a placeholder as host if it is every address."""
     from regmirror.config.schema import split_address
 
     host, port = split_address(config.server.listen)
@@ -107,7 +109,7 @@ def own_address(config: Config) -> Address:
 
 
 def render(setup: Setup) -> str:
-    """Every file below a comment that says where it goes: of one file the whole can be pasted."""
+    """The files, each below a comment with its path; everything else is a comment too."""
     notes = [f"# {note}" for note in setup.notes]
     files = [f"# {file.path}\n{file.content.rstrip()}" for file in setup.files]
     return "\n\n".join([*notes, *files, f"# Then: {setup.then}"])
@@ -121,19 +123,23 @@ def _explain(config: Config, address: Address) -> str | None:
             f"server.listen is {listen}, which is every address of the mirror."
         )
     if address.host.startswith(("127.", "[::1]", "localhost")):
-        return f"Of use on the mirror's own machine only: server.listen is {listen}; else give --mirror URL."
+        return f"Works on the mirror's machine only: server.listen is {listen}; otherwise give --mirror URL."
     return None
 
 
 def docker(mirror: Address, hosts: Hosts, default: str) -> Setup:
-    """dockerd's set-up; it never names Docker Hub, so that another default needs a path."""
+    """The configuration of dockerd, which does not send the host docker.io: another default needs a path."""
     if DOCKER_HUB not in hosts:
-        raise RegmirrorError(f"docker uses mirrors for {DOCKER_HUB} only, which is no enabled upstream")
+        raise RegmirrorError(
+            f"docker uses mirrors for {DOCKER_HUB} only, and {DOCKER_HUB} is not an enabled upstream"
+        )
     url, others = mirror.url, f"docker pull {mirror.host}/ghcr.io/org/app:1"
-    notes = [f"registry-mirrors are for Docker Hub; images of other registries come by name: {others}"]
+    notes = [f"registry-mirrors apply to Docker Hub only; pull images of other registries by name: {others}"]
     if default != DOCKER_HUB:
         url += f"/{DOCKER_HUB}"
-        notes.append(f"The path is needed since default_upstream is {default}; docker takes one from 25 on.")
+        notes.append(
+            f"The path is needed because default_upstream is {default}; it requires Docker 25 or newer."
+        )
     members = [f'  "registry-mirrors": ["{url}"]']
     if mirror.is_plain:
         members.append(f'  "insecure-registries": ["{mirror.host}"]')
@@ -146,7 +152,7 @@ def docker(mirror: Address, hosts: Hosts, default: str) -> Setup:
 
 
 def _containerd(mirror: Address, hosts: Hosts) -> Setup:
-    # Without "push" among them the mirror is never sent a push.
+    # Without the capability "push" containerd sends no pushes to the mirror.
     entry = f'[host."{mirror.url}"]\ncapabilities = ["pull", "resolve"]\n'
     folder = "/etc/containerd/certs.d"
     files = [File(f"{folder}/_default/hosts.toml", entry)]
@@ -172,12 +178,12 @@ def _podman(mirror: Address, hosts: Hosts) -> Setup:
 
 
 def _registry(mirror: Address, name: str, names: list[str]) -> str:
-    """A registry is named by the first component of the path, in which no port can stand."""
-    written = next((host for host in names if _PATH_HOST.fullmatch(host)), None)
-    if written is None:
-        return f"# {name} has a port, which no path can name: give the upstream an alias without one.\n"
+    """The mirror of one upstream, which is named by the first component of the path, without a port."""
+    path_host = next((host for host in names if _PATH_HOST.fullmatch(host)), None)
+    if path_host is None:
+        return f"# {name} has a port, which a path cannot contain: add an alias without a port.\n"
     lines = ["[[registry]]", f'prefix = "{name}"', f'location = "{name}"', ""]
-    lines += ["[[registry.mirror]]", f'location = "{mirror.host}/{written}"']
+    lines += ["[[registry.mirror]]", f'location = "{mirror.host}/{path_host}"']
     if mirror.is_plain:
         lines.append("insecure = true")
     return "\n".join(lines) + "\n"

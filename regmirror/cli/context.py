@@ -1,4 +1,4 @@
-"""What the global options say, for every command."""
+"""The global options, and the configuration that they select."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """``config`` is the file named by ``--config``, if any; ``json`` whether to print JSON."""
+    """``config`` is the value of ``--config``; ``json`` is whether to print JSON."""
 
     config: str | None
     json: bool
 
     def file(self) -> Path | None:
-        """The configuration file that is read, None where the defaults are enough."""
+        """The configuration file to read; None if there is none and the defaults apply."""
         from regmirror.config import loader
 
         return loader.find_file(self.config)
 
     def load(self, **overrides: dict[str, Any]) -> Config:
-        """The configuration, with tables of the command line over it; raises ConfigError."""
+        """The configuration, overridden by tables from the command line; raises ConfigError."""
         from regmirror.config import loader
 
         return loader.load(self.file(), **overrides)
 
     def reader(self, **overrides: dict[str, Any]) -> Callable[[], Config]:
-        """``load`` for a server, which reads again: always the file that was found at first.
+        """A function that loads the configuration each time, always from the file found first.
 
-        Were it looked for again, one that is being replaced would be passed over in silence.
+        A new search could miss the file while it is being replaced, and use the defaults.
         """
         from regmirror.config import loader
 
@@ -46,15 +46,15 @@ class Context:
         return lambda: loader.load(file or self.file(), **overrides)
 
 
-def given(context: typer.Context, config: str | None, json: bool = False) -> Context:
-    """The global options, whether written before or after the command; the latter win."""
-    before: Context = context.obj
-    return Context(config or before.config, json or before.json)
+def merge_options(context: typer.Context, config: str | None, json: bool = False) -> Context:
+    """Combine the options before and after the command name; those after it override."""
+    general: Context = context.obj
+    return Context(config or general.config, json or general.json)
 
 
 @contextmanager
-def wrong_usage(context: typer.Context, argument: str) -> Iterator[None]:
-    """Turn a malformed name inside into a usage error of ``argument``."""
+def usage_errors(context: typer.Context, argument: str) -> Iterator[None]:
+    """Report a malformed value that is parsed inside the block as a usage error of ``argument``."""
     try:
         yield
     except (NameInvalid, DigestInvalid, ManifestUnknown, ValueError) as error:

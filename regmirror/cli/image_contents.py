@@ -1,7 +1,7 @@
-"""What an image consists of, and how much of it is stored.
+"""The contents of an image, and which of them are stored.
 
-An image is one manifest or an index of several. What the index names and the store does not
-have is shown all the same: a client of one platform pulls no other.
+An image is one manifest, or an index of several. Manifests that an index names are listed even if
+they are not stored, since a client pulls only the manifest of its own platform.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from regmirror.oci.manifests import (
 from regmirror.oci.names import Digest
 
 CONFIG_MAX: Final = 8 * 1024 * 1024  # bytes; a larger config is not read
-DEPTH_MAX: Final = 4  # of indexes within indexes
+NESTING_MAX: Final = 4  # indexes within indexes; deeper ones are not read
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A blob that a manifest names; ``size`` is -1 where neither manifest nor file tells it."""
+    """A blob that a manifest names; ``size`` is -1 if neither the manifest nor a file has it."""
 
     digest: Digest
     size: int
@@ -39,7 +39,7 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One line of the history; an empty one made no layer."""
+    """One entry of the history; an empty one created no layer."""
 
     created: str
     created_by: str
@@ -47,11 +47,11 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """The image of one platform, or an attestation, or whatever else the index names.
+class PlatformImage:
+    """One manifest of an image: the image of a platform, an attestation or another artifact.
 
-    ``size`` is that of everything in it, the manifest included; of a manifest that is not
-    stored only its own is known. The config's content is empty where it is not stored.
+    ``size`` includes the blobs, unless the manifest is not stored. ``created``, ``labels`` and
+    ``history`` come from the config, and are empty if it is not stored.
     """
 
     platform: str
@@ -68,62 +68,62 @@ class Part:
 
     @property
     def layers(self) -> list[Layer]:
-        """The blobs but for the config."""
+        """The blobs except the config."""
         return [blob for blob in self.blobs if blob.digest != self.config]
 
     @property
     def is_complete(self) -> bool:
-        """Whether a pull of it needs no upstream."""
+        """Whether a pull needs no upstream request."""
         return self.is_stored and all(blob.is_stored for blob in self.blobs)
 
 
 @dataclass(frozen=True, slots=True)
-class Anatomy:
-    """The whole image. Blobs that occur in several parts count once."""
+class ImageContents:
+    """The whole image; sizes count a blob once, even if several manifests name it."""
 
     digest: Digest
     media_type: str
     size: int
     stored_bytes: int
     shared_bytes: int
-    parts: list[Part]
+    images: list[PlatformImage]
 
     def layers(self) -> list[Layer]:
-        """Every layer of every part, once."""
-        return list({layer.digest: layer for part in self.parts for layer in part.layers}.values())
+        """Every layer of every platform, once."""
+        return list({layer.digest: layer for image in self.images for layer in image.layers}.values())
 
 
-def dissect(reports: Reports, store: BlobStore, digest: Digest) -> Anatomy | None:
-    """Take the image apart; None if its manifest is not stored."""
+def read_contents(reports: Reports, store: BlobStore, digest: Digest) -> ImageContents | None:
+    """The contents of the image; None if its manifest is not stored."""
     root = reports.find_manifest(digest)
     if root is None:
         return None
     manifests: dict[Digest, Manifest] = {digest: root}
-    parts = list(_walk(reports, store, root, manifests))
-    shared = _shared(reports, digest, parts, manifests)
-    parts = [_mark(part, shared) for part in parts]
-    blobs = {blob.digest: blob for part in parts for blob in part.blobs}.values()
+    images = list(_walk(reports, store, root, manifests))
+    shared = _find_shared(reports, digest, images, manifests)
+    images = [_mark_shared(image, shared) for image in images]
+    blobs = {blob.digest: blob for image in images for blob in image.blobs}.values()
     stored = [blob for blob in blobs if blob.is_stored]
     own = sum(manifest.size for manifest in manifests.values())
-    absent = sum(max(part.size, 0) for part in parts if not part.is_stored)
-    return Anatomy(
+    absent = sum(max(image.size, 0) for image in images if not image.is_stored)
+    return ImageContents(
         digest,
         root.media_type,
         own + absent + sum(max(blob.size, 0) for blob in blobs),
         own + sum(blob.size for blob in stored),
         sum(blob.size for blob in stored if blob.is_shared),
-        parts,
+        images,
     )
 
 
 def _walk(
     reports: Reports, store: BlobStore, root: Manifest, manifests: dict[Digest, Manifest], depth: int = 0
-) -> Iterator[Part]:
-    """The parts below ``root``; manifests that are stored are gathered on the way."""
+) -> Iterator[PlatformImage]:
+    """The images below ``root``; adds the stored manifests to ``manifests``."""
     document = _read(root.payload)
     items = [item for item in document.get("manifests") or [] if isinstance(item, dict)]
-    if "manifests" not in document or depth >= DEPTH_MAX:
-        yield _part(store, root, document)
+    if "manifests" not in document or depth >= NESTING_MAX:
+        yield _read_image(store, root, document)
         return
     entries = {str(item.get("digest")): item for item in items}
     for child in references(document):
@@ -132,20 +132,20 @@ def _walk(
         stored = reports.find_manifest(child.digest)
         entry = entries.get(child.digest, {})
         if stored is None:
-            yield _absent(child, entry)
+            yield _absent_image(child, entry)
             continue
         manifests[child.digest] = stored
-        for part in _walk(reports, store, stored, manifests, depth + 1):
-            named = _platform(entry) if part.digest == child.digest else ""
-            yield replace(part, platform=named or part.platform)
+        for image in _walk(reports, store, stored, manifests, depth + 1):
+            platform = _platform(entry) if image.digest == child.digest else ""
+            yield replace(image, platform=platform or image.platform)
 
 
-def _part(store: BlobStore, manifest: Manifest, document: dict[str, Any]) -> Part:
+def _read_image(store: BlobStore, manifest: Manifest, document: dict[str, Any]) -> PlatformImage:
     named = [item for item in references(document) if item.role in ("config", "layer")]
     blobs = [_layer(store, item) for item in named]
     config = next((item.digest for item in named if item.role == "config"), None)
     content = _read_config(store, config) if config else {}
-    return Part(
+    return PlatformImage(
         platform_of({"platform": content}),
         manifest.digest,
         manifest.media_type,
@@ -160,8 +160,8 @@ def _part(store: BlobStore, manifest: Manifest, document: dict[str, Any]) -> Par
     )
 
 
-def _absent(child: Descriptor, entry: dict[str, Any]) -> Part:
-    return Part(
+def _absent_image(child: Descriptor, entry: dict[str, Any]) -> PlatformImage:
+    return PlatformImage(
         _platform(entry),
         child.digest,
         child.media_type,
@@ -172,7 +172,7 @@ def _absent(child: Descriptor, entry: dict[str, Any]) -> Part:
 
 
 def _layer(store: BlobStore, item: Descriptor) -> Layer:
-    """A file of another size than the manifest says is as good as none: it is fetched again."""
+    """The layer; a file whose size differs from the manifest does not count as stored."""
     stored = store.open_for_verification(item.digest)
     if stored is None:
         return Layer(item.digest, item.size, item.media_type, is_stored=False)
@@ -191,27 +191,28 @@ def _read_config(store: BlobStore, digest: Digest) -> dict[str, Any]:
         stored.close()
 
 
-def _shared(
-    reports: Reports, root: Digest, parts: list[Part], manifests: dict[Digest, Manifest]
+def _find_shared(
+    reports: Reports, root: Digest, images: list[PlatformImage], manifests: dict[Digest, Manifest]
 ) -> set[Digest]:
-    """The blobs that other images need too.
+    """The digests of the blobs that other images share.
 
-    Either a manifest of another image names the blob itself, or another index or a tag of its
-    own needs the whole part that the blob is in.
+    A blob is shared if a manifest of another image names it, or if another index or a tag names
+    a whole manifest that it belongs to.
     """
-    blobs = {blob.digest for part in parts for blob in part.blobs}
-    others = reports.used_elsewhere(blobs, manifests)
-    wanted = reports.used_elsewhere(manifests, manifests) | (reports.tagged(manifests) - {str(root)})
-    whole = {blob.digest for part in parts if part.digest in wanted for blob in part.blobs}
-    return {digest for digest in blobs if digest in others} | whole
+    blobs = {blob.digest for image in images for blob in image.blobs}
+    named = reports.used_elsewhere(blobs, manifests)
+    roots = reports.used_elsewhere(manifests, manifests) | (reports.tagged(manifests) - {str(root)})
+    below = {blob.digest for image in images if image.digest in roots for blob in image.blobs}
+    return {digest for digest in blobs if digest in named} | below
 
 
-def _mark(part: Part, shared: set[Digest]) -> Part:
-    return replace(part, blobs=[replace(blob, is_shared=blob.digest in shared) for blob in part.blobs])
+def _mark_shared(image: PlatformImage, shared: set[Digest]) -> PlatformImage:
+    blobs = [replace(blob, is_shared=blob.digest in shared) for blob in image.blobs]
+    return replace(image, blobs=blobs)
 
 
 def _platform(entry: dict[str, Any]) -> str:
-    """What the index calls it; an attestation has no platform and says so in an annotation."""
+    """The platform of an index entry; for an attestation the kind in its annotation."""
     kind = _texts(entry.get("annotations")).get("vnd.docker.reference.type", "")
     return kind or platform_of(entry)
 

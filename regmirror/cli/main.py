@@ -1,6 +1,6 @@
-"""The commands, and what all of them share: options, output, exit status.
+"""The table of commands: arguments, options, help texts and exit statuses.
 
-Exit status: 0 done; 1 the thing asked for failed; 2 wrong usage or configuration.
+Exit status: 0 done; 1 the command failed; 2 wrong usage or wrong configuration.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from typing import Annotated, Any
 import typer
 
 from regmirror import __version__
-from regmirror.cli import client_config as clients
-from regmirror.cli.client_config import Client
-from regmirror.cli.context import Context, given, wrong_usage
+from regmirror.cli.client_config import Client, parse_address, print_client_config
+from regmirror.cli.context import Context, merge_options, usage_errors
 from regmirror.errors import ConfigError, RegmirrorError
 
 app = typer.Typer(
@@ -26,13 +25,17 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-ConfigFile = Annotated[str | None, typer.Option("--config", metavar="FILE", help="The configuration file.")]
+ConfigFile = Annotated[str | None, typer.Option("--config", metavar="FILE", help="Configuration file.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Listen = Annotated[str | None, typer.Option("--listen", metavar="ADDR", help="The server's host:port.")]
+Listen = Annotated[str | None, typer.Option("--listen", metavar="ADDR", help="Server address as HOST:PORT.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="List what would be removed; remove nothing.")]
+Pattern = Annotated[
+    str, typer.Argument(metavar="PATTERN", help="Glob of images, such as 'alpine:3.*' or 'ghcr.io/org/**'.")
+]
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(is_requested: bool) -> None:
+    if is_requested:
         typer.echo(f"regmirror {__version__}")
         raise typer.Exit
 
@@ -44,7 +47,7 @@ def options(
     json: Json = False,
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version."),
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version."),
     ] = False,
 ) -> None:
     """A pull-through cache and mirror for container registries."""
@@ -55,45 +58,47 @@ def options(
 def serve(
     context: typer.Context,
     listen: Listen = None,
-    workers: Annotated[int | None, typer.Option(metavar="N", help="Processes; 0: one per core.")] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Never ask an upstream.")] = False,
+    workers: Annotated[
+        int | None, typer.Option(metavar="N", help="Number of processes; 0 = one per CPU core.")
+    ] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Never connect to an upstream.")] = False,
     config: ConfigFile = None,
 ) -> None:
-    """Serve the mirror until SIGTERM or SIGINT; SIGHUP reads the configuration again."""
+    """Run the mirror until SIGTERM or SIGINT; SIGHUP reloads the configuration."""
+    from regmirror.server.workers import serve as run_server
+
     server = {"listen": listen, "workers": workers}
     overrides: dict[str, dict[str, Any]] = {
         "server": {key: value for key, value in server.items() if value is not None}
     }
     if offline:
         overrides["freshness"] = {"offline": True}
-    from regmirror.server import workers as processes
-
-    raise typer.Exit(processes.serve(given(context, config).reader(**overrides)))
+    raise typer.Exit(run_server(merge_options(context, config).reader(**overrides)))
 
 
 @app.command("check-config")
 def check_config(context: typer.Context, config: ConfigFile = None, json: Json = False) -> None:
-    """Validate the configuration and print what is in force, secrets hidden."""
-    from regmirror.cli import check_config as checking
+    """Validate the configuration and print the effective one; secrets are hidden."""
+    from regmirror.cli.check_config import print_effective_config
 
-    checking.run(given(context, config, json))
+    print_effective_config(merge_options(context, config, json))
 
 
 @app.command("client-config")
 def client_config(
     context: typer.Context,
-    client: Annotated[Client, typer.Argument(help="Whose configuration.")],
+    client: Annotated[Client, typer.Argument(help="The client to configure.")],
     mirror: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="The mirror as clients reach it; default: from server.listen."),
+        typer.Option(metavar="URL", help="URL of the mirror as clients reach it; default: server.listen."),
     ] = None,
     config: ConfigFile = None,
     json: Json = False,
 ) -> None:
-    """Print the configuration of a client, ready to paste, and where it goes."""
-    with wrong_usage(context, "--mirror"):
-        address = clients.parse_address(mirror) if mirror is not None else None
-    clients.run(given(context, config, json), client, address)
+    """Print the configuration of a client, ready to paste, and the files it belongs to."""
+    with usage_errors(context, "--mirror"):
+        address = parse_address(mirror) if mirror is not None else None
+    print_client_config(merge_options(context, config, json), client, address)
 
 
 @app.command()
@@ -101,9 +106,9 @@ def status(
     context: typer.Context, listen: Listen = None, config: ConfigFile = None, json: Json = False
 ) -> None:
     """Show size, limits, hit ratio, upstreams and downloads in flight."""
-    from regmirror.cli import status as command
+    from regmirror.cli.status import print_status
 
-    command.run(given(context, config, json), listen)
+    print_status(merge_options(context, config, json), listen)
 
 
 @app.command("ls")
@@ -111,44 +116,132 @@ def ls(
     context: typer.Context,
     repository: Annotated[
         str | None,
-        typer.Argument(metavar="REPOSITORY-GLOB", help="As in 'ghcr.io/org/*'; ** crosses slashes."),
+        typer.Argument(
+            metavar="REPOSITORY-GLOB",
+            help="Repositories to list, such as 'ghcr.io/org/*'; * stops at a slash, ** does not.",
+        ),
     ] = None,
     config: ConfigFile = None,
     json: Json = False,
 ) -> None:
-    """List what is stored: repositories, tags, digests, sizes, last pull."""
-    from regmirror.cli import list_images as listing
+    """List cached images: repository, tag, digest, size, last pull."""
+    from regmirror.cli.image_list import print_images
     from regmirror.oci.globs import compile_glob
 
-    with wrong_usage(context, "REPOSITORY-GLOB"):
+    with usage_errors(context, "REPOSITORY-GLOB"):
         compile_glob(repository or "**")
-    listing.run(given(context, config, json), repository)
+    print_images(merge_options(context, config, json), repository)
 
 
 @app.command()
 def inspect(
     context: typer.Context,
-    image: Annotated[str, typer.Argument(metavar="IMAGE", help="As in 'alpine:3.20'.")],
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="Image, such as 'alpine:3.20'.")],
     config: ConfigFile = None,
     json: Json = False,
 ) -> None:
-    """Show a stored image: platforms, layers, shared bytes, history, labels."""
-    from regmirror.cli import inspect_image as inspection
+    """Show a cached image: platforms, layers, shared bytes, history, labels."""
+    from regmirror.cli.image_details import print_image
     from regmirror.cli.naming import Naming
 
-    chosen = given(context, config, json)
+    chosen = merge_options(context, config, json)
     loaded = chosen.load()
-    naming = Naming(loaded)
-    with wrong_usage(context, "IMAGE"):
-        repository, reference = naming.parse(image)
-    inspection.run(chosen, loaded, repository, reference)
+    with usage_errors(context, "IMAGE"):
+        repository, reference = Naming(loaded).parse(image)
+    print_image(chosen, loaded, repository, reference)
 
 
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Only list what would go, and why.")]
-Pattern = Annotated[str, typer.Argument(metavar="PATTERN", help="As in 'alpine:3.*' or 'ghcr.io/org/**'.")]
+@app.command()
+def gc(
+    context: typer.Context, dry_run: DryRun = False, config: ConfigFile = None, json: Json = False
+) -> None:
+    """Remove content that no manifest or tag references."""
+    from regmirror.cli.removals import collect_garbage
+
+    collect_garbage(merge_options(context, config, json), is_dry=dry_run)
 
 
-def _size(text: str) -> int:
+@app.command()
+def evict(
+    context: typer.Context,
+    to: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Size to shrink to, such as 50GB; default: the configured limits."),
+    ] = None,
+    dry_run: DryRun = False,
+    config: ConfigFile = None,
+    json: Json = False,
+) -> None:
+    """Free space: remove the least recently pulled content."""
+    from regmirror.cli.removals import evict_content
+
+    with usage_errors(context, "--to"):
+        size = None if to is None else _parse_size(to)
+    evict_content(merge_options(context, config, json), size, is_dry=dry_run)
+
+
+@app.command()
+def scrub(
+    context: typer.Context,
+    rate: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE/s", help="Maximum read rate, such as 20MB/s; default: scrub.rate."),
+    ] = None,
+    config: ConfigFile = None,
+    json: Json = False,
+) -> None:
+    """Verify every stored file; quarantine and re-download corrupt ones."""
+    from regmirror.cli.scrub import scrub_store
+
+    with usage_errors(context, "--rate"):
+        limit = None if rate is None else _parse_size(rate.removesuffix("/s"))
+    scrub_store(merge_options(context, config, json), limit)
+
+
+@app.command()
+def purge(
+    context: typer.Context,
+    what: Annotated[str, typer.Argument(metavar="IMAGE|REPOSITORY-GLOB|DIGEST", help="Content to remove.")],
+    config: ConfigFile = None,
+    json: Json = False,
+) -> None:
+    """Remove an image, the repositories that match a glob, or the content of a digest."""
+    from regmirror.cli.removals import purge_content
+    from regmirror.oci.globs import compile_glob
+
+    with usage_errors(context, "IMAGE|REPOSITORY-GLOB|DIGEST"):
+        compile_glob(what)
+        purge_content(merge_options(context, config, json), what)
+
+
+@app.command()
+def pin(context: typer.Context, pattern: Pattern, config: ConfigFile = None, json: Json = False) -> None:
+    """Protect the images that match a pattern from eviction."""
+    from regmirror.cli.pins import add_pin
+    from regmirror.oci.globs import compile_glob
+
+    with usage_errors(context, "PATTERN"):
+        compile_glob(pattern)
+    add_pin(merge_options(context, config, json), pattern)
+
+
+@app.command()
+def unpin(context: typer.Context, pattern: Pattern, config: ConfigFile = None, json: Json = False) -> None:
+    """Remove a pin."""
+    from regmirror.cli.pins import remove_pin
+
+    remove_pin(merge_options(context, config, json), pattern)
+
+
+@app.command()
+def pins(context: typer.Context, config: ConfigFile = None, json: Json = False) -> None:
+    """List the pins, which protect images from eviction."""
+    from regmirror.cli.pins import print_pins
+
+    print_pins(merge_options(context, config, json))
+
+
+def _parse_size(text: str) -> int:
     from pydantic import ByteSize, TypeAdapter
 
     from regmirror.config.schema import parse_size
@@ -156,119 +249,32 @@ def _size(text: str) -> int:
     return int(TypeAdapter(ByteSize).validate_python(parse_size(text)))
 
 
-@app.command()
-def gc(
-    context: typer.Context, dry_run: DryRun = False, config: ConfigFile = None, json: Json = False
-) -> None:
-    """Remove what nothing references."""
-    from regmirror.cli import maintenance as upkeep
-
-    upkeep.collect(given(context, config, json), is_dry=dry_run)
-
-
-@app.command()
-def evict(
-    context: typer.Context,
-    to: Annotated[str | None, typer.Option(metavar="SIZE", help="Bytes that may stay, as in 50GB.")] = None,
-    dry_run: DryRun = False,
-    config: ConfigFile = None,
-    json: Json = False,
-) -> None:
-    """Make room: remove the least recently pulled blobs."""
-    from regmirror.cli import maintenance as upkeep
-
-    with wrong_usage(context, "--to"):
-        size = None if to is None else _size(to)
-    upkeep.evict(given(context, config, json), size, is_dry=dry_run)
-
-
-@app.command()
-def scrub(
-    context: typer.Context,
-    rate: Annotated[
-        str | None, typer.Option(metavar="SIZE/s", help="At most, as in 20MB/s; default: scrub.rate.")
-    ] = None,
-    config: ConfigFile = None,
-    json: Json = False,
-) -> None:
-    """Verify every stored byte; put aside and heal what is rotten."""
-    from regmirror.cli import scrub as scrubbing
-
-    with wrong_usage(context, "--rate"):
-        limit = None if rate is None else _size(rate.removesuffix("/s"))
-    scrubbing.run(given(context, config, json), limit)
-
-
-@app.command()
-def purge(
-    context: typer.Context,
-    what: Annotated[str, typer.Argument(metavar="IMAGE|REPOSITORY-GLOB|DIGEST", help="What to forget.")],
-    config: ConfigFile = None,
-    json: Json = False,
-) -> None:
-    """Forget an image, repositories or a digest now."""
-    from regmirror.cli import maintenance as upkeep
-    from regmirror.oci.globs import compile_glob
-
-    with wrong_usage(context, "IMAGE|REPOSITORY-GLOB|DIGEST"):
-        compile_glob(what)
-        upkeep.purge(given(context, config, json), what)
-
-
-@app.command()
-def pin(context: typer.Context, pattern: Pattern, config: ConfigFile = None, json: Json = False) -> None:
-    """Protect what matches from eviction."""
-    from regmirror.cli import maintenance as upkeep
-    from regmirror.oci.globs import compile_glob
-
-    with wrong_usage(context, "PATTERN"):
-        compile_glob(pattern)
-    upkeep.pin(given(context, config, json), pattern)
-
-
-@app.command()
-def unpin(context: typer.Context, pattern: Pattern, config: ConfigFile = None, json: Json = False) -> None:
-    """Protect no longer."""
-    from regmirror.cli import maintenance as upkeep
-
-    upkeep.unpin(given(context, config, json), pattern)
-
-
-@app.command()
-def pins(context: typer.Context, config: ConfigFile = None, json: Json = False) -> None:
-    """List what is protected from eviction."""
-    from regmirror.cli import maintenance as upkeep
-
-    upkeep.pins(given(context, config, json))
-
-
 def main() -> None:
-    """Run the command line; errors become one line on standard error."""
+    """Run the command line; an error is one line on standard error."""
     for stream in (sys.stdout, sys.stderr):
-        # A name that the locale cannot write is no reason to fail; a closed stream is None.
+        # The locale may lack characters of a name. A stream that the caller has closed is None.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except ConfigError as error:
-        sys.exit(_complain(f"wrong configuration: {error}", 2))
+        sys.exit(_print_error(f"wrong configuration: {error}", 2))
     except RegmirrorError as error:
-        sys.exit(_complain(str(error), 1))
+        sys.exit(_print_error(str(error), 1))
     except KeyboardInterrupt:
         sys.exit(130)
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        sys.exit(_complain(f"{where}{(error.strerror or str(error)).lower()}", 1))
-    except Exception as error:  # noqa: BLE001 - whatever it is, the user gets one line and not a traceback
-        sys.exit(_complain(_explain(error), 1))
+        path = f"{error.filename}: " if error.filename else ""
+        sys.exit(_print_error(f"{path}{(error.strerror or str(error)).lower()}", 1))
+    except Exception as error:  # noqa: BLE001 - a defect is reported in one line, without a traceback
+        sys.exit(_print_error(_describe_defect(error), 1))
 
 
-def _explain(error: Exception) -> str:
-    """A defect of the program, with what its authors need to find it."""
+def _describe_defect(error: Exception) -> str:
     place = traceback.extract_tb(error.__traceback__)[-1]
     return f"internal error, please report it: {error!r} at {place.filename}:{place.lineno}"
 
 
-def _complain(text: str, status: int) -> int:
+def _print_error(text: str, status: int) -> int:
     sys.stderr.write(f"regmirror: {text}\n")
     return status

@@ -1,4 +1,4 @@
-"""Images as people write them, and what they mean here."""
+"""Image names as users write them, and the repositories and references that they mean."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from regmirror.oci.paths import DOCKER_HUB, UpstreamTable
 
 
 class Naming:
-    """Reads and writes names by the upstreams of one configuration."""
+    """Parses and formats names by the upstreams of one configuration."""
 
     def __init__(self, config: Config) -> None:
         self._table = UpstreamTable(config.known_hosts(), config.default_upstream)
         self._default = config.known_hosts()[config.default_upstream]
 
     def parse(self, image: str) -> tuple[Repository, Reference]:
-        """What ``image`` names, ``latest`` without tag or digest.
+        """The repository and reference of ``image``; without tag or digest the tag is ``latest``.
 
-        Raises NameInvalid, DigestInvalid or ManifestUnknown for what is no image name.
+        Raises NameInvalid, DigestInvalid or ManifestUnknown for a malformed name.
         """
         name, reference = split_image(image)
         return self._resolve(name), parse_reference(reference)
@@ -36,18 +36,18 @@ class Naming:
         try:
             return self._table.resolve(name)
         except NameUnknown:
-            # Perhaps an upstream of yesterday, of which something is still stored.
+            # Content of an upstream that is no longer configured may still be stored.
             host, _, rest = name.partition("/")
             if not is_host(host):
                 raise
             return Repository(host, rest)
 
     def is_upstream(self, host: str) -> bool:
-        """Whether the mirror may ask it."""
+        """Whether ``host`` is a configured upstream or one of its aliases."""
         return host in self._table.hosts
 
     def show(self, repository: Repository) -> str:
-        """The shortest name that means the repository."""
+        """The shortest name that ``parse`` resolves to the repository."""
         candidates = []
         if repository.upstream == self._default:
             if repository.upstream == DOCKER_HUB:
@@ -57,19 +57,19 @@ class Naming:
 
     def show_image(self, repository: Repository, reference: Reference) -> str:
         """``alpine:3.20`` or ``ghcr.io/org/app@sha256:…``."""
-        return f"{self.show(repository)}{_tail(reference)}"
+        return f"{self.show(repository)}{_suffix(reference)}"
 
     def is_match(self, glob: str, repository: Repository, reference: Reference) -> bool:
-        """Whether the shown or the full name matches, with or without the reference."""
+        """Whether ``glob`` matches the short or full name, with or without the reference."""
         names = (self.show(repository), str(repository))
-        return any(matches(glob, text) for name in names for text in (name, name + _tail(reference)))
+        return any(matches(glob, text) for name in names for text in (name, name + _suffix(reference)))
 
-    def is_match_of(self, glob: str, repository: Repository) -> bool:
-        """Whether the shown or the full name of a repository matches."""
+    def is_repository_match(self, glob: str, repository: Repository) -> bool:
+        """Whether ``glob`` matches the short or full name of the repository."""
         return any(matches(glob, text) for text in (self.show(repository), str(repository)))
 
     def canonical(self, pattern: str) -> str:
-        """A pattern of images with its upstream written out, as names are in the store."""
+        """The pattern with its upstream written in full, as names are stored."""
         if pattern.startswith("**"):
             return pattern
         head, slash, rest = pattern.partition("/")
@@ -87,5 +87,5 @@ class Naming:
             return False
 
 
-def _tail(reference: Reference) -> str:
+def _suffix(reference: Reference) -> str:
     return f"@{reference}" if isinstance(reference, Digest) else f":{reference}"

@@ -1,7 +1,6 @@
-"""How commands print: JSON, tables on a terminal, aligned text elsewhere.
+"""Output of commands: JSON, tables on a terminal, aligned text elsewhere.
 
-What comes from images (labels, history) is written by strangers: control characters never reach
-the terminal.
+Labels and history come from the authors of images, so control characters are escaped.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ GAP = "  "
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """``right`` names the columns of numbers; ``title`` stands above."""
+    """``right`` names the columns that are aligned to the right; ``title`` is printed above."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -29,12 +28,12 @@ class Table:
 
 
 def print_json(value: Any) -> None:
-    """Standard output gets one JSON document, in ASCII."""
+    """Print ``value`` as one JSON document, in ASCII."""
     typer.echo(json.dumps(value, indent=2))
 
 
 def print_parts(*parts: str | Table) -> None:
-    """Print texts and tables with an empty line between them, all at once."""
+    """Print texts and tables, separated by empty lines."""
     if is_terminal():
         _print_rich(parts)
     else:
@@ -42,7 +41,7 @@ def print_parts(*parts: str | Table) -> None:
 
 
 def is_terminal() -> bool:
-    # Closed by the caller (`>&-`), standard output is None.
+    """Whether standard output is a terminal; it is None if the caller closed it (``>&-``)."""
     return bool(getattr(sys.stdout, "isatty", bool)())
 
 
@@ -53,7 +52,7 @@ def pairs(values: Sequence[tuple[str, str]]) -> str:
 
 
 def plain(table: Table) -> str:
-    """The table as aligned text, one row a line, without a trailing space."""
+    """The table as aligned text, one row per line, without trailing spaces."""
     lines = [[name.upper() for name in table.columns], *([clean(cell) for cell in row] for row in table.rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     right = [name in table.right for name in table.columns]
@@ -94,43 +93,42 @@ def _rich_table(table: Table) -> Any:
 
 
 def clean(text: str) -> str:
-    """Printable characters as they are, any other as Python would escape it."""
+    """Escape the characters that are not printable, as ``repr`` does."""
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def shorten(text: str, width: int) -> str:
-    """At most ``width`` characters of one line."""
+    """``text`` on one line, cut to ``width`` characters."""
     line = " ".join(text.split())
     return line if len(line) <= width else line[: width - 3] + "..."
 
 
 def short_digest(digest: str) -> str:
-    """A digest for people to compare; whole where programs may read it."""
+    """The digest, cut to 12 digits on a terminal."""
     algorithm, _, encoded = digest.partition(":")
     return f"{algorithm}:{encoded[:12]}" if is_terminal() else digest
 
 
 def bytes_text(count: int | None) -> str:
-    """``31.0 MB``: a size to read, by powers of 1000; a dash for an unknown one."""
-    if count is None or count < 0:
-        return "-"
-    if count < 1000:
-        return f"{count} B"
-    size = float(count)
-    for unit in ("kB", "MB", "GB", "TB"):
-        size /= 1000
-        if size < 999.95:
-            return f"{size:.1f} {unit}"
-    return f"{size / 1000:.1f} PB"
+    """A size for people, such as ``31.0 MB``, in powers of 1000; a dash for an unknown one."""
+    import humanize
+
+    return "-" if count is None or count < 0 else humanize.naturalsize(count)
 
 
 def time_text(seconds: float | None) -> str:
-    """Local time to the second; a dash for none."""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) if seconds else "-"
+    """A time for people: ``3 hours ago`` on a terminal, elsewhere local time; a dash for none."""
+    if not seconds:
+        return "-"
+    if is_terminal():
+        import humanize
+
+        return humanize.naturaltime(time.time() - seconds)
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
 def time_json(seconds: float | None) -> str | None:
-    """RFC 3339 in UTC, to the second."""
+    """RFC 3339 in UTC, to the second; None for none."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds)) if seconds else None

@@ -1,4 +1,4 @@
-"""``status``: how full the store is, and how the running server fares."""
+"""``status``: the size of the store, downloads in flight, and the metrics of the running server."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from regmirror.metadata.reports import open_reports
 if TYPE_CHECKING:
     from regmirror.metadata.totals import Totals
 
-PATIENCE: Final = 1.0  # seconds for a server to tell its figures
-METRICS_MAX: Final = 16 * 1024 * 1024
-#: Results for which no content had to be fetched for this request.
+METRICS_TIMEOUT: Final = 1.0  # seconds for each read of the metrics of the server
+METRICS_MAX: Final = 16 * 1024 * 1024  # bytes of metrics that are read
+#: The results of requests that fetched no content.
 HITS: Final = ("hit", "revalidated", "stale", "coalesced")
 
-Figures = dict[str, list[tuple[dict[str, str], float]]]
+Samples = dict[str, list[tuple[dict[str, str], float]]]
 
 
-def run(context: Context, listen: str | None) -> None:
-    """Print the state; ``listen`` is where the server is if not where the configuration says."""
+def print_status(context: Context, listen: str | None) -> None:
+    """Print the status; ``listen`` is the address of the server, by default ``server.listen``."""
     config = context.load(**({"server": {"listen": listen}} if listen else {}))
     root = Path(config.storage.path)
     with open_reports(root) as reports:
         totals = reports.totals()
     url = metrics_url(config)
-    figures = fetch_figures(url)
+    samples = fetch_metrics(url)
     report = {
         "store": _store(config, root, totals),
         "downloads": _downloads(root),
-        "server": None if figures is None else _server(url, config, figures),
+        "server": None if samples is None else _server(url, config, samples),
     }
     if context.json:
         print_json(report)
@@ -47,16 +47,16 @@ def run(context: Context, listen: str | None) -> None:
 
 
 def metrics_url(config: Config) -> str:
-    """Where this machine reaches the server's figures."""
+    """The URL of the metrics of the server, as this machine reaches it."""
     host, port = split_address(config.server.listen)
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
     scheme = "https" if config.server.tls.certificate else "http"
     return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}/metrics"
 
 
-def fetch_figures(url: str) -> Figures | None:
-    """What the server tells; None if no regmirror answers there."""
-    # The figures are no secret and the certificate is for another name than this address.
+def fetch_metrics(url: str) -> Samples | None:
+    """The metrics of the server; None if no regmirror responds at ``url``."""
+    # Metrics are not secret, and the certificate does not name this address.
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -64,23 +64,23 @@ def fetch_figures(url: str) -> Figures | None:
         urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
     )
     try:
-        with opener.open(url, timeout=PATIENCE) as answer:
-            text = answer.read(METRICS_MAX).decode()
-        figures = parse_figures(text)
+        with opener.open(url, timeout=METRICS_TIMEOUT) as response:
+            text = response.read(METRICS_MAX).decode()
+        samples = parse_metrics(text)
     except (OSError, ValueError, urllib.error.URLError):
         return None
-    return figures if "regmirror_build_info" in figures else None
+    return samples if "regmirror_build_info" in samples else None
 
 
-def parse_figures(text: str) -> Figures:
-    """Samples by name; raises ValueError for what is not Prometheus' text format."""
+def parse_metrics(text: str) -> Samples:
+    """Labels and values by metric; raises ValueError if ``text`` is not in the Prometheus text format."""
     from prometheus_client.parser import text_string_to_metric_families
 
-    figures: Figures = {}
+    samples: Samples = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
-            figures.setdefault(sample.name, []).append((sample.labels, sample.value))
-    return figures
+            samples.setdefault(sample.name, []).append((sample.labels, sample.value))
+    return samples
 
 
 def _store(config: Config, root: Path, totals: Totals) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def _store(config: Config, root: Path, totals: Totals) -> dict[str, Any]:
 
 
 def _downloads(root: Path) -> list[dict[str, Any]] | None:
-    """What is arriving; None if this user may not look."""
+    """Downloads in flight; None if this user may not read the staging directory."""
     try:
         found = Staging(root / "staging").in_flight()
     except OSError:
@@ -108,41 +108,43 @@ def _downloads(root: Path) -> list[dict[str, Any]] | None:
     return [{"digest": digest, "received": received, "size": size} for digest, received, size in found]
 
 
-def _server(url: str, config: Config, figures: Figures) -> dict[str, Any]:
-    results = _by_label(figures.get("regmirror_requests_total", []), "result")
+def _server(url: str, config: Config, samples: Samples) -> dict[str, Any]:
+    results = _by_label(samples.get("regmirror_requests_total", []), "result")
     hits = sum(results.get(name, 0) for name in HITS)
-    answered = _answered(results)
+    successes = _count_successes(results)
     return {
         "url": url.removesuffix("/metrics"),
-        "version": figures["regmirror_build_info"][0][0].get("version", ""),
+        "version": samples["regmirror_build_info"][0][0].get("version", ""),
         "requests": int(sum(results.values())),
         "results": {name: int(count) for name, count in sorted(results.items())},
-        "hit_ratio": round(hits / answered, 4) if answered else None,
-        "sent_bytes": int(_sum(figures.get("regmirror_sent_bytes_total", []))),
-        "fetched_bytes": int(_sum(figures.get("regmirror_fetched_bytes_total", []))),
-        "upstreams": [_upstream(name, figures) for name in config.enabled_upstreams()],
+        "hit_ratio": round(hits / successes, 4) if successes else None,
+        "sent_bytes": int(_sum(samples.get("regmirror_sent_bytes_total", []))),
+        "fetched_bytes": int(_sum(samples.get("regmirror_fetched_bytes_total", []))),
+        "upstreams": [_upstream(name, samples) for name in config.enabled_upstreams()],
     }
 
 
-def _answered(results: Mapping[str, float]) -> int:
+def _count_successes(results: Mapping[str, float]) -> int:
     return int(sum(count for result, count in results.items() if result != "error"))
 
 
-def _upstream(name: str, figures: Figures) -> dict[str, Any]:
-    def mine(metric: str) -> list[tuple[dict[str, str], float]]:
-        return [item for item in figures.get(metric, []) if item[0].get("upstream") == name]
+def _upstream(name: str, samples: Samples) -> dict[str, Any]:
+    def of_upstream(metric: str) -> list[tuple[dict[str, str], float]]:
+        return [item for item in samples.get(metric, []) if item[0].get("upstream") == name]
 
-    statuses = _by_label(mine("regmirror_upstream_requests_total"), "status")
-    limit = int(_sum(mine("regmirror_upstream_ratelimit_limit")))
-    state = "up" if _sum(mine("regmirror_upstream_up")) else "failing"
+    statuses = _by_label(of_upstream("regmirror_upstream_requests_total"), "status")
+    limit = int(_sum(of_upstream("regmirror_upstream_ratelimit_limit")))
+    state = "up" if _sum(of_upstream("regmirror_upstream_up")) else "failing"
     return {
         "name": name,
         "state": state if sum(statuses.values()) else "not asked yet",
         "requests": int(sum(statuses.values())),
         "errors": int(sum(count for status, count in statuses.items() if _is_failure(status))),
-        "fetched_bytes": int(_sum(mine("regmirror_fetched_bytes_total"))),
+        "fetched_bytes": int(_sum(of_upstream("regmirror_fetched_bytes_total"))),
         "limit": limit or None,
-        "limit_remaining": int(_sum(mine("regmirror_upstream_ratelimit_remaining"))) if limit else None,
+        "limit_remaining": int(_sum(of_upstream("regmirror_upstream_ratelimit_remaining")))
+        if limit
+        else None,
     }
 
 
@@ -188,15 +190,17 @@ def _store_pairs(store: dict[str, Any]) -> list[tuple[str, str]]:
 def _server_pairs(
     server: dict[str, Any] | None, downloads: list[dict[str, Any]] | None, url: str
 ) -> list[tuple[str, str]]:
-    arriving = "unknown: staging cannot be read" if downloads is None else str(len(downloads))
+    in_flight = "unknown: no permission to read staging" if downloads is None else str(len(downloads))
     if server is None:
-        return [("downloads", arriving), ("server", f"not running at {url.removesuffix('/metrics')}")]
+        return [("downloads", in_flight), ("server", f"not running at {url.removesuffix('/metrics')}")]
     ratio = server["hit_ratio"]
     requests = (
-        "none yet" if ratio is None else f"{ratio:.1%} of {_answered(server['results'])} answered requests"
+        "none yet"
+        if ratio is None
+        else f"{ratio:.1%} of {_count_successes(server['results'])} successful requests"
     )
     return [
-        ("downloads", arriving),
+        ("downloads", in_flight),
         ("server", f"{server['url']}, version {server['version']}"),
         ("hits", requests),
         ("sent", f"{bytes_text(server['sent_bytes'])}, fetched {bytes_text(server['fetched_bytes'])}"),

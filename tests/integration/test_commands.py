@@ -12,10 +12,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import tomli_w
 
 from regmirror.cli.check_config import check
-from regmirror.cli.status import fetch_figures
-from regmirror.cli.toml import dump
+from regmirror.cli.status import fetch_metrics
 from regmirror.config.schema import Config
 from regmirror.errors import ConfigError
 from tests.fake_registry import FakeRegistry, random_bytes
@@ -71,7 +71,7 @@ class Stage:
                 for name, item in mirror.config.upstreams.items()
             },
         }
-        (directory / "mirror.toml").write_text(dump(tables))
+        (directory / "mirror.toml").write_text(tomli_w.dumps(tables))
 
     async def run(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         return await asyncio.to_thread(run, *arguments, cwd=self.directory, **variables)
@@ -231,9 +231,9 @@ async def test_inspect_for_people_keeps_control_characters_away(stage):
 @pytest.mark.parametrize(
     ("image", "sentence"),
     [
-        ("nope", "nothing is stored of docker.io/library/nope"),
-        ("alpine:nope", "alpine:nope is not stored; see regmirror ls 'alpine' for what is"),
-        ("foo.io/x", "nothing is stored of foo.io/x, and foo.io is no upstream of this mirror"),
+        ("nope", "docker.io/library/nope is not cached"),
+        ("alpine:nope", "alpine:nope is not cached; see regmirror ls 'alpine' for its cached tags"),
+        ("foo.io/x", "foo.io/x is not cached, and foo.io is not an upstream of this mirror"),
     ],
 )
 async def test_inspect_of_what_is_not_there_fails_with_one_line(stage, image, sentence):
@@ -281,14 +281,14 @@ async def test_status_does_not_take_another_program_for_the_server():
 
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        assert await asyncio.to_thread(fetch_figures, f"http://127.0.0.1:{port}/metrics") is None
+        assert await asyncio.to_thread(fetch_metrics, f"http://127.0.0.1:{port}/metrics") is None
 
 
 async def test_status_does_not_wait_for_a_server_that_hangs():
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/metrics"
         async with asyncio.timeout(5):
-            assert await asyncio.to_thread(fetch_figures, url) is None
+            assert await asyncio.to_thread(fetch_metrics, url) is None
 
 
 async def test_a_read_only_look_changes_nothing(stage):
@@ -338,7 +338,7 @@ def test_a_file_that_is_no_database_is_named(tmp_path):
 # --- check-config
 
 
-def test_check_config_prints_what_is_in_force(tmp_path):
+def test_check_config_prints_the_effective_configuration(tmp_path):
     (tmp_path / "mirror.toml").write_text('[upstreams."docker.io"]\nusername = "me"\npassword = "hunter2"\n')
     found = run("check-config", cwd=tmp_path, REGMIRROR_SERVER__WORKERS="3")
     assert found.returncode == 0, found.stderr
@@ -408,7 +408,7 @@ def test_a_path_that_cannot_be_written_is_found_without_trying(tmp_path, monkeyp
     """B80; the permission is faked, since root may write everywhere."""
     (tmp_path / "data").mkdir()
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path / "data")
-    with pytest.raises(ConfigError, match=r"storage\.path.*cannot be written; choose another"):
+    with pytest.raises(ConfigError, match=r"storage\.path.*cannot be written; choose another path"):
         check(Config(storage={"path": str(tmp_path / "data")}))
 
 

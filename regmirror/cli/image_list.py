@@ -1,4 +1,4 @@
-"""``ls``: the images that are stored."""
+"""``ls``: the list of cached images."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from regmirror.cli.output import (
 from regmirror.metadata.reports import StoredImage, open_reports
 
 
-def run(context: Context, glob: str | None) -> None:
-    """Print the images whose repository matches ``glob``, all without one."""
+def print_images(context: Context, glob: str | None) -> None:
+    """Print the images that match ``glob``, by default all."""
     config = context.load()
     naming = Naming(config)
     with open_reports(Path(config.storage.path)) as reports:
@@ -28,11 +28,11 @@ def run(context: Context, glob: str | None) -> None:
     if glob is not None:
         images = [item for item in images if naming.is_match(glob, item.repository, item.tag or item.digest)]
     if context.json:
-        print_json([_as_json(naming, item) for item in images])
+        print_json([_to_json(naming, item) for item in images])
     elif images:
         print_parts(_table(naming, images))
     else:
-        print_parts("Nothing is stored yet." if glob is None else f"Nothing stored matches {glob}.")
+        print_parts("Nothing is cached yet." if glob is None else f"Nothing cached matches {glob}.")
 
 
 def _table(naming: Naming, images: list[StoredImage]) -> Table:
@@ -48,7 +48,7 @@ def _table(naming: Naming, images: list[StoredImage]) -> Table:
     return Table(("image", "digest", "size", "last pull"), rows, right={"size"})
 
 
-def _as_json(naming: Naming, item: StoredImage) -> dict[str, Any]:
+def _to_json(naming: Naming, item: StoredImage) -> dict[str, Any]:
     return {
         "image": naming.show_image(item.repository, item.tag or item.digest),
         "repository": str(item.repository),
