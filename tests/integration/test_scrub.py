@@ -240,7 +240,7 @@ def test_a_scrub_by_hand_does_nothing_else(monkeypatch: pytest.MonkeyPatch, tmp_
     upgrade(database_path(tmp_path))
     monkeypatch.setenv("REGMIRROR_STORAGE__PATH", str(tmp_path))
     monkeypatch.setattr(scrubbing, "open_worker", remember)
-    scrubbing.run(Context(None, json=True), None)
+    scrubbing.scrub_store(Context(None, json=True), None)
     assert [(item.gc.interval, item.scrub.interval) for item in opened] == [(0, 0)]
 
 
