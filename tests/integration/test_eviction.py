@@ -19,16 +19,16 @@ from regmirror.telemetry.events import BlobRemoved, NotStored
 from tests.fake_registry import random_bytes
 from tests.integration.test_commands import run
 from tests.integration.test_maintenance import command, rows
-from tests.mirror_fixture import NAME, run_mirror, until
+from tests.mirror_fixture import NAME, run_mirror, wait_until
 
 APP = "/v2/team/app"
 SIZE = 10_000
 
 
 async def pull(mirror: Any, digest: Any) -> Any:
-    answer = await mirror.get(f"{APP}/blobs/{digest}")
-    assert answer.status == 200
-    return answer
+    response = await mirror.get(f"{APP}/blobs/{digest}")
+    assert response.status == 200
+    return response
 
 
 async def fill(mirror: Any, upstream: Any, count: Any) -> Any:
@@ -37,7 +37,7 @@ async def fill(mirror: Any, upstream: Any, count: Any) -> Any:
     for digest in digests:
         await pull(mirror, digest)
         mirror.clock.advance(10)
-        await until(lambda digest=digest: digest in mirror.stored(), "it is stored")
+        await wait_until(lambda digest=digest: digest in mirror.stored(), "it is stored")
     return digests
 
 
@@ -63,7 +63,7 @@ async def test_room_on_the_file_system_is_made_by_eviction(
     pretend_free(monkeypatch, mirror, 5 * SIZE)
     last = upstream.add_blob("team/app", random_bytes(SIZE, seed=99))
     assert (await pull(mirror, last)).headers["Cache-Status"] == "regmirror; fwd=miss; stored"
-    await until(lambda: last in mirror.stored(), "it is stored")
+    await wait_until(lambda: last in mirror.stored(), "it is stored")
     assert first not in mirror.stored()
     assert third in mirror.stored()
     assert {event.reason for event in mirror.events.of(BlobRemoved)} == {"evicted"}
@@ -76,9 +76,9 @@ async def test_without_room_on_the_file_system_a_blob_is_passed_on(
     mirror = await start_mirror(storage={"min_free": str(100 * SIZE), "max_size": "0"})
     monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_bavail=SIZE, f_frsize=1))
     digest = upstream.add_blob("team/app", random_bytes(SIZE, seed=1))
-    answer = await pull(mirror, digest)
-    assert answer.body == random_bytes(SIZE, seed=1)
-    assert answer.headers["Cache-Status"] == "regmirror; fwd=miss"
+    response = await pull(mirror, digest)
+    assert response.body == random_bytes(SIZE, seed=1)
+    assert response.headers["Cache-Status"] == "regmirror; fwd=miss"
     assert [event.reason for event in mirror.events.of(NotStored)] == ["disk"]
     assert mirror.stored() == set()
 
@@ -154,8 +154,8 @@ async def full_of_everything(start_mirror: Any, upstream: Any) -> AsyncIterator[
     upstream.add_image("team/app", "moved", [shared, b"after"])
     assert (await mirror.get(f"{APP}/manifests/moved")).status == 200
     wanted = {*blobs, unnamed, read}
-    await until(lambda: wanted <= mirror.stored(), "everything is stored")
-    await until(lambda: len(rows(mirror, "SELECT digest FROM blobs")) == len(wanted), "with its row")
+    await wait_until(lambda: wanted <= mirror.stored(), "everything is stored")
+    await wait_until(lambda: len(rows(mirror, "SELECT digest FROM blobs")) == len(wanted), "with its row")
     async with run_mirror(mirror.root, {NAME: upstream}, clock=mirror.clock) as other:
         # As it ends it writes the times of its pulls, which else takes some seconds.
         assert (await other.get(f"{APP}/manifests/{by_digest.digest}")).status == 200

@@ -11,7 +11,7 @@ import pytest
 
 from tests.fake_registry import (
     INDEX,
-    DropBeforeAnswer,
+    DropBeforeResponse,
     FakeRegistry,
     Html,
     Redirect,
@@ -34,9 +34,9 @@ def image(upstream: Any) -> Any:
     return image
 
 
-def next_of(answer: Any) -> Any:
+def next_of(response: Any) -> Any:
     """The path that ``Link`` leads to, or None."""
-    link = answer.headers.get("Link")
+    link = response.headers.get("Link")
     if link is None:
         return None
     match = re.fullmatch(r'<([^>]+)>; rel="next"', link)
@@ -49,10 +49,10 @@ async def pages(mirror: Any, path: Any) -> Any:
     found = []
     following = path
     while following is not None:
-        answer = await mirror.get(following)
-        assert answer.status == 200
-        found.append(next(value for value in answer.json().values() if isinstance(value, list)))
-        following = next_of(answer)
+        response = await mirror.get(following)
+        assert response.status == 200
+        found.append(next(value for value in response.json().values() if isinstance(value, list)))
+        following = next_of(response)
         assert len(found) < 50
     return found
 
@@ -62,11 +62,11 @@ async def pages(mirror: Any, path: Any) -> Any:
 
 async def test_the_tags_are_all_there(mirror: Any, image: Any) -> None:
     """B53: sorted, on one page unless asked otherwise, and as JSON without a charset."""
-    answer = await mirror.get(LIST)
+    response = await mirror.get(LIST)
 
-    assert answer.json() == {"name": "team/app", "tags": TAGS}
-    assert answer.headers["Content-Type"] == "application/json"
-    assert next_of(answer) is None
+    assert response.json() == {"name": "team/app", "tags": TAGS}
+    assert response.headers["Content-Type"] == "application/json"
+    assert next_of(response) is None
 
 
 async def test_pages_of_tags(mirror: Any, image: Any) -> None:
@@ -85,18 +85,18 @@ async def test_pages_of_tags(mirror: Any, image: Any) -> None:
         ("n=5&last=zzz", [], False),
         ("last=", TAGS, False),
     ):
-        answer = await mirror.get(f"{LIST}?{query}")
+        response = await mirror.get(f"{LIST}?{query}")
 
-        assert (answer.status, answer.json()["tags"]) == (200, tags), query
-        assert (next_of(answer) is not None) is has_next, query
+        assert (response.status, response.json()["tags"]) == (200, tags), query
+        assert (next_of(response) is not None) is has_next, query
 
 
 async def test_a_number_that_is_none(mirror: Any, upstream: Any, image: Any) -> None:
     """B53: 400 PAGINATION_NUMBER_INVALID, without asking anybody."""
     for n in ("-1", "NaN", "abc", "1.5", "", "%00", "%C2%B2", "1e3", "9" * 30, "0x1"):
-        answer = await mirror.get(f"{LIST}?n={n}")
+        response = await mirror.get(f"{LIST}?n={n}")
 
-        assert (answer.status, answer.code) == (400, "PAGINATION_NUMBER_INVALID"), n
+        assert (response.status, response.code) == (400, "PAGINATION_NUMBER_INVALID"), n
     assert upstream.count() == 0
 
 
@@ -145,10 +145,10 @@ async def test_a_loop_of_pages_ends(mirror: Any, upstream: Any, image: Any, targ
     link = target.format(path=LIST, query="n=1000")
     upstream.fault(SetHeaders({"Link": f'<{link}>; rel="next"'}), kind="tags", times=None)
 
-    answer = await mirror.get(LIST)
+    response = await mirror.get(LIST)
 
-    assert answer.json()["tags"] == TAGS
-    assert "evil" not in answer.headers.get("Link", "")
+    assert response.json()["tags"] == TAGS
+    assert "evil" not in response.headers.get("Link", "")
     assert upstream.count("tags") <= 2
 
 
@@ -158,19 +158,19 @@ async def test_no_tags_are_an_empty_list(mirror: Any, upstream: Any, image: Any,
     body = b"{}" if tags == "absent" else f'{{"name":"x","tags":{tags}}}'.encode()
     upstream.fault(Status(200, {"Content-Type": "application/json"}, body), kind="tags", times=None)
 
-    answer = await mirror.get(LIST)
+    response = await mirror.get(LIST)
 
-    assert answer.status == 200
-    assert json.loads(answer.body) == {"name": "team/app", "tags": []}
+    assert response.status == 200
+    assert json.loads(response.body) == {"name": "team/app", "tags": []}
 
 
 async def test_many_who_ask_for_tags_ask_once(mirror: Any, upstream: Any, image: Any) -> None:
     gate = upstream.hold("tags")
     asked = [asyncio.create_task(mirror.get(LIST)) for _ in range(20)]
-    await gate.reached()
+    await gate.wait_for_arrivals()
     gate.release()
 
-    assert {answer.body for answer in await asyncio.gather(*asked)} == {(await mirror.get(LIST)).body}
+    assert {response.body for response in await asyncio.gather(*asked)} == {(await mirror.get(LIST)).body}
     assert upstream.count("tags") == 1
 
 
@@ -184,7 +184,7 @@ async def test_tags_move(mirror: Any, upstream: Any, image: Any) -> None:
     assert "new" in (await mirror.get(LIST)).json()["tags"]
 
 
-@pytest.mark.parametrize("fault", [Status(500), Status(429), Html(), DropBeforeAnswer(reset=True)])
+@pytest.mark.parametrize("fault", [Status(500), Status(429), Html(), DropBeforeResponse(reset=True)])
 async def test_tags_outlive_their_upstreams_failure(
     mirror: Any, upstream: Any, image: Any, fault: Any
 ) -> None:
@@ -193,10 +193,10 @@ async def test_tags_outlive_their_upstreams_failure(
     mirror.clock.advance(MAX_AGE + 1)
     upstream.fault(fault, kind="tags", times=None)
 
-    answer = await mirror.get(LIST)
+    response = await mirror.get(LIST)
 
-    assert answer.json()["tags"] == TAGS
-    assert answer.headers["Warning"].startswith('299 - "registry.test')
+    assert response.json()["tags"] == TAGS
+    assert response.headers["Warning"].startswith('299 - "registry.test')
 
 
 async def test_tags_that_are_known_stand_in_after_a_restart(
@@ -221,8 +221,8 @@ async def test_stored_tags_come_in_pages_as_well(
     await mirror.reload(freshness={"offline": True})
     assert await pages(mirror, f"{LIST}?n=4") == [TAGS[:4], TAGS[4:7]]
     assert await pages(mirror, LIST) == [TAGS[:3], TAGS[3:6], TAGS[6:7]]
-    answer = await mirror.get(f"{LIST}?last=zzz")
-    assert (answer.status, answer.json()["tags"], next_of(answer)) == (200, [], None)
+    response = await mirror.get(f"{LIST}?last=zzz")
+    assert (response.status, response.json()["tags"], next_of(response)) == (200, [], None)
     assert (await mirror.get("/v2/team/none/tags/list?last=a")).code == "NAME_UNKNOWN"
 
 
@@ -230,14 +230,14 @@ async def test_the_last_page_of_stored_tags_is_no_failure(mirror: Any, upstream:
     """B33: a client that asks until nothing more comes."""
     await mirror.get("/v2/team/app/manifests/007")
     upstream.fault(Status(500), kind="tags", times=None)
-    answer = await mirror.get(f"{LIST}?n=10&last=007")
-    assert (answer.status, answer.json()["tags"]) == (200, [])
+    response = await mirror.get(f"{LIST}?n=10&last=007")
+    assert (response.status, response.json()["tags"]) == (200, [])
 
 
 async def test_an_unknown_repository_has_no_tags(mirror: Any, image: Any) -> None:
-    answer = await mirror.get("/v2/team/none/tags/list")
+    response = await mirror.get("/v2/team/none/tags/list")
 
-    assert (answer.status, answer.code) == (404, "NAME_UNKNOWN")
+    assert (response.status, response.code) == (404, "NAME_UNKNOWN")
 
 
 # --- referrers ---
@@ -257,21 +257,21 @@ def path(image: Any) -> Any:
     return f"/v2/team/app/referrers/{image.digest}"
 
 
-def digests(answer: Any) -> Any:
-    assert answer.status == 200
-    assert answer.headers["Content-Type"] == INDEX
-    document = answer.json()
+def digests(response: Any) -> Any:
+    assert response.status == 200
+    assert response.headers["Content-Type"] == INDEX
+    document = response.json()
     assert (document["schemaVersion"], document["mediaType"]) == (2, INDEX)
     return [item["digest"] for item in document["manifests"]]
 
 
 async def test_referrers_are_the_upstreams(mirror: Any, upstream: Any, referrers: Any, path: Any) -> None:
     """B54: an OCI index of the exact type, kept for a moment."""
-    answer = await mirror.get(path)
+    response = await mirror.get(path)
 
-    assert digests(answer) == list(referrers.values())
-    assert answer.json()["manifests"][0]["annotations"] == {"a": "b"}
-    assert "OCI-Filters-Applied" not in answer.headers
+    assert digests(response) == list(referrers.values())
+    assert response.json()["manifests"][0]["annotations"] == {"a": "b"}
+    assert "OCI-Filters-Applied" not in response.headers
     await mirror.get(path)
     assert upstream.count("referrers") == 1
     mirror.clock.advance(61)
@@ -286,11 +286,11 @@ async def test_referrers_are_filtered_here(
     mirror: Any, upstream: Any, referrers: Any, path: Any, types: Any, expected: Any
 ) -> None:
     """B54: by one or several types, with the header that says so; one list serves all filters."""
-    answer = await mirror.get(path + "?" + "&".join(f"artifactType={kind}" for kind in types))
+    response = await mirror.get(path + "?" + "&".join(f"artifactType={kind}" for kind in types))
 
-    assert len(digests(answer)) == expected
-    assert {item["artifactType"] for item in answer.json()["manifests"]} <= set(types)
-    assert answer.headers["OCI-Filters-Applied"] == "artifactType"
+    assert len(digests(response)) == expected
+    assert {item["artifactType"] for item in response.json()["manifests"]} <= set(types)
+    assert response.headers["OCI-Filters-Applied"] == "artifactType"
     await mirror.get(path)
     assert upstream.count("referrers") == 1
 
@@ -349,10 +349,10 @@ async def test_lists_that_are_none_are_passed_over(
         upstream.has_referrers = False
         upstream.add_manifest("team/app", body, INDEX, image.digest.replace(":", "-"))
 
-    answer = await mirror.get(path)
+    response = await mirror.get(path)
 
-    assert answer.status in (200, 502)
-    assert answer.status == 502 or all(isinstance(item, dict) for item in answer.json()["manifests"])
+    assert response.status in (200, 502)
+    assert response.status == 502 or all(isinstance(item, dict) for item in response.json()["manifests"])
 
 
 async def test_referrers_of_what_is_stored_are_known_without_upstream(
@@ -364,9 +364,9 @@ async def test_referrers_of_what_is_stored_are_known_without_upstream(
 
     later = await start_mirror()
 
-    answer = await later.get(path)
-    assert digests(answer) == [referrers[SBOM]]
-    described = answer.json()["manifests"][0]
+    response = await later.get(path)
+    assert digests(response) == [referrers[SBOM]]
+    described = response.json()["manifests"][0]
     assert (described["artifactType"], described["annotations"]) == (SBOM, {"a": "b"})
 
 
@@ -375,7 +375,7 @@ async def test_lists_take_no_more_memory_than_is_for_them(
     mirror: Any, upstream: Any, image: Any, monkeypatch: pytest.MonkeyPatch, has_api: Any
 ) -> None:
     """B100: of the API and of the tag schema, in bytes and not in number."""
-    monkeypatch.setattr(mirror.running._resources.lists, "_limit", 300_000)
+    monkeypatch.setattr(mirror.worker._resources.lists, "_limit", 300_000)
     body = json.dumps(
         {"schemaVersion": 2, "mediaType": INDEX, "manifests": [{"annotations": {"a": "x" * 100_000}}]}
     ).encode()
@@ -383,9 +383,9 @@ async def test_lists_take_no_more_memory_than_is_for_them(
     kind = "referrers" if has_api else "manifest"
     upstream.fault(Status(200, {"Content-Type": INDEX}, body), kind=kind, times=None)
     for number in range(10):
-        answer = await mirror.get(f"/v2/team/app/referrers/sha256:{number:064}")
-        assert len(answer.json()["manifests"]) == 1
-    kept = mirror.running._resources.lists
+        response = await mirror.get(f"/v2/team/app/referrers/sha256:{number:064}")
+        assert len(response.json()["manifests"]) == 1
+    kept = mirror.worker._resources.lists
     assert 100_000 < kept.weight <= 300_000
     assert 0 < len(kept) <= 3
 

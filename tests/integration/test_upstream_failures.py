@@ -19,9 +19,9 @@ from regmirror.errors import (
     UpstreamUnreachable,
 )
 from regmirror.oci.names import Digest
-from regmirror.telemetry.events import UpstreamAnswered
+from regmirror.telemetry.events import UpstreamRequestEnded
 from regmirror.upstream.receive_buffers import POOL
-from tests.fake_registry import DropBeforeAnswer, FakeRegistry, FakeStorage, Redirect, random_bytes
+from tests.fake_registry import DropBeforeResponse, FakeRegistry, FakeStorage, Redirect, random_bytes
 from tests.integration.asking import (
     ALPINE,
     LATEST,
@@ -43,7 +43,7 @@ async def reason_of(client: Any, kind: Any) -> Any:
         await client.get_manifest(ALPINE, LATEST)
     assert type(caught.value) is kind
     assert str(caught.value).startswith(f"{NAME}: ")
-    (told,) = client.told(UpstreamAnswered)
+    (told,) = client.told(UpstreamRequestEnded)
     assert (told.status, told.reason) == (0, caught.value.reason)
     return caught.value.reason
 
@@ -107,8 +107,8 @@ async def test_a_name_that_cannot_be_resolved(monkeypatch: pytest.MonkeyPatch) -
 async def test_a_name_that_is_none() -> None:
     """B38, B55: a label longer than 63 characters, and an empty one in punycode."""
     for host in (f"{'a' * 64}.example", "xn--"):
-        answer = f"HTTP/1.1 307 \r\nLocation: http://{host}/x\r\nContent-Length: 0\r\n\r\n"
-        async with speaking(saying(answer.encode())) as home, asking(f"http://{home}") as client:
+        response = f"HTTP/1.1 307 \r\nLocation: http://{host}/x\r\nContent-Length: 0\r\n\r\n"
+        async with speaking(saying(response.encode())) as home, asking(f"http://{home}") as client:
             with pytest.raises(UpstreamFailed, match="impossible host or port") as caught:
                 await client.get_manifest(ALPINE, LATEST)
         assert caught.value.reason == "redirect"
@@ -134,13 +134,13 @@ async def test_http_to_a_port_that_speaks_https(secure: Any) -> None:
 @pytest.mark.parametrize("is_reset", [False, True])
 async def test_a_connection_that_breaks_before_the_answer(upstream: Any, is_reset: bool) -> None:
     """B38."""
-    upstream.fault(DropBeforeAnswer(reset=is_reset), times=None)
+    upstream.fault(DropBeforeResponse(reset=is_reset), times=None)
     async with asking(upstream.url) as client:
         assert await reason_of(client, UpstreamUnreachable) == "reset"
 
 
 @pytest.mark.parametrize(
-    "answer",
+    "response",
     [
         b"SSH-2.0-OpenSSH_9.2\r\n",
         b"HTTP/1.1 banana\r\n\r\n",
@@ -150,8 +150,8 @@ async def test_a_connection_that_breaks_before_the_answer(upstream: Any, is_rese
         b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
     ],
 )
-async def test_an_answer_that_is_not_http_is_a_failure(answer: bytes) -> None:
-    async with speaking(saying(answer)) as host, asking(f"http://{host}") as client:
+async def test_an_answer_that_is_not_http_is_a_failure(response: bytes) -> None:
+    async with speaking(saying(response)) as host, asking(f"http://{host}") as client:
         with pytest.raises((UpstreamFailed, UpstreamUnreachable)):
             await client.get_manifest(ALPINE, LATEST)
 
@@ -336,7 +336,7 @@ async def test_manifests_do_not_queue_behind_blobs(upstream: Any) -> None:
     pause = upstream.pause(after=1000)
     async with asking(upstream.url, max_connections=3) as client:
         fetches = [asyncio.ensure_future(client.fetch(digest)) for digest in blobs]
-        await upstream.seen("blob", count=2)
+        await upstream.wait_for_requests("blob", count=2)
         await client.get_manifest(ALPINE, LATEST)
         assert upstream.count("blob") == 2
         assert upstream.connections == 3
@@ -351,7 +351,7 @@ async def test_waiting_for_a_connection_is_no_timeout(upstream: Any) -> None:
     options = {"max_connections": 1, "connect_timeout": "50ms", "read_timeout": "5s"}
     async with asking(upstream.url, **options) as client:
         first = asyncio.ensure_future(client.fetch(blobs[0]))
-        await pause.reached()
+        await pause.wait_for_arrivals()
         second = asyncio.ensure_future(client.fetch(blobs[1]))
         await an_idle_upstream_is_given_up("100ms")
         assert not second.done()
@@ -367,7 +367,7 @@ async def test_who_is_cancelled_leaves_nothing_behind(upstream: Any) -> None:
     async with asking(upstream.url, max_connections=1) as client:
         for number in range(5):
             work = asyncio.ensure_future(client.get_manifest(ALPINE, LATEST))
-            await upstream.seen("manifest", count=number + 1)
+            await upstream.wait_for_requests("manifest", count=number + 1)
             work.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await work
@@ -464,9 +464,9 @@ async def test_a_proxy_is_asked_in_place_of_the_upstream(upstream: Any) -> None:
     proxy = upstream.url.replace("http://", "http://p:pr0xy@")
     async with asking("http://registry.example", http_proxy=proxy) as client:
         assert (await client.get_manifest(ALPINE, LATEST)).digest == image.digest
-    seen = upstream.requests[0]
-    assert seen.headers["Host"] == "registry.example"
-    assert seen.headers["Proxy-Authorization"] == "Basic cDpwcjB4eQ=="
+    request = upstream.requests[0]
+    assert request.headers["Host"] == "registry.example"
+    assert request.headers["Proxy-Authorization"] == "Basic cDpwcjB4eQ=="
 
 
 async def test_the_proxy_of_the_environment_is_asked(upstream: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,8 +30,8 @@ async def client(upstream: Any) -> Any:
 async def answering(body: Any, content_type: Any) -> Any:
     """A client of an upstream that answers everything with one body."""
     head = f"HTTP/1.1 200 OK\r\nContent-Type: {content_type}\r\nConnection: close\r\n"
-    answer = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
-    async with speaking(saying(answer)) as host, asking(f"http://{host}") as client:
+    response = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+    async with speaking(saying(response)) as host, asking(f"http://{host}") as client:
         yield client
 
 
@@ -166,12 +166,12 @@ class EndlessPages(Action):
     def __init__(self, size: Any) -> None:
         self.size, self.sent = size, 0
 
-    def change(self, reply: Any, seen: Any) -> None:
+    def change(self, response: Any, request: Any) -> None:
         self.sent += 1
-        reply.status = 200
-        reply.headers["Content-Type"] = "application/json"
-        reply.headers["Link"] = f'<{seen.path}?n=1000&last={self.sent}>; rel="next"'
-        reply.replace_body(InMemory(b'{"tags":["%s"]}' % (b"x" * self.size)))
+        response.status = 200
+        response.headers["Content-Type"] = "application/json"
+        response.headers["Link"] = f'<{request.path}?n=1000&last={self.sent}>; rel="next"'
+        response.replace_body(InMemory(b'{"tags":["%s"]}' % (b"x" * self.size)))
 
 
 async def test_a_list_has_no_more_bytes_than_memory_is_for_it(client: Any, upstream: Any, image: Any) -> None:

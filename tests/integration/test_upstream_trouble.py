@@ -12,13 +12,13 @@ from regmirror.errors import UpstreamCircuitOpen, UpstreamError, UpstreamTimeout
 from regmirror.metadata.cache import MetadataCache
 from regmirror.mirror.upstream_access import UpstreamAccess
 from regmirror.oci.names import Digest, Repository
-from regmirror.telemetry.events import CircuitChanged, UpstreamAnswered
+from regmirror.telemetry.events import CircuitChanged, UpstreamRequestEnded
 from regmirror.upstream.health.monitor import ActivityMonitor
 from regmirror.upstream.registry import Upstreams
 from tests.fake_registry import FakeRegistry, FakeStorage, Hold, RateLimit, Status, StripHeaders, random_bytes
 from tests.integration.asking import ALPINE, LATEST, NAME, asking, speaking
 from tests.integration.pulling import pull_image
-from tests.mirror_fixture import run_program, until
+from tests.mirror_fixture import run_program, wait_until
 
 TAG = "/v2/team/app/manifests/1"
 NEW = "/v2/team/app/manifests/new"
@@ -46,7 +46,9 @@ def circuit(mirror: Any) -> Any:
 
 
 async def closed(mirror: Any) -> None:
-    await mirror.events.until(lambda: circuit(mirror)[-1:] == [False], what="the circuit is closed")
+    await mirror.events.wait_until(
+        lambda: circuit(mirror)[-1:] == [False], description="the circuit is closed"
+    )
 
 
 # --- the circuit ---
@@ -63,9 +65,9 @@ async def test_an_upstream_that_keeps_failing_is_left_alone(mirror: Any, upstrea
     upstream.clear()
 
     for method in ("GET", "HEAD", "GET"):
-        answer = await mirror.request(method, TAG)
-        assert (answer.status, answer.headers["Cache-Status"]) == (200, STALE)
-        assert "keeps failing (status-503)" in answer.headers["Warning"]
+        response = await mirror.request(method, TAG)
+        assert (response.status, response.headers["Cache-Status"]) == (200, STALE)
+        assert "keeps failing (status-503)" in response.headers["Warning"]
     for path in (NEW, f"/v2/team/app/manifests/{NOTHING}", f"/v2/team/app/blobs/{NOTHING}"):
         refused = await mirror.get(path)
         assert (refused.status, refused.code) == (503, "UNAVAILABLE")
@@ -77,8 +79,8 @@ async def test_an_upstream_that_keeps_failing_is_left_alone(mirror: Any, upstrea
 
     for number in (1, 2):
         mirror.clock.advance(PROBE_INTERVAL)
-        await upstream.seen(count=number)
-    assert [seen.method for seen in upstream.requests] == ["HEAD", "HEAD"], "probes are no pulls"
+        await upstream.wait_for_requests(count=number)
+    assert [request.method for request in upstream.requests] == ["HEAD", "HEAD"], "probes are no pulls"
     assert (await mirror.get(NEW)).status == 503
     failing.remove()
     mirror.clock.advance(PROBE_INTERVAL)
@@ -105,9 +107,9 @@ async def test_what_fails_at_one_moment_has_failed_once(mirror: Any, upstream: A
     hold = Hold()
     upstream.fault(hold, Status(500), kind="manifest", times=20)
     asks = [asyncio.create_task(mirror.get(f"/v2/team/app/manifests/{n}x")) for n in range(20)]
-    await hold.reached(20)
+    await hold.wait_for_arrivals(20)
     hold.release()
-    assert {answer.status for answer in await asyncio.gather(*asks)} == {502}
+    assert {response.status for response in await asyncio.gather(*asks)} == {502}
     assert circuit(mirror) == []
     assert (await mirror.get(TAG)).body == image.manifest
 
@@ -138,7 +140,7 @@ async def test_a_storage_that_fails_is_not_the_upstream(mirror: Any, upstream: A
         storage.fault(Status(503), times=None)
         for _ in range(4):
             assert (await mirror.get(f"/v2/team/app/blobs/{image.config_digest}")).status == 502
-    upstream.blob_location = lambda seen: f"http://127.0.0.1:9/{seen.reference}"  # nobody is there
+    upstream.blob_location = lambda request: f"http://127.0.0.1:9/{request.reference}"  # nobody is there
     for _ in range(4):
         assert (await mirror.get(f"/v2/team/app/blobs/{image.config_digest}")).status == 502
     assert circuit(mirror) == []
@@ -156,7 +158,7 @@ async def test_a_token_server_that_fails_is_the_upstream(start_mirror: Any) -> N
         assert (await mirror.get(TAG)).status == 503
         assert upstream.count() == 0
         mirror.clock.advance(PROBE_INTERVAL)
-        await upstream.seen("token")
+        await upstream.wait_for_requests("token")
         failing.remove()
         mirror.clock.advance(PROBE_INTERVAL)
         await closed(mirror)
@@ -173,7 +175,7 @@ async def test_one_broken_image_does_not_keep_the_others_away(mirror: Any, upstr
     mirror.clock.advance(PROBE_INTERVAL)
     await closed(mirror)
 
-    assert [(seen.method, seen.reference) for seen in upstream.requests] == [("HEAD", "1")]
+    assert [(request.method, request.reference) for request in upstream.requests] == [("HEAD", "1")]
     assert (await mirror.get(TAG)).body == image.manifest
 
 
@@ -187,7 +189,7 @@ async def test_a_probe_obeys_a_limit(mirror: Any, upstream: Any, image: Any) -> 
     upstream.clear()
     mirror.clock.advance(PROBE_INTERVAL)
     await closed(mirror)
-    assert [seen.path for seen in upstream.requests] == ["/v2/"]
+    assert [request.path for request in upstream.requests] == ["/v2/"]
     assert (await mirror.get(TAG)).status == 429
 
 
@@ -199,7 +201,7 @@ async def test_who_waits_for_a_connection_is_refused_too(upstream: Any) -> None:
         upstream.clear()
         gate = upstream.hold()
         first = asyncio.ensure_future(client.get_manifest(ALPINE, LATEST))
-        await gate.reached()
+        await gate.wait_for_arrivals()
         waiting = [asyncio.ensure_future(client.list_tags(ALPINE)) for _ in range(3)]
         await asyncio.sleep(0)
         for _ in range(3):
@@ -217,7 +219,7 @@ async def test_a_hung_upstream_opens_the_circuit_after_three_slow_answers(
     start_mirror: Any, upstream: Any
 ) -> None:
     """B33, B35: long before any of its answers has timed out; what hung is answered in the end."""
-    mirror = await start_mirror(patience=0.05)
+    mirror = await start_mirror(stale_deadline=0.05)
     images = [upstream.add_image("team/app", str(n), [bytes([n])]) for n in range(4)]
     for number, image in enumerate(images):
         await pull_image(mirror, image, tag=str(number))
@@ -248,9 +250,9 @@ async def test_clients_fall_back_from_a_hung_upstream(
     """B34, B86: 504 in a moment, HEAD and GET, and the one question goes on."""
     mirror = await start_mirror(cold_deadline=0.05)
     gate = upstream.hold()
-    answers = [await mirror.get(f"/v2/team/app/{path}") for _ in range(2)]
-    assert [answer.status for answer in answers] == [504, 504]
-    assert answers[0].json()["errors"][0]["detail"] == {"upstream": "registry.test", "reason": "slow"}
+    responses = [await mirror.get(f"/v2/team/app/{path}") for _ in range(2)]
+    assert [response.status for response in responses] == [504, 504]
+    assert responses[0].json()["errors"][0]["detail"] == {"upstream": "registry.test", "reason": "slow"}
     assert upstream.count() == 1
     gate.release()
 
@@ -265,8 +267,8 @@ async def test_the_answer_that_nobody_waited_for_is_there_for_the_next(
     assert (await mirror.get(TAG)).status == 504
     assert (await mirror.get(blob)).status == 504
     gate.release()
-    await mirror.events.until(lambda: len(mirror.events.of(UpstreamAnswered)) == 2)
-    await until(lambda: mirror.stored() == {image.layer_digests[0]}, "the blob is stored")
+    await mirror.events.wait_until(lambda: len(mirror.events.of(UpstreamRequestEnded)) == 2)
+    await wait_until(lambda: mirror.stored() == {image.layer_digests[0]}, "the blob is stored")
 
     assert (await mirror.get(TAG)).body == image.manifest
     assert (await mirror.get(blob)).body == image.layers[0]
@@ -281,14 +283,14 @@ async def test_clients_fall_back_from_a_request_that_hangs_while_others_are_answ
     await mirror.get("/v2/team/app/manifests/first")
     gate = upstream.hold(reference="1")
     slow = asyncio.create_task(mirror.get(TAG))
-    await gate.reached()
+    await gate.wait_for_arrivals()
     for number in range(6):
         assert (await mirror.get(f"/v2/team/app/manifests/other{number}")).status == 404
         await asyncio.wait([slow], timeout=0.05)
     assert (await slow).status == 504
     assert circuit(mirror) == []
     gate.release()
-    await mirror.events.until(lambda: upstream.count("manifest", "GET") == 8)
+    await mirror.events.wait_until(lambda: upstream.count("manifest", "GET") == 8)
     assert (await mirror.get(TAG)).body == image.manifest
 
 
@@ -406,12 +408,12 @@ async def test_a_limit_is_obeyed(mirror: Any, upstream: Any, image: Any) -> None
     upstream.rate_limit = RateLimit(limit=100, remaining=0, retry_after=60)
     upstream.add_image("team/app", "2", [b"second"])
 
-    answers = [await mirror.get(TAG) for _ in range(7)]
-    answers += [await mirror.get(f"/v2/team/app/{path}") for path in ("manifests/2", "tags/list")]
-    answers.append(await mirror.get(f"/v2/team/app/manifests/{image.digest}"))
+    responses = [await mirror.get(TAG) for _ in range(7)]
+    responses += [await mirror.get(f"/v2/team/app/{path}") for path in ("manifests/2", "tags/list")]
+    responses.append(await mirror.get(f"/v2/team/app/manifests/{image.digest}"))
 
-    assert {(answer.status, answer.code) for answer in answers} == {(429, "TOOMANYREQUESTS")}
-    assert {answer.headers["Retry-After"] for answer in answers} <= {"59", "60"}
+    assert {(response.status, response.code) for response in responses} == {(429, "TOOMANYREQUESTS")}
+    assert {response.headers["Retry-After"] for response in responses} <= {"59", "60"}
     assert upstream.count() == 1
     blob = await mirror.get(f"/v2/team/app/blobs/{image.layer_digests[0]}")
     assert blob.body == image.layers[0], "blobs are not what is counted"
@@ -427,8 +429,13 @@ async def test_a_limit_on_blobs_is_one_on_everything(mirror: Any, upstream: Any,
     """B30."""
     upstream.fault(Status(429, {"Retry-After": "30"}), kind="blob", times=1)
     path = f"/v2/team/app/blobs/{image.config_digest}"
-    answers = [await mirror.get(path), await mirror.get(path), await mirror.head(path), await mirror.get(TAG)]
-    assert [answer.status for answer in answers] == [429] * 4
+    responses = [
+        await mirror.get(path),
+        await mirror.get(path),
+        await mirror.head(path),
+        await mirror.get(TAG),
+    ]
+    assert [response.status for response in responses] == [429] * 4
     assert upstream.count() == 1
     mirror.clock.advance(31)
     assert (await mirror.get(path)).body == image.config
@@ -441,8 +448,8 @@ async def test_a_limit_of_a_storage_host_is_one_on_blobs_alone(
     async with FakeStorage(upstream) as storage:
         storage.fault(Status(429, {"Retry-After": "30"}), times=1)
         path = f"/v2/team/app/blobs/{image.layer_digests[0]}"
-        answers = [await mirror.get(path), await mirror.get(path), await mirror.get(TAG)]
-        assert [answer.status for answer in answers] == [429, 429, 200]
+        responses = [await mirror.get(path), await mirror.get(path), await mirror.get(TAG)]
+        assert [response.status for response in responses] == [429, 429, 200]
         assert (upstream.count("blob"), storage.count(), upstream.count("manifest")) == (1, 1, 1)
         mirror.clock.advance(31)
         assert (await mirror.get(path)).body == image.layers[0]
@@ -456,8 +463,8 @@ async def test_a_limit_of_the_token_server_is_obeyed(start_mirror: Any) -> None:
         upstream.fault(Status(429, {"Retry-After": "40"}), kind="token", times=1)
         paths = (TAG, TAG, NEW, f"/v2/team/app/blobs/{image.config_digest}", "/v2/team/app/tags/list")
         for path in paths:
-            answer = await mirror.get(path)
-            assert (answer.status, answer.headers["Retry-After"] in ("39", "40")) == (429, True), path
+            response = await mirror.get(path)
+            assert (response.status, response.headers["Retry-After"] in ("39", "40")) == (429, True), path
         assert upstream.count("token") == 1
         assert upstream.count("manifest") == 1
         mirror.clock.advance(41)
@@ -471,9 +478,9 @@ async def test_a_cached_tag_is_served_while_the_limit_lasts(mirror: Any, upstrea
     upstream.fault(Status(429, {"Retry-After": "60"}), kind="manifest", times=1)
     upstream.clear()
     for _ in range(7):
-        answer = await mirror.get(TAG)
-        assert (answer.body, answer.headers["Cache-Status"]) == (image.manifest, STALE)
-        assert "limits the rate" in answer.headers["Warning"]
+        response = await mirror.get(TAG)
+        assert (response.body, response.headers["Cache-Status"]) == (image.manifest, STALE)
+        assert "limits the rate" in response.headers["Warning"]
     assert upstream.count() == 1
 
 
@@ -483,8 +490,8 @@ async def test_all_workers_obey_a_limit(upstream: Any, storage: Any) -> None:
     upstream.add_image("team/app", "1")
     async with run_program(storage, {"registry.test": upstream}, workers=2) as program:
         request = f"GET {TAG} HTTP/1.1\r\nHost: m\r\nConnection: close\r\n\r\n".encode()
-        answers = [await program.talk(request) for _ in range(30)]
-    assert {answer.split()[1] for answer in answers} == {b"429"}
+        responses = [await program.send_raw(request) for _ in range(30)]
+    assert {response.split()[1] for response in responses} == {b"429"}
     assert upstream.count() == 1
 
 
@@ -531,15 +538,15 @@ async def test_the_reserve_is_left_for_what_is_not_cached(
     upstream.clear()
 
     for method in ("GET", "HEAD"):
-        answer = await mirror.request(method, TAG)
-        assert answer.headers["Cache-Status"] == STALE
-        assert "rate limit almost exhausted (9 of 100 left)" in answer.headers["Warning"]
+        response = await mirror.request(method, TAG)
+        assert response.headers["Cache-Status"] == STALE
+        assert "rate limit almost exhausted (9 of 100 left)" in response.headers["Warning"]
     assert upstream.count() == 0
     upstream.add_image("team/app", "new")
     assert (await mirror.get(NEW)).status == 200, "what is not cached is asked for"
     mirror.clock.advance(61)
-    answer = await mirror.get(TAG)
-    assert answer.headers["Cache-Status"] == "regmirror; fwd=stale; fwd-status=200"
+    response = await mirror.get(TAG)
+    assert response.headers["Cache-Status"] == "regmirror; fwd=stale; fwd-status=200"
     mirror.clock.advance(11)
     assert (await mirror.get(TAG)).headers["Cache-Status"] == STALE
     assert upstream.count() == 2
@@ -564,7 +571,7 @@ async def test_processes_share_what_they_know(start_mirror: Any, upstream: Any, 
 
     for number in (1, 2, 3):
         first.clock.advance(PROBE_INTERVAL)
-        await upstream.seen(count=number)
+        await upstream.wait_for_requests(count=number)
     failing.remove()
     first.clock.advance(PROBE_INTERVAL)
     await closed(first)
@@ -595,7 +602,7 @@ async def test_offline_nothing_is_probed(mirror: Any, upstream: Any, image: Any)
     await mirror.reload(freshness={"offline": True})
     upstream.clear()
     mirror.clock.advance(PROBE_INTERVAL)
-    await until(lambda: "Probing._run" not in running(), "nobody looks after the circuit any more")
+    await wait_until(lambda: "Probing._run" not in running(), "nobody looks after the circuit any more")
 
     assert (await mirror.get(TAG)).status == 404
     assert upstream.count() == 0
@@ -622,10 +629,10 @@ async def test_a_tag_that_the_upstream_deleted_can_be_kept(
     for age in (MAX_AGE + 1, 365 * 86400):
         mirror.clock.advance(age)
         for method, body in (("GET", image.manifest), ("HEAD", b""), ("GET", image.manifest)):
-            answer = await mirror.request(method, TAG)
-            assert (answer.status, answer.body) == (200, body)
-            assert answer.headers["Cache-Status"] == STALE
-            assert "has no team/app:1" in answer.headers["Warning"]
+            response = await mirror.request(method, TAG)
+            assert (response.status, response.body) == (200, body)
+            assert response.headers["Cache-Status"] == STALE
+            assert "has no team/app:1" in response.headers["Warning"]
     assert upstream.count("manifest", "GET") == 3, "and it is remembered for a moment that it is gone"
     moved = upstream.add_image("team/app", "1", [b"again"])
     mirror.clock.advance(11)
@@ -658,8 +665,8 @@ async def test_a_tag_that_moved_is_served_as_it_was_while_the_new_one_cannot_be_
         mirror = await start_mirror(clock=mirror.clock)
 
     for _ in range(5):  # while it fails, and when its circuit is open
-        answer = await mirror.get(TAG)
-        assert (answer.body, answer.headers["Cache-Status"]) == (image.manifest, STALE)
+        response = await mirror.get(TAG)
+        assert (response.body, response.headers["Cache-Status"]) == (image.manifest, STALE)
     head = await mirror.head(TAG)
     assert head.headers["Docker-Content-Digest"] == image.digest, "HEAD promises what GET keeps"
     failing.remove()
@@ -710,8 +717,8 @@ async def test_lists_are_known_while_the_circuit_is_open(mirror: Any, upstream: 
     mirror.clock.monotonic_ahead += MAX_AGE + 1
 
     for path, known in zip(paths, before, strict=True):
-        answer = await mirror.get(path)
-        assert (answer.status, answer.json()) == (200, known)
+        response = await mirror.get(path)
+        assert (response.status, response.json()) == (200, known)
     assert upstream.count() == 0
     assert (await mirror.get("/v2/team/unknown/tags/list")).status == 503
 

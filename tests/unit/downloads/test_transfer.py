@@ -21,7 +21,7 @@ from regmirror.errors import (
 )
 from regmirror.oci.names import Digest
 from regmirror.telemetry.events import NotStored, VerificationFailed
-from tests.mirror_fixture import until
+from tests.mirror_fixture import wait_until
 from tests.unit.downloads.scripted import DATA, DIGEST, Bench, Says, Script, broken, no_range
 
 SIZE = len(DATA)
@@ -65,7 +65,7 @@ async def test_the_last_byte_is_withheld_until_the_body_has_ended(
     """B2: bytes flow at once, the last one is withheld until the hash matches."""
     says = Says(size=size, gate=asyncio.Event())
     download, task = start(bench, Script([says]))
-    await until(lambda: download.written == SIZE, "all bytes are in the file")
+    await wait_until(lambda: download.written == SIZE, "all bytes are in the file")
     assert download.visible == SIZE - 1
     assert not download.verified
     says.release()
@@ -299,10 +299,10 @@ async def test_the_second_process_follows_the_first_without_a_request(
     """B13: one writer, elected by the lock."""
     says = Says(gate=asyncio.Event())
     writer, written = start(bench, Script([says]))
-    await until(lambda: writer.written == SIZE, "the writer has everything")
+    await wait_until(lambda: writer.written == SIZE, "the writer has everything")
     script = Script([Says()])
     follower, followed = start(other, script)
-    await until(lambda: follower.written == SIZE, "the follower sees everything")
+    await wait_until(lambda: follower.written == SIZE, "the follower sees everything")
     assert follower.size == SIZE
     assert follower.visible == SIZE - 1
     says.release()
@@ -326,10 +326,10 @@ async def test_the_writers_failure_is_the_followers_failure(
     gate = asyncio.Event()
     script = Script([says], gate=gate)
     _, written = start(bench, script)
-    await until(lambda: script.asked != [], "the writer has sent a request")
+    await wait_until(lambda: script.asked != [], "the writer has sent a request")
     follower_script = Script([Says()])
     _, followed = start(other, follower_script)
-    await until(lambda: other.pauses != [], "the follower waits")
+    await wait_until(lambda: other.pauses != [], "the follower waits")
     gate.set()
     results = await asyncio.gather(written, followed, return_exceptions=True)
     assert [type(result) for result in results] == [kind, kind]
@@ -346,7 +346,7 @@ async def test_a_commit_that_failed_costs_the_follower_no_request(
     _, written = start(bench, Script([says]))
     script = Script([Says()])
     follower, followed = start(other, script)
-    await until(lambda: follower.written == SIZE, "the follower follows")
+    await wait_until(lambda: follower.written == SIZE, "the follower follows")
     says.release()
     await asyncio.gather(written, followed)
     assert script.asked == []
@@ -370,7 +370,7 @@ async def test_the_follower_has_the_last_byte_before_the_file_is_safe_on_disk(
     _, written = start(bench, Script([Says()]))
     script = Script([Says()])
     follower, followed = start(other, script)
-    await until(lambda: follower.verified, "the follower knows that all is right")
+    await wait_until(lambda: follower.verified, "the follower knows that all is right")
     assert follower.visible == SIZE
     assert other.stored() is None
     is_safe.set()
@@ -388,7 +388,7 @@ async def test_a_state_that_a_killed_writer_left_verifies_no_other_file(
     assert writer.try_lock()
     script = Script([Says()])
     follower, followed = start(other, script)
-    await until(lambda: len(other.pauses) > 3, "the follower has read the state")
+    await wait_until(lambda: len(other.pauses) > 3, "the follower has read the state")
     assert not follower.verified
     assert follower.visible == 0
     writer.close()
@@ -402,10 +402,10 @@ async def test_the_follower_takes_over_where_a_dead_writer_stopped(
 ) -> None:
     """B13, B19: a writer that ends in whatever way is replaced, by Range."""
     writer, written = start(bench, Script([Says(stop=6_000, gate=asyncio.Event())]))
-    await until(lambda: writer.written == 6_000, "the writer has a part")
+    await wait_until(lambda: writer.written == 6_000, "the writer has a part")
     script = Script([Says()])
     follower, followed = start(other, script)
-    await until(lambda: follower.written == 6_000, "the follower sees it")
+    await wait_until(lambda: follower.written == 6_000, "the follower sees it")
     written.cancel()
     await followed
     assert script.asked == [6_000]
@@ -421,9 +421,9 @@ async def test_a_takeover_that_finds_wrong_bytes_withholds_the_last_byte(
 ) -> None:
     """B2: what the dead writer had let through is hashed as well."""
     writer, written = start(bench, Script([Says(b"?" + DATA[1:6_000], size=SIZE, gate=asyncio.Event())]))
-    await until(lambda: writer.written == 6_000, "the writer has a part")
+    await wait_until(lambda: writer.written == 6_000, "the writer has a part")
     follower, followed = start(other, Script([Says()]))
-    await until(lambda: follower.written == 6_000, "the follower sees it")
+    await wait_until(lambda: follower.written == 6_000, "the follower sees it")
     written.cancel()
     with pytest.raises(UpstreamContentInvalid):
         await followed

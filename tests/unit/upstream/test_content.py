@@ -17,7 +17,7 @@ class Moved:
 
 
 @dataclass
-class Reply:
+class PlannedResponse:
     """The response of an upstream, whose body comes in ``pieces``."""
 
     status: int
@@ -39,16 +39,16 @@ def open_body(reply: Any, offset: int = 0) -> Any:
 
 
 ANNOUNCED = [
-    Reply(206, {"Content-Range": "bytes 10-19/*"}),
-    Reply(206, {"Content-Range": "bytes 10-19/100"}),
+    PlannedResponse(206, {"Content-Range": "bytes 10-19/*"}),
+    PlannedResponse(206, {"Content-Range": "bytes 10-19/100"}),
 ]
 
 
 @pytest.mark.parametrize("way", ["read", "splice"])
-@pytest.mark.parametrize("reply", ANNOUNCED, ids=["size unknown", "size known"])
-async def test_a_part_that_goes_on_beyond_its_end_is_rejected(reply: Reply, way: str) -> None:
+@pytest.mark.parametrize("response", ANNOUNCED, ids=["size unknown", "size known"])
+async def test_a_part_that_goes_on_beyond_its_end_is_rejected(response: PlannedResponse, way: str) -> None:
     """B5, B40: also where the bytes do not pass through this program."""
-    body = open_body(Reply(206, reply.headers, [b"12345", b"678901"]), 10)
+    body = open_body(PlannedResponse(206, response.headers, [b"12345", b"678901"]), 10)
     take = body.read if way == "read" else lambda: body.splice(None)
     await take()
     with pytest.raises(UpstreamContentInvalid, match="more than"):
@@ -57,13 +57,13 @@ async def test_a_part_that_goes_on_beyond_its_end_is_rejected(reply: Reply, way:
 
 async def test_a_part_of_a_blob_of_unknown_size_that_ends_early_is_not_whole() -> None:
     """B5: its end was announced."""
-    body = open_body(Reply(206, {"Content-Range": "bytes 10-19/*"}, [b"12345"]), 10)
+    body = open_body(PlannedResponse(206, {"Content-Range": "bytes 10-19/*"}, [b"12345"]), 10)
     await body.read()
     with pytest.raises(UpstreamFailed, match="after 15 of 20"):
         await body.read()
 
 
 async def test_a_part_that_ends_where_it_was_to_end_is_accepted() -> None:
-    body = open_body(Reply(206, {"Content-Range": "bytes 10-19/20"}, [b"1234567890"]), 10)
+    body = open_body(PlannedResponse(206, {"Content-Range": "bytes 10-19/20"}, [b"1234567890"]), 10)
     assert (await body.read(), await body.read()) == (b"1234567890", b"")
     assert (body.start, body.size) == (10, 20)

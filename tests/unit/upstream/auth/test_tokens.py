@@ -33,13 +33,13 @@ def scope(realm: URL = REALM, service: str = "s", scopes: Any = (OURS,), credent
     return TokenScope(realm, service, tuple(scopes), credential)
 
 
-def requests_of(asked: Any, *answers: Any) -> Any:
+def requests_of(asked: Any, *responses: Any) -> Any:
     """The requests made while the endpoint answers so, and the result."""
     flow = request_token("docker.io", asked)
     requests = [next(flow)]
     try:
-        for answer in answers:
-            requests += [flow.send(answer)]
+        for response in responses:
+            requests += [flow.send(response)]
     except StopIteration as stop:
         return requests, stop.value
     raise AssertionError(f"wants more answers: {requests}")
