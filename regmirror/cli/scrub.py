@@ -57,7 +57,8 @@ def _to_json(finding: Finding) -> dict[str, Any]:
 
 
 def _print(done: ScrubSummary, findings: list[Finding]) -> None:
-    summary = f"{done.checked} verified, {bytes_text(done.bytes)}; {done.corrupt} corrupt, {done.repaired} repaired."
+    verified = f"{done.checked} verified, {bytes_text(done.bytes)}"
+    summary = f"{verified}; {done.corrupt} corrupt, {done.repaired} repaired."
     rows = [
         (short_digest(item.digest), bytes_text(item.size), item.why, "yes" if item.is_repaired else "no")
         for item in findings

@@ -10,7 +10,9 @@ from regmirror.cli import store_access
 from regmirror.cli.context import Context
 from regmirror.cli.store_access import change_store, check_database
 from regmirror.errors import RegmirrorError
-from regmirror.maintenance.toolkit import InvalidationMarker, Toolkit, try_turn
+from regmirror.maintenance.news import InvalidationMarker
+from regmirror.maintenance.toolkit import Toolkit
+from regmirror.maintenance.turns import try_turn
 from regmirror.metadata.database import DatabaseFailed
 from regmirror.metadata.reports import StoreUnreadable
 
@@ -28,7 +30,7 @@ def test_a_store_that_does_not_exist_is_an_error(tmp_path: Path) -> None:
 def test_servers_are_notified_of_changes_only(context: Context, root: Path, is_dry: bool) -> None:
     marker = InvalidationMarker(root)
     change_store(context.load(), do_nothing, is_dry=is_dry)
-    assert marker.is_new() is not is_dry
+    assert marker.has_changed() is not is_dry
 
 
 def test_only_exclusive_work_waits_for_maintenance(
