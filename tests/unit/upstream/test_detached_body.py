@@ -1,7 +1,11 @@
 """Detached bodies are used only with an aiohttp that has the members they need."""
 
 import asyncio
+import os
+import socket
+from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import aiohttp
 import pytest
@@ -9,7 +13,7 @@ from aiohttp import web
 from aiohttp.connector import Connection
 from aiohttp.test_utils import TestServer
 
-from regmirror.upstream.detached_body import PLAIN_MIN, detach_body, is_supported
+from regmirror.upstream.detached_body import PLAIN_MIN, PlainBody, detach_body, is_supported
 
 
 @pytest.fixture(autouse=True)
@@ -93,3 +97,62 @@ async def test_a_small_body_is_not_detached() -> None:
     ):
         assert detach_body(response, 5.0) is None
         assert await asyncio.wait_for(response.read(), 5) == bytes(1000)
+
+
+@dataclass
+class Taken:
+    count: int
+
+
+class Socket:
+    """Two connected sockets: the peer's, and a body that reads from the other."""
+
+    def __init__(self, remaining: int, timeout: float = 5.0) -> None:
+        self.peer, self.own = socket.socketpair()
+        self.own.setblocking(False)
+        self.body = PlainBody(os.dup(self.own.fileno()), deque([b"first"]), remaining, timeout)
+
+    async def move(self, descriptor: int, most: int) -> Taken | None:
+        return Taken(len(os.read(descriptor, most)))
+
+    def close(self) -> None:
+        self.body.close()
+        self.body.close()
+        self.peer.close()
+        self.own.close()
+
+
+async def test_buffered_bytes_come_before_those_of_the_socket() -> None:
+    connection = Socket(remaining=6)
+    connection.peer.sendall(b"second and the next response")
+    assert await connection.body.splice(connection.move) is None, "buffered bytes can only be read"
+    assert await connection.body.read() == b"first"
+    moved = await connection.body.splice(connection.move)
+    assert moved is not None
+    assert moved.count == 6, "the next response stays in the socket"
+    assert await connection.body.splice(connection.move) is None
+    assert await connection.body.read() == b""
+    connection.close()
+
+
+@pytest.mark.parametrize("is_spliced", [False, True])
+async def test_a_closed_connection_is_an_early_end(is_spliced: bool) -> None:
+    """B5: the reader compares it with the size that was announced."""
+    connection = Socket(remaining=6)
+    await connection.body.read()
+    connection.peer.close()
+    if is_spliced:
+        moved = await connection.body.splice(connection.move)
+        assert moved is not None
+        assert moved.count == 0
+    assert await connection.body.read() == b""
+    connection.close()
+
+
+async def test_a_silent_connection_is_a_timeout() -> None:
+    """B35."""
+    connection = Socket(remaining=6, timeout=0.01)
+    await connection.body.read()
+    with pytest.raises(TimeoutError):
+        await connection.body.read()
+    connection.close()

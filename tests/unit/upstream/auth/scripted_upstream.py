@@ -1,4 +1,4 @@
-"""An upstream that answers the token dance by a script."""
+"""An upstream that responds to the auth flow by a script."""
 
 import base64
 from dataclasses import dataclass, field
@@ -20,8 +20,8 @@ ALPINE, BUSYBOX = "library/alpine", "library/busybox"
 
 
 @dataclass
-class PlannedResponse:
-    """What the upstream answers; like Exchange, as far as the dance looks."""
+class Reply:
+    """A response of the upstream, as far as the auth flow reads it."""
 
     status: int = 200
     challenges: tuple[str, ...] = ()
@@ -34,7 +34,7 @@ class PlannedResponse:
 
 
 def refused(*challenges: Any) -> Any:
-    return PlannedResponse(401, challenges or (BEARER,))
+    return Reply(401, challenges or (BEARER,))
 
 
 def basic(credential: Any) -> Any:
@@ -44,7 +44,7 @@ def basic(credential: Any) -> Any:
 
 @dataclass
 class World:
-    """An upstream that answers by a script, and a clock that stands still."""
+    """An upstream that responds by a script, and a clock that stands still."""
 
     base_url: URL = BASE_URL
     auth_hosts: list[str] = field(default_factory=list)
@@ -57,10 +57,10 @@ class World:
     def __post_init__(self) -> None:
         self.auth = Authenticator("docker.io", self.base_url, self.auth_hosts, lambda: self.now)
 
-    def run(self, *responses: Any, repository: Any = ALPINE) -> Any:
+    def run(self, *answers: Any, repository: Any = ALPINE) -> Any:
         """The last answer of one request; the steps that it took are left in `steps`."""
         self.steps = []
-        waiting = list(responses)
+        waiting = list(answers)
         flow = self.auth.request(repository)
         try:
             step = next(flow)

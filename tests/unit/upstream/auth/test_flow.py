@@ -1,4 +1,4 @@
-"""The token dance without sockets (B26, B27, B60)."""
+"""The auth flow without sockets (B26, B27, B60)."""
 
 import pytest
 from yarl import URL
@@ -57,7 +57,7 @@ def test_another_repository_asks_for_its_token_first() -> None:
     assert world.fetched[0].scopes == (f"repository:{BUSYBOX}:pull",)
 
 
-def test_a_token_is_fetched_anew_when_it_is_about_to_expire() -> None:
+def test_a_token_is_fetched_again_when_it_is_about_to_expire() -> None:
     """B26: before it expires, without a 401."""
     world = World()
     world.run(refused(), PlannedResponse(200))

@@ -1,4 +1,4 @@
-"""The token dance when it is refused or misled (B60, B61)."""
+"""The auth flow when it is rejected or misled (B60, B61)."""
 
 import random
 from typing import Any
@@ -167,9 +167,7 @@ CHALLENGES = st.lists(
     ),
     st.booleans(),
 )
-def test_whatever_an_upstream_answers_a_request_is_sent_at_most_twice(
-    script: Any, has_credential: Any
-) -> None:
+def test_a_request_is_sent_at_most_twice_for_any_responses(script: Any, has_credential: Any) -> None:
     """B60: no loop, from a cold and from a warm start."""
     world = World(credentials=[ALICE if has_credential else None])
     for _ in range(2):

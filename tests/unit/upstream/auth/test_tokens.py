@@ -1,4 +1,4 @@
-"""Asking for tokens, reading them, and how long they are used (B26, B60)."""
+"""Token requests, token responses, and lifetimes (B26, B60)."""
 
 import base64
 from typing import Any

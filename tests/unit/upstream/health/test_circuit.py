@@ -1,4 +1,4 @@
-"""When an upstream is left alone, decided without a clock and without an upstream."""
+"""The circuit and the rate limits of an upstream, without a clock."""
 
 from dataclasses import replace
 from typing import Any
@@ -47,28 +47,28 @@ def test_it_opens_after_failures_in_a_row() -> None:
     assert OPEN.reason == "refused"
 
 
-def test_an_answer_forgives_failures() -> None:
+def test_a_success_resets_failures() -> None:
     """B33: in a row means with no answer in between."""
     circuit = failed(1, after_success(failed(OPENS_AFTER - 1)))
     assert not circuit.is_open
     assert circuit.failures == 1
 
 
-def test_an_answer_closes_it_and_keeps_the_limits() -> None:
-    """B33, B30: being well and being allowed are two things."""
+def test_a_success_closes_the_circuit_and_keeps_the_limits() -> None:
+    """B33, B30: health and rate limits are independent."""
     circuit = after_success(after_limit(OPEN, "manifests", 60, NOW))
     assert not circuit.is_open
     assert circuit.failures == 0
     assert seconds_limited(circuit, "manifests", NOW) == 60
 
 
-def test_an_answer_while_all_is_well_changes_nothing() -> None:
+def test_a_success_without_failures_changes_nothing() -> None:
     """So that nothing is written then."""
     circuit = after_quota(Circuit(), 100, 50, NOW)
     assert after_success(circuit) is circuit
 
 
-def test_what_fails_together_has_failed_once() -> None:
+def test_simultaneous_failures_count_once() -> None:
     """B33: fifty connections that break at one moment are one failure."""
     circuit = after_failure(Circuit(), NOW, NOW + 2, "reset")
     for number in range(50):
@@ -117,7 +117,7 @@ def test_clients_are_told_when_to_come_back(later: float, seconds: int) -> None:
         ("blobs", {"manifests", "blobs"}),
     ],
 )
-def test_what_a_limit_is_about(scope: Scope, refused: set[str]) -> None:
+def test_a_limit_applies_to_its_scope(scope: Scope, refused: set[str]) -> None:
     """B30: pulls are counted by manifests; what limits even blobs limits everything."""
     circuit = after_limit(Circuit(), scope, 30, NOW)
     found = {kind for kind in SCOPES if seconds_limited(circuit, kind, NOW)}
@@ -152,7 +152,7 @@ def test_the_reserve(remaining: int, reserve: int, scarce: bool) -> None:
     assert is_below_reserve(replace(Circuit(), remaining=remaining), reserve) is scarce
 
 
-def test_now_and_then_one_may_look_what_is_left() -> None:
+def test_an_old_quota_is_refreshed_by_one_caller() -> None:
     seen = after_quota(Circuit(), 100, 3, NOW)
     assert after_quota_refresh(seen, NOW + QUOTA_MAX_AGE) is seen
     looked = after_quota_refresh(seen, NOW + QUOTA_MAX_AGE + 1)

@@ -32,7 +32,7 @@ def bench(record: Callable[..., SharedState]) -> Any:
     return Bench(record())
 
 
-def test_each_process_tells_once_that_the_circuit_changed(record: Callable[..., SharedState]) -> None:
+def test_each_process_reports_once_that_the_circuit_changed(record: Callable[..., SharedState]) -> None:
     """B33: by its own failures, or by what another process wrote."""
     first, second = Bench(record()), Bench(record())
     first.fail(5)
@@ -46,33 +46,33 @@ def test_each_process_tells_once_that_the_circuit_changed(record: Callable[..., 
     assert first.changes == second.changes == [True, False]
 
 
-def test_what_is_refused_and_why(bench: Bench) -> None:
+def test_unavailability_has_a_reason_and_a_time(bench: Bench) -> None:
     """B30, B34: a 429 with what is left of its time, an open circuit with the last reason."""
     assert bench.health.find_unavailability("manifests") is None
     bench.health.note_limit("manifests", 60)
     bench.time += 20
-    trouble = bench.health.find_unavailability("manifests")
-    assert isinstance(trouble, UpstreamRateLimited)
-    assert trouble.retry_after == 40
+    unavailability = bench.health.find_unavailability("manifests")
+    assert isinstance(unavailability, UpstreamRateLimited)
+    assert unavailability.retry_after == 40
     assert bench.health.find_unavailability("blobs") is None
     bench.fail(3)
-    resting = bench.health.find_unavailability("blobs")
-    assert isinstance(resting, UpstreamCircuitOpen)
-    assert (resting.status, resting.retry_after) == (503, 5)
-    assert "refused" in resting.message
+    open_error = bench.health.find_unavailability("blobs")
+    assert isinstance(open_error, UpstreamCircuitOpen)
+    assert (open_error.status, open_error.retry_after) == (503, 5)
+    assert "refused" in open_error.message
 
 
-def test_a_glance_looks_at_the_file_once_a_second(record: Callable[..., SharedState]) -> None:
+def test_cached_availability_reads_the_file_once_a_second(record: Callable[..., SharedState]) -> None:
     """B24: the hot path of a hit reads no file."""
     first, second = Bench(record()), Bench(record())
     assert second.health.cached_availability("blobs") is None
     first.fail(3)
-    assert second.health.cached_availability("blobs") is None, "a moment ago all was well"
+    assert second.health.cached_availability("blobs") is None, "the read of a moment ago is used"
     second.time += CACHED_MAX_AGE
     assert second.health.cached_availability("blobs") is not None
 
 
-def test_slow_is_a_failure_only_without_a_sign_of_life(bench: Bench) -> None:
+def test_slowness_is_a_failure_only_without_activity(bench: Bench) -> None:
     """B35: an upstream that answers others is alive, however slow."""
     for _ in range(5):
         bench.time += 2
@@ -97,8 +97,8 @@ def test_one_process_an_interval_makes_the_probe(record: Callable[..., SharedSta
     assert claims == [[False, False], [True, False], [False, False], [True, False]]
 
 
-def test_what_is_spared_for_the_reserve(record: Callable[..., SharedState]) -> None:
-    """B31: said in words, and looked at again by one of all."""
+def test_a_quota_below_the_reserve_stops_revalidation(record: Callable[..., SharedState]) -> None:
+    """B31: with a reason, and refreshed by one process."""
     first, second = Bench(record(), reserve=10), Bench(record(), reserve=10)
     assert first.health.find_reserve_reason() is None
     first.health.note_quota(100, 9)
