@@ -46,7 +46,7 @@ class Download:
         self.descriptor = -1  # of the file, for readers
         self.not_cached_reason = ""
         self.detach_point: DetachPoint | None = None
-        self._spare: PassThrough | None = None  # the rest of the detached download, for one reader
+        self._spare: PassThrough | None = None  # the remaining bytes of a detached download, for one reader
         self._blamed = EVERYBODY
         self._waiting = 0  # readers that wait for the first response
         self._past_file = 0  # readers that have read the file to the detach point
@@ -271,13 +271,13 @@ class Download:
     # --- pass-through --------------------------------------------------------------------
 
     def detach(self, detach_point: DetachPoint, spare: PassThrough) -> None:
-        """The file grows no more; ``spare`` brings the rest to the first reader that takes it."""
+        """The file grows no more; ``spare`` brings the remaining bytes to the first reader that takes it."""
         self.detach_point, self._spare = detach_point, spare
         self._close_sources()
         self.notify()
 
     def take_spare(self, offset: int) -> PassThrough | None:
-        """Return the rest of the download if it continues at ``offset``; once.
+        """Return the remaining bytes if they continue at ``offset``; once.
 
         Otherwise close it: while it waits it occupies a connection that other readers may need.
         """

@@ -70,7 +70,9 @@ class Transfer:
             return True
         if not staged.is_current():
             if self._download.started:
-                await self._continue_alone(staged, "disk", "the process that fetched it could not")
+                await self._continue_alone(
+                    staged, "disk", "the process that fetched the blob could not store it"
+                )
             return self._download.started
         if (stored := self._open_stored()) is not None:
             self._use_stored(stored)
@@ -119,7 +121,9 @@ class Transfer:
                 return True
             if loop.time() - since > self._silence_max(state):
                 if not self._download.verified:
-                    await self._continue_alone(staged, "stalled", "another process brings nothing of it")
+                    await self._continue_alone(
+                        staged, "stalled", "the download in another process makes no progress"
+                    )
                 return True
             await self._context.sleep(POLL)
 

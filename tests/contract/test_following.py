@@ -13,8 +13,8 @@ from regmirror.downloads import transfer
 from regmirror.downloads.registry import Downloads
 from regmirror.errors import Unavailable, UpstreamFailed
 from regmirror.telemetry.events import DownloadEnded, FollowersChanged
-from tests.mirror_fixture import list_open_files, wait_until
-from tests.unit.downloads.scripted import DATA, DIGEST, REPOSITORY, Bench, Says, Script, broken, read_all
+from tests.mirror_fixture import open_files, until
+from tests.unit.downloads.scripted import DATA, DIGEST, REPOSITORY, Bench, Reply, Script, broken, read_all
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ async def test_a_follower_reads_all_bytes_by_no_request(
     writing: Downloads, following: Downloads, bench: Bench
 ) -> None:
     gate = asyncio.Event()
-    script = Script([Says(gate=gate)])
+    script = Script([Reply(gate=gate)])
     reader, _ = await writing.join(DIGEST, script.source)
     follower = await following.follow(DIGEST)
     assert follower is not None
@@ -80,7 +80,7 @@ async def test_a_follower_reads_all_bytes_by_no_request(
     assert await read_all(follower) == DATA
     follower.close()
     reader.close()
-    assert script.asked == [0]
+    assert script.requested == [0]
     await bench.events.wait_for(DownloadEnded)
     assert bench.recorded == [(DIGEST, len(DATA))]
 
@@ -88,7 +88,7 @@ async def test_a_follower_reads_all_bytes_by_no_request(
 async def test_a_follower_withholds_the_last_byte(writing: Downloads, following: Downloads) -> None:
     """B2."""
     gate = asyncio.Event()
-    reader, _ = await writing.join(DIGEST, Script([Says(gate=gate)]).source)
+    reader, _ = await writing.join(DIGEST, Script([Reply(gate=gate)]).source)
     follower = await following.follow(DIGEST)
     assert follower is not None
     limit = 0
@@ -104,7 +104,7 @@ async def test_a_follower_withholds_the_last_byte(writing: Downloads, following:
 async def test_the_writers_failure_reaches_the_follower(writing: Downloads, following: Downloads) -> None:
     """B5."""
     gate = asyncio.Event()
-    script = Script([Says(stop=3_000, gate=gate, error=broken), Says(error=broken)])
+    script = Script([Reply(stop=3_000, gate=gate, error=broken), Reply(error=broken)])
     reader, _ = await writing.join(DIGEST, script.source)
     follower = await following.follow(DIGEST)
     assert follower is not None
@@ -119,7 +119,7 @@ async def test_a_follower_does_not_take_over_from_a_writer_that_ends(
     writing: Downloads, elsewhere: Downloads, bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transfer, "TAKEOVER_MAX", 0.05)
-    script = Script([Says(stop=6_000, gate=asyncio.Event())])
+    script = Script([Reply(stop=6_000, gate=asyncio.Event())])
     reader, _ = await writing.join(DIGEST, script.source)
     follower = await elsewhere.follow(DIGEST)
     assert follower is not None
@@ -131,24 +131,24 @@ async def test_a_follower_does_not_take_over_from_a_writer_that_ends(
     follower.close()
     reader.close()
     assert len(bench.staged()) == 2  # the next writer resumes
-    assert script.asked == [0]
+    assert script.requested == [0]
 
 
 async def test_a_follower_goes_on_with_a_new_writer(
     writing: Downloads, elsewhere: Downloads, tmp_path: Path, bulk: ThreadPoolExecutor
 ) -> None:
     """B13."""
-    reader, _ = await writing.join(DIGEST, Script([Says(stop=6_000, gate=asyncio.Event())]).source)
+    reader, _ = await writing.join(DIGEST, Script([Reply(stop=6_000, gate=asyncio.Event())]).source)
     follower = await elsewhere.follow(DIGEST)
     assert follower is not None
     third = Downloads(Bench(tmp_path, bulk).context)
-    second_script = Script([Says()])
+    second_script = Script([Reply()])
     second, _ = await third.join(DIGEST, second_script.source)
     while await second.wait_until_readable(5_999) < 6_000:
         pass
     await writing.close()
     assert await read_all(follower) == DATA
-    assert second_script.asked == [6_000]
+    assert second_script.requested == [6_000]
     for blob in (follower, reader, second):
         blob.close()
     await third.close()
@@ -159,7 +159,7 @@ async def test_a_follower_gives_no_right_and_leaves_no_file_open(
 ) -> None:
     """B17, B67."""
     gate = asyncio.Event()
-    reader, _ = await writing.join(DIGEST, Script([Says(gate=gate)]).source)
+    reader, _ = await writing.join(DIGEST, Script([Reply(gate=gate)]).source)
     follower = await elsewhere.follow(DIGEST)
     assert follower is not None
     follower.note_sample(0, DATA[:10])
@@ -170,9 +170,7 @@ async def test_a_follower_gives_no_right_and_leaves_no_file_open(
     reader.close()
     assert sum(event.delta for event in other_bench.events.of(FollowersChanged)) == 0
     root = str(other_bench.store.root)
-    await wait_until(
-        lambda: not [name for name in list_open_files() if name.startswith(root)], "every file is closed"
-    )
+    await until(lambda: not [name for name in open_files() if name.startswith(root)], "every file is closed")
 
 
 async def test_a_download_that_is_detached_ends_the_follower(
@@ -180,7 +178,7 @@ async def test_a_download_that_is_detached_ends_the_follower(
 ) -> None:
     """B44: continuing by a pass-through would cause a request."""
     gate = asyncio.Event()
-    script = Script([Says(stop=6_000, gate=gate, error=broken), Says()])
+    script = Script([Reply(stop=6_000, gate=gate, error=broken), Reply()])
     reader, _ = await writing.join(DIGEST, script.source)
     follower = await writing.follow(DIGEST)
     assert follower is not None
@@ -195,6 +193,6 @@ async def test_a_download_that_is_detached_ends_the_follower(
     assert await read_all(reader) == DATA
     with pytest.raises(Unavailable, match="no longer stored"):
         await follower.wait_until_readable(6_000)
-    assert script.asked == [0, 6_000]
+    assert script.requested == [0, 6_000]
     follower.close()
     reader.close()

@@ -14,7 +14,7 @@ from regmirror.downloads.source import Source, SourceLocator, UpstreamLocator
 from regmirror.errors import Unavailable, UpstreamNotFound
 from regmirror.oci.names import Digest
 from regmirror.telemetry.events import DownloadEnded
-from tests.unit.downloads.scripted import DATA, DIGEST, REPOSITORY, Bench, Says, Script, broken, read_all
+from tests.unit.downloads.scripted import DATA, DIGEST, REPOSITORY, Bench, Reply, Script, broken, read_all
 
 ABSENT = UpstreamNotFound("registry.test", "has no such blob")
 
@@ -33,7 +33,7 @@ class SourceLocatorContract:
     """The suite; ``locator`` chooses a source for any blob."""
 
     async def test_the_source_is_the_upstream_or_says_that_it_is_not(self, locator: SourceLocator) -> None:
-        upstream = Script([Says()]).source
+        upstream = Script([Reply()]).source
         source = await locator.locate(DIGEST, upstream)
         assert source is upstream or not source.is_upstream
         assert source.repository == upstream.repository
@@ -45,14 +45,14 @@ class TestUpstreamLocator(SourceLocatorContract):
         return UpstreamLocator()
 
     async def test_it_chooses_the_upstream(self, locator: SourceLocator) -> None:
-        upstream = Script([Says()]).source
+        upstream = Script([Reply()]).source
         assert await locator.locate(DIGEST, upstream) is upstream
 
 
 class TestPeerLocator(SourceLocatorContract):
     @pytest.fixture
     def locator(self) -> SourceLocator:
-        return PeerLocator(Script([Says()]))
+        return PeerLocator(Script([Reply()]))
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 
 @pytest.fixture
 def peer() -> Script:
-    return Script([Says()])
+    return Script([Reply()])
 
 
 @pytest.fixture
@@ -77,13 +77,13 @@ async def test_bytes_of_a_peer_are_stored_and_prove_nothing(
     downloads: Downloads, bench: Bench, peer: Script
 ) -> None:
     """B67: the upstream has not responded, so the repository is not linked."""
-    upstream = Script([Says()])
+    upstream = Script([Reply()])
     follower, _ = await downloads.join(DIGEST, upstream.source)
     assert not follower.proves(REPOSITORY)
     assert await read_all(follower) == DATA
     follower.close()
     await bench.events.wait_for(DownloadEnded)
-    assert (peer.asked, upstream.asked) == ([0], [])
+    assert (peer.requested, upstream.requested) == ([0], [])
     assert bench.stored() == DATA
     assert bench.proven == [set()]
 
@@ -92,27 +92,27 @@ async def test_a_peer_that_fails_is_replaced_by_the_upstream(
     downloads: Downloads, bench: Bench, peer: Script
 ) -> None:
     """B20: its error is no response for the repository's readers."""
-    peer.answers = [Says(error=ABSENT, refuses=True)]
-    upstream = Script([Says()])
+    peer.replies = [Reply(error=ABSENT, refuses=True)]
+    upstream = Script([Reply()])
     follower, _ = await downloads.join(DIGEST, upstream.source)
     assert follower.proves(REPOSITORY)
     assert await read_all(follower) == DATA
     follower.close()
-    assert upstream.asked == [0]
+    assert upstream.requested == [0]
 
 
 async def test_the_upstream_continues_where_a_peer_broke_off(
     downloads: Downloads, bench: Bench, peer: Script
 ) -> None:
     """B67: the first bytes are not the upstream's, so that all of them prove nothing."""
-    peer.answers = [Says(stop=3_000, error=broken)]
-    upstream = Script([Says()])
+    peer.replies = [Reply(stop=3_000, error=broken)]
+    upstream = Script([Reply()])
     follower, _ = await downloads.join(DIGEST, upstream.source)
     assert await read_all(follower) == DATA
     assert not follower.proves(REPOSITORY)
     follower.close()
     await bench.events.wait_for(DownloadEnded)
-    assert upstream.asked == [3_000]
+    assert upstream.requested == [3_000]
     assert bench.proven == [set()]
 
 
@@ -120,20 +120,20 @@ async def test_wrong_bytes_of_a_peer_are_no_fault_of_the_upstream(
     downloads: Downloads, bench: Bench, peer: Script
 ) -> None:
     """B2: nothing is stored, and a reader without a byte joins another download."""
-    peer.answers = [Says(b"?" + DATA[1:]), Says(error=ABSENT, refuses=True)]
-    upstream = Script([Says()])
+    peer.replies = [Reply(b"?" + DATA[1:]), Reply(error=ABSENT, refuses=True)]
+    upstream = Script([Reply()])
     follower, _ = await downloads.join(DIGEST, upstream.source)
     assert await follower.wait_until_readable(len(DATA) - 1) == len(DATA)
     assert follower.proves(REPOSITORY)
     assert await read_all(follower) == DATA
     follower.close()
     await bench.events.wait_for(DownloadEnded, 2)
-    assert (upstream.asked, bench.proven) == ([0], [{REPOSITORY}])
+    assert (upstream.requested, bench.proven) == ([0], [{REPOSITORY}])
 
 
 async def test_a_peer_and_the_upstream_that_both_fail_are_an_error(
     downloads: Downloads, peer: Script
 ) -> None:
-    peer.answers = [Says(error=ABSENT, refuses=True)]
+    peer.replies = [Reply(error=ABSENT, refuses=True)]
     with pytest.raises((UpstreamNotFound, Unavailable)):
-        await downloads.join(DIGEST, Script([Says(error=ABSENT, refuses=True)]).source)
+        await downloads.join(DIGEST, Script([Reply(error=ABSENT, refuses=True)]).source)

@@ -1,4 +1,4 @@
-"""Large blobs, whose connection is taken over: plain ones moved by the kernel, encrypted ones not."""
+"""Large blobs, with detached bodies: plain ones are spliced, encrypted ones are read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from regmirror.downloads.growing_file import GrowingFile
 from regmirror.telemetry.events import DownloadEnded
 from regmirror.upstream import detached_body as rawbody
 from tests.fake_registry import Chunked, Corrupt, FakeRegistry, Reset, Truncate, random_bytes
-from tests.mirror_fixture import NAME, run_mirror, wait_until
+from tests.mirror_fixture import NAME, run_mirror, until
 
 BLOB = random_bytes(12_000_000, seed=11)
 CUT = 7_000_001
@@ -47,7 +47,7 @@ async def mirror(upstream, tmp_path):
 
 @pytest.fixture
 def appended(monkeypatch):
-    """What passed through this process: the sizes of new objects and of buffers that are used again."""
+    """The bytes that passed through this process: sizes of new objects and of reused buffers."""
     sizes = {bytes: [], memoryview: []}
     append = GrowingFile.append
 
@@ -64,11 +64,11 @@ def path_of(upstream, data=BLOB):
 
 
 def ranges(upstream):
-    return [request.headers.get("Range") for request in upstream.find("blob", "GET")]
+    return [seen.headers.get("Range") for seen in upstream.find("blob", "GET")]
 
 
 async def assert_stored(mirror, path, data=BLOB):
-    await wait_until(lambda: len(mirror.stored()) == 1, "the blob is stored")
+    await until(lambda: len(mirror.stored()) == 1, "the blob is stored")
     (stored,) = mirror.stored()
     assert stored == path.rsplit("/", 1)[1]
     again = await mirror.get(path)
@@ -76,8 +76,8 @@ async def assert_stored(mirror, path, data=BLOB):
     assert again.headers["Cache-Status"] == "regmirror; hit"
 
 
-async def test_it_arrives_whole_by_one_request(mirror, upstream, appended):
-    """B1, B2: and only what is encrypted, or has been read already, passes through the process."""
+async def test_a_large_blob_is_fetched_by_one_request(mirror, upstream, appended):
+    """B1, B2: and only bytes that are encrypted, or were read already, pass through the process."""
     path = path_of(upstream)
     assert (await mirror.get(path)).body == BLOB
     assert ranges(upstream) == [None]
@@ -89,7 +89,7 @@ async def test_it_arrives_whole_by_one_request(mirror, upstream, appended):
 
 @pytest.mark.parametrize("border", [rawbody.PLAIN_MIN, rawbody.ENCRYPTED_MIN])
 @pytest.mark.parametrize("more", [-1, 0, 1, 300_000])
-async def test_about_the_size_from_which_on_it_is_large(mirror, upstream, border, more):
+async def test_sizes_around_the_limit_are_fetched(mirror, upstream, border, more):
     data = random_bytes(border + more, seed=12)
     path = path_of(upstream, data)
     assert (await mirror.get(path)).body == data
@@ -97,7 +97,7 @@ async def test_about_the_size_from_which_on_it_is_large(mirror, upstream, border
 
 
 @pytest.mark.parametrize("fault", [Truncate, Reset])
-async def test_what_breaks_off_is_resumed_from_where_it_stands(mirror, upstream, fault):
+async def test_a_broken_body_is_resumed_by_range(mirror, upstream, fault):
     """B19: nothing is fetched twice and nothing is missing."""
     upstream.fault(fault(CUT), kind="blob")
     path = path_of(upstream)
@@ -111,7 +111,7 @@ async def test_what_breaks_off_is_resumed_from_where_it_stands(mirror, upstream,
     assert ended.resumed == 1
 
 
-async def test_an_upstream_that_hangs_in_the_middle_is_asked_for_the_rest(mirror, upstream):
+async def test_an_upstream_that_hangs_in_the_middle_is_resumed(mirror, upstream):
     """B19, B30: after read_timeout, by Range."""
     pause = upstream.pause(after=CUT, kind="blob")
     path = path_of(upstream)
@@ -122,7 +122,7 @@ async def test_an_upstream_that_hangs_in_the_middle_is_asked_for_the_rest(mirror
 
 
 async def test_bytes_flow_while_the_upstream_still_sends(mirror, upstream):
-    """B2: what has arrived is not kept waiting for what has not."""
+    """B2: bytes that have arrived do not wait for later ones."""
     pause = upstream.pause(after=CUT, kind="blob")
     async with mirror.open(path_of(upstream)) as response:
         received = await response.content.readexactly(CUT)
@@ -131,8 +131,8 @@ async def test_bytes_flow_while_the_upstream_still_sends(mirror, upstream):
         assert received + await response.content.read() == BLOB
 
 
-async def test_wrong_bytes_are_never_a_whole_answer(mirror, upstream):
-    """B2: the last byte waits for the hash, which runs behind what is moved."""
+async def test_wrong_bytes_are_never_a_complete_response(mirror, upstream):
+    """B2: the last byte waits for the hash, which runs behind the spliced bytes."""
     upstream.fault(Corrupt(CUT), kind="blob", times=None)
     path = path_of(upstream)
     async with mirror.open(path) as response:
@@ -143,7 +143,7 @@ async def test_wrong_bytes_are_never_a_whole_answer(mirror, upstream):
     assert mirror.staged() == []
 
 
-async def test_a_length_that_is_not_told_is_read(mirror, upstream, appended):
+async def test_a_body_of_unknown_length_is_read(mirror, upstream, appended):
     upstream.fault(Chunked(), kind="blob")
     path = path_of(upstream)
     assert (await mirror.get(path)).body == BLOB
@@ -152,11 +152,11 @@ async def test_a_length_that_is_not_told_is_read(mirror, upstream, appended):
 
 
 async def test_many_at_once(mirror, upstream):
-    """B13: one request each, whoever else is being fetched."""
+    """B13: one request each, besides all others."""
     blobs = [random_bytes(9_000_000 + number, seed=number) for number in range(6)]
     paths = [path_of(upstream, data) for data in blobs]
-    responses = await asyncio.gather(*(mirror.get(path) for path in paths * 3))
-    assert [response.body for response in responses] == blobs * 3
+    answers = await asyncio.gather(*(mirror.get(path) for path in paths * 3))
+    assert [response.body for response in answers] == blobs * 3
     assert len(ranges(upstream)) == len(blobs)
 
 
@@ -165,7 +165,7 @@ async def test_many_at_once(mirror, upstream):
 async def test_a_disk_that_cannot_be_read_back_is_no_fault_of_the_upstream(
     mirror, upstream, monkeypatch, is_far_behind
 ):
-    """B44: nothing is kept, nobody gets a whole answer, and the upstream is asked once."""
+    """B44: nothing is stored, no client gets a complete response, and one request is made."""
 
     def fail(descriptor, buffers, offset, *flags):
         raise OSError(5, "Input/output error")
@@ -186,7 +186,7 @@ async def test_a_disk_that_cannot_be_read_back_is_no_fault_of_the_upstream(
     assert (await mirror.get(path)).body == BLOB
 
 
-async def test_a_file_system_without_splice_is_written_all_the_same(mirror, upstream, monkeypatch):
+async def test_a_file_system_without_splice_is_written(mirror, upstream, monkeypatch):
     real = os.splice
 
     def refuse(source, target, count, *, offset_dst=None, flags=0):

@@ -1,4 +1,4 @@
-"""One fetch for many: what a counting upstream sees while clients come, go, dawdle and break off."""
+"""One fetch for many clients, as a counting upstream sees it (B12 to B23)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.fake_registry import (
     WrongContentRange,
     random_bytes,
 )
-from tests.mirror_fixture import NAME, list_open_files, run_mirror, run_program, wait_until
+from tests.mirror_fixture import NAME, open_files, run_mirror, run_program, until
 
 SIZE = 4_000_000
 BLOB = random_bytes(SIZE)
@@ -36,7 +36,7 @@ async def image(upstream):
 
 @pytest.fixture
 async def path(mirror, image):
-    """A cold blob whose repository is known to have it: a GET goes straight to the download.
+    """A cold blob of a linked repository: a GET starts the download at once.
 
     Two requests have been made for that, one of each kind.
     """
@@ -63,7 +63,7 @@ def assert_fetched_once(upstream, most=1.01):
 
 
 async def test_many_clients_cause_one_fetch_and_read_before_it_has_ended(mirror, upstream, path):
-    """B12: each of 50 has its first bytes while the upstream still holds the rest."""
+    """B12: each of 50 has its first bytes while the upstream has not sent the remaining ones."""
     pause = upstream.pause(after=1_000_000)
 
     async def pull():
@@ -93,27 +93,27 @@ async def test_two_repositories_and_several_workers_share_one_fetch(start_mirror
     pause = upstream.pause(after=1_000_000)
     paths = [f"{name}/blobs/{image.layer_digests[0]}" for name in (APP, OTHER)]
     pulls = [asyncio.create_task(mirror.get(path)) for mirror in mirrors for path in paths * 5]
-    await pause.wait_for_arrivals()
+    await pause.reached()
     for mirror in mirrors:
-        await wait_until(lambda it=mirror: len(it.events.of(FollowersChanged)) == 10, "all ten follow")
+        await until(lambda it=mirror: len(it.events.of(FollowersChanged)) == 10, "all ten follow")
     pause.release()
     for got in await asyncio.gather(*pulls):
         assert got.body == BLOB
-    proofs = [request for request in upstream.find("blob", "GET") if "Range" in request.headers]
+    proofs = [seen for seen in upstream.find("blob", "GET") if "Range" in seen.headers]
     assert blob_gets(upstream) - len(proofs) == 1
     assert 1 <= len(proofs) <= 2 * workers  # of what arrives, and of what is stored
     assert upstream.sent_bytes("blob") <= 1.02 * SIZE
     assert upstream.count("blob", "HEAD") == 0
 
 
-async def test_many_cold_pulls_of_a_tag_ask_the_upstream_once(start_mirror):
+async def test_many_cold_pulls_of_a_tag_cause_one_request(start_mirror):
     """B14: with one token for all."""
     async with FakeRegistry(auth="bearer") as upstream:
         image = upstream.add_image("team/app", "1")
         mirror = await start_mirror({NAME: upstream})
         hold = upstream.hold(kind="manifest")
         pulls = [asyncio.create_task(mirror.get(f"{APP}/manifests/1")) for _ in range(50)]
-        await mirror.wait_for_started(50)
+        await mirror.began(50)
         hold.release()
         for got in await asyncio.gather(*pulls):
             assert got.body == image.manifest
@@ -122,8 +122,8 @@ async def test_many_cold_pulls_of_a_tag_ask_the_upstream_once(start_mirror):
         assert upstream.count("token") == 1
 
 
-async def test_a_late_joiner_gets_what_is_there_and_ends_with_the_others(mirror, upstream, path):
-    """B15: from the file, while the upstream stands still at one half."""
+async def test_a_late_joiner_gets_the_present_bytes_and_ends_with_the_others(mirror, upstream, path):
+    """B15: from the file, while the upstream pauses at one half."""
     pause = upstream.pause(after=SIZE // 2)
     async with mirror.open(path) as first, AsyncExitStack() as stack:
         await first.content.readexactly(SIZE // 2)
@@ -151,13 +151,13 @@ async def test_headers_come_with_those_of_the_upstream(mirror, upstream, path, c
 # --- clients that leave ---
 
 
-async def test_nobody_notices_when_the_first_client_leaves(mirror, upstream, path):
+async def test_the_first_client_may_leave(mirror, upstream, path):
     """B16: the download belongs to the mirror."""
     pause = upstream.pause(after=SIZE // 10)
     first = await mirror.http.get(mirror.url + path)
     await first.content.readexactly(SIZE // 20)
     second = asyncio.create_task(mirror.get(path))
-    await mirror.wait_for_started(PREPARED + 2)
+    await mirror.began(PREPARED + 2)
     first.close()
     pause.release()
     assert (await second).body == BLOB
@@ -197,20 +197,20 @@ async def test_a_slow_client_slows_neither_the_download_nor_others(mirror, upstr
 
 
 @pytest.mark.parametrize("temperature", ["cold", "warm"])
-async def test_clients_that_break_off_early_leave_nothing_behind(mirror, upstream, path, caplog, temperature):
+async def test_clients_that_close_early_leave_nothing_behind(mirror, upstream, path, caplog, temperature):
     """B17: no task, no descriptor, no error in the log, after a hundred of them."""
     pause = upstream.pause(after=SIZE // 2, skip=temperature == "warm")
     await _pull_and_leave(mirror, path)
     if temperature == "warm":
         await mirror.events.wait_for(DownloadEnded)
-    tasks, files = len(asyncio.all_tasks()), len(list_open_files())
+    tasks, files = len(asyncio.all_tasks()), len(open_files())
     await asyncio.gather(*(_pull_and_leave(mirror, path) for _ in range(100)))
     pause.release()
     assert (await mirror.get(path)).body == BLOB
-    await wait_until(lambda: _count_served(mirror) == PREPARED + 102, "all have ended")
-    await wait_until(lambda: len(asyncio.all_tasks()) <= tasks, "their tasks are gone")
-    await wait_until(
-        lambda: len(list_open_files()) <= files + 2, "their files are closed"
+    await until(lambda: _count_served(mirror) == PREPARED + 102, "all have ended")
+    await until(lambda: len(asyncio.all_tasks()) <= tasks, "their tasks are gone")
+    await until(
+        lambda: len(open_files()) <= files + 2, "their files are closed"
     )  # of the last pull's connection
     assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
     assert sum(event.delta for event in mirror.events.of(FollowersChanged)) == 0
@@ -229,7 +229,7 @@ def _count_served(mirror):
     return len(mirror.events.of(RequestServed))
 
 
-async def test_memory_stays_flat_however_much_flows(upstream, storage):
+async def test_memory_does_not_grow_with_the_bytes(upstream, storage):
     """B18: twenty big blobs at once; scaled down, but far more than the memory they may take."""
     size = 16 * 2**20
     digests = [upstream.add_big_blob("team/app", size, seed) for seed in range(20)]
@@ -265,28 +265,28 @@ async def test_a_download_that_breaks_twice_is_one_clean_body(mirror, upstream, 
         upstream.fault(ranges, kind="blob", method="GET", skip=1, times=None)
     pull = asyncio.create_task(mirror.get(path))
     for (stop, _), pause in zip(breaks, pauses, strict=True):
-        await pause.wait_for_arrivals()
+        await pause.reached()
         if ranges is None:
-            await wait_until(lambda stop=stop: _staged_bytes(mirror) == stop, "all that was sent is on disk")
+            await until(lambda stop=stop: _staged_bytes(mirror) == stop, "all that was sent is on disk")
         pause.release()
     assert (await pull).body == BLOB
-    asked = [request.headers.get("Range") for request in upstream.find("blob", "GET")]
-    assert asked[0] is None
+    requested = [seen.headers.get("Range") for seen in upstream.find("blob", "GET")]
+    assert requested[0] is None
     if ranges is None:
-        assert asked[1:] == [f"bytes={SIZE * 3 // 10}-", f"bytes={SIZE * 7 // 10}-"]
+        assert requested[1:] == [f"bytes={SIZE * 3 // 10}-", f"bytes={SIZE * 7 // 10}-"]
         assert upstream.sent_bytes("blob") <= 1.02 * SIZE
     await mirror.events.wait_for(DownloadEnded)
     assert mirror.events.of(DownloadEnded)[-1].resumed >= 2
 
 
 async def test_a_download_is_resumed_after_a_restart(upstream, storage, image):
-    """B16, B19: by Range, from what is on disk."""
+    """B16, B19: by Range, from the bytes on disk."""
     path = f"{APP}/blobs/{image.layer_digests[0]}"
     pause = upstream.pause(after=SIZE // 2, times=1)
     async with run_mirror(storage, {NAME: upstream}) as mirror, mirror.open(path) as response:
         await response.content.readexactly(SIZE // 4)
-        await wait_until(lambda: _staged_bytes(mirror) == SIZE // 2, "one half is on disk")
-    await pause.wait_until_empty()
+        await until(lambda: _staged_bytes(mirror) == SIZE // 2, "one half is on disk")
+    await pause.left()
     async with run_mirror(storage, {NAME: upstream}) as mirror:
         assert (await mirror.get(path)).body == BLOB
     assert upstream.find("blob", "GET")[-1].headers["Range"] == f"bytes={SIZE // 2}-"
@@ -297,13 +297,13 @@ def _staged_bytes(mirror):
     return sum(path.stat().st_size for path in (mirror.root / "staging").glob("sha256-*[!e]"))
 
 
-async def test_a_failed_download_reaches_all_who_wait_and_is_tried_once_more(mirror, upstream, path):
+async def test_a_failed_download_reaches_all_waiting_clients_and_is_retried_once(mirror, upstream, path):
     """B20: one retry, not one for each of them."""
     for round_ in (1, 2):
         hold = Hold()
         upstream.fault(hold, Status(503), kind="blob", method="GET")
         pulls = [asyncio.create_task(mirror.get(path)) for _ in range(20)]
-        await mirror.wait_for_started(PREPARED + 20 * round_)
+        await mirror.began(PREPARED + 20 * round_)
         hold.release()
         assert [got.status for got in await asyncio.gather(*pulls)] == [502] * 20
         assert blob_gets(upstream) == round_
@@ -311,12 +311,12 @@ async def test_a_failed_download_reaches_all_who_wait_and_is_tried_once_more(mir
 
 
 async def test_a_download_that_breaks_in_the_middle_breaks_for_all(mirror, upstream, path):
-    """B5, B20: nobody waits for ever, nobody gets a clean end, and the next pull resumes."""
+    """B5, B20: no client waits for ever or gets a complete response, and the next pull resumes."""
     pause = upstream.pause(after=SIZE // 2)
     upstream.fault(Reset(SIZE // 2 + 1), kind="blob", method="GET")
     gone = upstream.fault(Status(404), kind="blob", method="GET", skip=1, times=None)
     pulls = [asyncio.create_task(mirror.get(path)) for _ in range(10)]
-    await mirror.wait_for_started(PREPARED + 10)
+    await mirror.began(PREPARED + 10)
     pause.release()
     results = await asyncio.gather(*pulls, return_exceptions=True)
     assert {type(result) for result in results} == {aiohttp.ClientPayloadError}
@@ -329,13 +329,13 @@ async def test_a_download_that_breaks_in_the_middle_breaks_for_all(mirror, upstr
 
 
 async def test_parallel_ranges_of_a_cold_blob_are_served_from_one_fetch(mirror, upstream, path):
-    """B21: whatever order they come in."""
+    """B21: in any order."""
     part = SIZE // 20
     pause = upstream.pause(after=part)
     spans = [(number * part, (number + 1) * part) for number in reversed(range(20))]
     headers = [{"Range": f"bytes={start}-{stop - 1}"} for start, stop in spans]
     pulls = [asyncio.create_task(mirror.get(path, header)) for header in headers]
-    await mirror.wait_for_started(PREPARED + 20)
+    await mirror.began(PREPARED + 20)
     pause.release()
     for (start, stop), got in zip(spans, await asyncio.gather(*pulls), strict=True):
         assert got.status == 206
@@ -357,7 +357,7 @@ async def test_a_small_range_at_the_end_has_its_headers_at_once(mirror, upstream
 
 
 async def test_a_range_at_the_start_ends_before_the_download_does(mirror, upstream, path):
-    """B21: what is on disk is all it needs."""
+    """B21: the bytes on disk are enough."""
     pause = upstream.pause(after=100_000)
     got = await mirror.get(path, {"Range": "bytes=10-99"})
     assert got.body == BLOB[10:100]
@@ -366,7 +366,7 @@ async def test_a_range_at_the_start_ends_before_the_download_does(mirror, upstre
 
 
 async def test_the_end_of_a_wrong_blob_is_never_a_whole_part(mirror, upstream, path):
-    """B2, B21: the last byte is held back from ranges as well."""
+    """B2, B21: the last byte is withheld from ranges as well."""
     upstream.fault(Reset(SIZE - 1), kind="blob", method="GET")
     upstream.fault(Status(404), kind="blob", method="GET", skip=1, times=None)
     with pytest.raises(aiohttp.ClientPayloadError):
@@ -377,8 +377,8 @@ async def test_the_end_of_a_wrong_blob_is_never_a_whole_part(mirror, upstream, p
 
 
 @pytest.mark.parametrize("what", ["blob", "manifest"])
-async def test_head_of_what_is_cold_fetches_nothing(mirror, upstream, image, what):
-    """B22: the upstream is asked by HEAD."""
+async def test_head_of_cold_content_fetches_nothing(mirror, upstream, image, what):
+    """B22: a HEAD request goes to the upstream."""
     reference = image.layer_digests[0] if what == "blob" else "1"
     got = await mirror.head(f"{APP}/{what}s/{reference}")
     assert got.status == 200
@@ -389,7 +389,7 @@ async def test_head_of_what_is_cold_fetches_nothing(mirror, upstream, image, wha
 
 
 async def test_head_does_not_follow_a_redirect_into_storage(mirror, upstream, image):
-    """B22: a signed URL is good for GET alone; the size comes with a GET of one byte."""
+    """B22: a signed URL is valid for GET only; the size comes with a GET of one byte."""
     await mirror.get(f"{APP}/manifests/1")
     async with FakeStorage(upstream) as store:
         got = await mirror.head(f"{APP}/blobs/{image.layer_digests[0]}")

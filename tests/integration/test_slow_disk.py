@@ -1,4 +1,4 @@
-"""A disk that takes its time delays nobody who can do without it."""
+"""A slow disk delays only requests that need it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import trustme
 from regmirror.blobs.staging import Staging
 from regmirror.telemetry.events import DownloadEnded
 from tests.fake_registry import random_bytes
-from tests.mirror_fixture import wait_until
+from tests.mirror_fixture import until
 
 SYNCING = 40  # blobs; more than any pool of threads here has
 
 
 @contextmanager
 def waiting(monkeypatch, owner, name, concerns=lambda *_: True):
-    """Each call of ``owner.name`` that ``concerns`` picks waits until the end; those that have begun."""
+    """Let each call of ``owner.name`` that ``concerns`` selects wait until the end; yield the calls."""
     begun, ready, call = [], threading.Event(), getattr(owner, name)
 
     def wait(*given):
@@ -49,7 +49,7 @@ async def test_blobs_that_are_being_synced_delay_no_other(start_mirror, upstream
     others = [f"/v2/team/app/blobs/{upstream.add_blob('team/app', blob)}" for blob in blobs]
     with waiting(monkeypatch, os, "fsync") as begun:
         assert [response.body for response in await asyncio.gather(*map(mirror.get, others))] == blobs
-        await wait_until(lambda: begun, "they are being synced")
+        await until(lambda: begun, "they are being synced")
         for path, blob in zip(paths, (warm, cold), strict=True):
             assert (await mirror.get(path)).body == blob
         assert (await mirror.get("/readyz")).body == b"ready\n"
@@ -58,20 +58,20 @@ async def test_blobs_that_are_being_synced_delay_no_other(start_mirror, upstream
 
 
 async def test_probes_of_a_slow_disk_are_one_and_delay_nothing(mirror, upstream, monkeypatch):
-    """B23, B100: however many ask whether the server is ready."""
+    """B23, B100: for any number of requests for /readyz."""
     blob = random_bytes(1_000)
     path = f"/v2/team/app/blobs/{upstream.add_blob('team/app', blob)}"
     with waiting(monkeypatch, Staging, "find_write_error") as begun:
         asking = [asyncio.create_task(mirror.get("/readyz")) for _ in range(SYNCING)]
-        await mirror.wait_for_started(SYNCING)
-        await wait_until(lambda: begun, "the disk is tried")
+        await mirror.began(SYNCING)
+        await until(lambda: begun, "the disk is tried")
         assert (await mirror.get(path)).body == blob
         assert len(begun) == 1
     assert {(await response).body for response in asking} == {b"ready\n"}
 
 
 async def test_slow_reads_for_tls_delay_no_download(start_mirror, upstream, monkeypatch):
-    """B23: those who read what is not in memory wait; the headers of a cold blob do not."""
+    """B23: readers of bytes that are not in memory wait; the headers of a cold blob do not."""
     mirror = await start_mirror(authority=trustme.CA())
     warm, cold = random_bytes(900_000, seed=1), random_bytes(900_000, seed=2)
     paths = [f"/v2/team/app/blobs/{upstream.add_blob('team/app', blob)}" for blob in (warm, cold)]
@@ -80,8 +80,8 @@ async def test_slow_reads_for_tls_delay_no_download(start_mirror, upstream, monk
     monkeypatch.setattr("regmirror.blobs.local.read_cached", lambda *_: 0)
     with waiting(monkeypatch, os, "pread", lambda _, count, __: count > 100_000) as begun:
         reading = [asyncio.create_task(mirror.get(paths[0])) for _ in range(SYNCING)]
-        await mirror.wait_for_started(SYNCING)
-        await wait_until(lambda: begun, "they are being read")
+        await mirror.began(SYNCING)
+        await until(lambda: begun, "they are being read")
         async with mirror.open(paths[1]) as response:
             assert (response.status, response.headers["Content-Length"]) == (200, str(len(cold)))
-    assert {answer.body for answer in await asyncio.gather(*reading)} == {warm}
+    assert {response.body for response in await asyncio.gather(*reading)} == {warm}

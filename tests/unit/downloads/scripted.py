@@ -38,7 +38,7 @@ no_range = UpstreamFailed("registry.test", "sent another part of the blob", reas
 
 
 @dataclass
-class Says:
+class Reply:
     """One response of the upstream.
 
     data     the whole blob in this response
@@ -63,7 +63,7 @@ class Says:
         self.gate.set()
 
     @asynccontextmanager
-    async def answer(self, offset: int) -> AsyncIterator[ScriptedBody]:
+    async def open(self, offset: int) -> AsyncIterator[ScriptedBody]:
         if self.refuses and self.error:
             raise self.error
         yield ScriptedBody(self, 0 if self.whole else offset)
@@ -72,21 +72,21 @@ class Says:
 class ScriptedBody:
     """The body of one response, in pieces."""
 
-    def __init__(self, says: Says, start: int) -> None:
+    def __init__(self, reply: Reply, start: int) -> None:
         self.start = start
-        self.size = len(says.data) if says.size == -1 else says.size
-        stop = len(says.data) if says.stop is None else says.stop
-        self._pieces = [says.data[at : min(at + PIECE, stop)] for at in range(start, stop, PIECE)]
-        self._says = says
+        self.size = len(reply.data) if reply.size == -1 else reply.size
+        stop = len(reply.data) if reply.stop is None else reply.stop
+        self._pieces = [reply.data[at : min(at + PIECE, stop)] for at in range(start, stop, PIECE)]
+        self._reply = reply
 
     async def read(self) -> bytes:
         await asyncio.sleep(0)
         if self._pieces:
             return self._pieces.pop(0)
-        if self._says.gate:
-            await self._says.gate.wait()
-        if self._says.error:
-            raise self._says.error
+        if self._reply.gate:
+            await self._reply.gate.wait()
+        if self._reply.error:
+            raise self._reply.error
         return b""
 
     async def splice(self, splice: Splice) -> None:
@@ -95,10 +95,10 @@ class ScriptedBody:
 
 @dataclass
 class Script:
-    """Responses one after the other, the last one for ever; ``asked`` are the requested offsets."""
+    """Responses one after the other, the last one for ever; ``requested`` are the requested offsets."""
 
-    answers: list[Says]
-    asked: list[int] = field(default_factory=list)
+    replies: list[Reply]
+    requested: list[int] = field(default_factory=list)
     repository: Repository = REPOSITORY
     read_timeout: float = 30.0
     gate: asyncio.Event | None = None  # responses wait for it
@@ -109,11 +109,11 @@ class Script:
 
     @asynccontextmanager
     async def _open(self, offset: int) -> AsyncIterator[Body]:
-        self.asked.append(offset)
-        says = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        self.requested.append(offset)
+        reply = self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
         if self.gate is not None:
             await self.gate.wait()
-        async with says.answer(offset) as body:
+        async with reply.open(offset) as body:
             yield body
 
 

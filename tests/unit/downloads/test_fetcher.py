@@ -5,9 +5,11 @@ import pytest
 from regmirror.downloads.fetcher import CIRCUIT_WAITS_MAX, PAUSES, TRICKLE, NoOtherSources, fetch
 from regmirror.downloads.source import Body, Sleep, Source
 from regmirror.errors import UpstreamCircuitOpen, UpstreamContentInvalid, UpstreamFailed, UpstreamTimeout
-from tests.unit.downloads.scripted import DATA, Says, Script, broken
+from tests.unit.downloads.scripted import DATA, Reply, Script, broken
 
-OPEN_CIRCUIT = UpstreamCircuitOpen("registry.test", "is not asked", reason="circuit-open", retry_after=5.0)
+OPEN_CIRCUIT = UpstreamCircuitOpen(
+    "registry.test", "has an open circuit", reason="circuit-open", retry_after=5.0
+)
 HALF = len(DATA) // 2
 
 
@@ -50,20 +52,20 @@ def sleep(pauses: list[float]) -> Sleep:
 
 async def test_an_upstream_that_rests_is_waited_for(sleep: Sleep, pauses: list[float]) -> None:
     """B19, B33: what broke off is resumed when the circuit may be closed again."""
-    refused = Says(error=broken, refuses=True)
+    refused = Reply(error=broken, refuses=True)
     script = Script(
-        [Says(stop=HALF, error=broken), refused, refused, Says(error=OPEN_CIRCUIT, refuses=True), Says()]
+        [Reply(stop=HALF, error=broken), refused, refused, Reply(error=OPEN_CIRCUIT, refuses=True), Reply()]
     )
     sink = Bytes()
     await fetch(script.source, sink, NoOtherSources(), sleep)
     assert sink.data == DATA
     assert pauses == [*PAUSES, 5.0]
-    assert script.asked == [0, *[HALF] * 4]
+    assert script.requested == [0, *[HALF] * 4]
 
 
 async def test_an_upstream_that_rests_on_is_given_up(sleep: Sleep, pauses: list[float]) -> None:
     """B20: within a bound."""
-    script = Script([Says(stop=HALF, error=broken), Says(error=OPEN_CIRCUIT, refuses=True)])
+    script = Script([Reply(stop=HALF, error=broken), Reply(error=OPEN_CIRCUIT, refuses=True)])
     with pytest.raises(UpstreamCircuitOpen):
         await fetch(script.source, Bytes(), NoOtherSources(), sleep)
     assert pauses.count(5.0) == CIRCUIT_WAITS_MAX
@@ -72,12 +74,14 @@ async def test_an_upstream_that_rests_on_is_given_up(sleep: Sleep, pauses: list[
 async def test_a_blob_that_has_not_begun_waits_for_nobody(sleep: Sleep, pauses: list[float]) -> None:
     """B34: its client is to fall back."""
     with pytest.raises(UpstreamCircuitOpen):
-        await fetch(Script([Says(error=OPEN_CIRCUIT, refuses=True)]).source, Bytes(), NoOtherSources(), sleep)
+        await fetch(
+            Script([Reply(error=OPEN_CIRCUIT, refuses=True)]).source, Bytes(), NoOtherSources(), sleep
+        )
     assert pauses == []
 
 
 async def test_other_failures_are_as_before(sleep: Sleep, pauses: list[float]) -> None:
-    script = Script([Says(stop=HALF, error=broken), Says(error=broken, refuses=True)])
+    script = Script([Reply(stop=HALF, error=broken), Reply(error=broken, refuses=True)])
     with pytest.raises(UpstreamFailed):
         await fetch(script.source, Bytes(), NoOtherSources(), sleep)
     assert pauses == list(PAUSES)
@@ -92,7 +96,7 @@ async def test_spliced_bytes_count_against_the_stated_size(sleep: Sleep) -> None
             return len(DATA) if self.calls == 1 else 0
 
     with pytest.raises(UpstreamContentInvalid, match="sent more than"):
-        await fetch(Script([Says()]).source, Spliced(), NoOtherSources(), sleep)
+        await fetch(Script([Reply()]).source, Spliced(), NoOtherSources(), sleep)
 
 
 LATE = UpstreamTimeout("registry.test", "did not answer", reason="read")
@@ -102,7 +106,7 @@ LARGE = bytes(20 * TRICKLE)
 def stutter(brings: int) -> Script:
     """A source each of whose responses brings so many bytes, and then stalls."""
     stops = range(brings, 20 * brings, brings)
-    return Script([*(Says(LARGE, stop, error=LATE) for stop in stops), Says(LARGE)])
+    return Script([*(Reply(LARGE, stop, error=LATE) for stop in stops), Reply(LARGE)])
 
 
 async def test_bytes_that_trickle_do_not_reset_the_retries(sleep: Sleep, pauses: list[float]) -> None:

@@ -22,8 +22,8 @@ from regmirror.errors import (
 from regmirror.oci.names import Digest, Repository
 from regmirror.telemetry.events import DownloadEnded
 from tests.fake_registry import random_bytes
-from tests.mirror_fixture import wait_until
-from tests.unit.downloads.scripted import DATA, DIGEST, REPOSITORY, Bench, Says, Script, broken, read_all
+from tests.mirror_fixture import until
+from tests.unit.downloads.scripted import DATA, DIGEST, REPOSITORY, Bench, Reply, Script, broken, read_all
 
 OTHER = Repository("other.test", "team/app")
 LARGE = random_bytes(200_000)
@@ -41,8 +41,8 @@ def named(number: int) -> Repository:
     return Repository("registry.test", f"invented/name{number}")
 
 
-def from_other(*responses: Says, **more: Any) -> Script:
-    return Script([*responses], repository=OTHER, **more)
+def from_other(*replies: Reply, **more: Any) -> Script:
+    return Script([*replies], repository=OTHER, **more)
 
 
 # --- proofs ---
@@ -51,7 +51,7 @@ def from_other(*responses: Says, **more: Any) -> Script:
 async def test_all_bytes_from_its_own_upstream_link_a_repository(downloads: Downloads, bench: Bench) -> None:
     """B67: and of no other one, which is recorded with the verified blob."""
     gate = asyncio.Event()
-    follower, _ = await downloads.join(DIGEST, Script([Says(gate=gate)]).source)
+    follower, _ = await downloads.join(DIGEST, Script([Reply(gate=gate)]).source)
     assert follower.proves(REPOSITORY)
     assert not follower.proves(OTHER)
     gate.set()
@@ -65,8 +65,8 @@ async def test_a_reader_that_joins_for_another_repository_proves_nothing(
     downloads: Downloads, bench: Bench
 ) -> None:
     gate = asyncio.Event()
-    first, _ = await downloads.join(DIGEST, Script([Says(gate=gate)]).source)
-    second, joined = await downloads.join(DIGEST, from_other(Says()).source)
+    first, _ = await downloads.join(DIGEST, Script([Reply(gate=gate)]).source)
+    second, joined = await downloads.join(DIGEST, from_other(Reply()).source)
     assert joined
     assert (second.proves(OTHER), second.proves(REPOSITORY)) == (False, True)
     gate.set()
@@ -89,7 +89,7 @@ async def test_a_resumed_download_is_a_proof_if_its_provenance_is_known(
 ) -> None:
     """B67: a left-over is no evidence by itself."""
     bench.leave(DATA[:6_000], flowing=True, size=len(DATA), **note)
-    follower, _ = await downloads.join(DIGEST, Script([Says()]).source)
+    follower, _ = await downloads.join(DIGEST, Script([Reply()]).source)
     assert follower.proves(REPOSITORY) == (proven == [{REPOSITORY}])
     assert await read_all(follower) == DATA
     follower.close()
@@ -101,7 +101,7 @@ async def test_a_complete_staged_file_proves_nothing_without_a_request(
     downloads: Downloads, bench: Bench
 ) -> None:
     bench.leave(DATA, flowing=True, size=len(DATA), origin=str(REPOSITORY))
-    follower, _ = await downloads.join(DIGEST, Script([Says()]).source)
+    follower, _ = await downloads.join(DIGEST, Script([Reply()]).source)
     assert not follower.proves(REPOSITORY)
     follower.close()
     await bench.events.wait_for(DownloadEnded)
@@ -113,14 +113,14 @@ async def test_a_follower_in_another_process_knows_the_origin(
 ) -> None:
     """B13, B67: by the note."""
     gate = asyncio.Event()
-    first, _ = await downloads.join(DIGEST, Script([Says(gate=gate)]).source)
-    unused = Script([Says()])
+    first, _ = await downloads.join(DIGEST, Script([Reply(gate=gate)]).source)
+    unused = Script([Reply()])
     second, _ = await elsewhere.join(DIGEST, unused.source)
-    third, _ = await elsewhere.join(DIGEST, from_other(Says()).source)
+    third, _ = await elsewhere.join(DIGEST, from_other(Reply()).source)
     assert (second.proves(REPOSITORY), third.proves(OTHER)) == (True, False)
     gate.set()
     assert await read_all(second) == DATA
-    assert unused.asked == []
+    assert unused.requested == []
     for follower in (first, second, third):
         follower.close()
 
@@ -133,12 +133,12 @@ async def change_upstreams(
 ) -> tuple[Follower, Follower, asyncio.Event]:
     """A reader of a repository whose upstream hangs after ``stop`` bytes, and then another one's."""
     rest = asyncio.Event()
-    hanging = Script([Says(data, stop=stop, gate=asyncio.Event())])
-    going_on = from_other(Says(data, gate=rest))
+    hanging = Script([Reply(data, stop=stop, gate=asyncio.Event())])
+    going_on = from_other(Reply(data, gate=rest))
     first, _ = await downloads.join(digest, hanging.source)
     assert first.proves(REPOSITORY)
     second, _ = await downloads.join(digest, going_on.source)
-    await wait_until(lambda: going_on.asked == [stop], "the other one goes on")
+    await until(lambda: going_on.requested == [stop], "the other one goes on")
     while await second.wait_until_readable(len(data) - 2) < len(data) - 1:
         pass
     return first, second, rest
@@ -181,10 +181,10 @@ async def test_a_rejection_reaches_only_the_readers_of_its_repository(
     downloads: Downloads, bench: Bench
 ) -> None:
     """B20: one request for all who wait for one repository; the others have theirs."""
-    absent = Script([Says(error=ABSENT, refuses=True)])
+    absent = Script([Reply(error=ABSENT, refuses=True)])
     limited = UpstreamRateLimited("other.test", "limits the rate", retry_after=60.0)
-    others = from_other(Says(error=limited, refuses=True))
-    third = Script([Says()], repository=named(1))
+    others = from_other(Reply(error=limited, refuses=True))
+    third = Script([Reply()], repository=named(1))
     tasks = [
         asyncio.create_task(downloads.join(DIGEST, script.source))
         for script in (absent, others, third)
@@ -192,7 +192,7 @@ async def test_a_rejection_reaches_only_the_readers_of_its_repository(
     ]
     results = await asyncio.gather(*tasks, return_exceptions=True)
     assert results[:8] == [ABSENT] * 4 + [limited] * 4
-    assert [script.asked for script in (absent, others, third)] == [[0], [0], [0]]
+    assert [script.requested for script in (absent, others, third)] == [[0], [0], [0]]
     for follower, _ in [task.result() for task in tasks[8:]]:
         assert await read_all(follower) == DATA
         follower.close()
@@ -202,10 +202,10 @@ async def test_names_that_hang_do_not_delay_a_name_that_is_served(
     downloads: Downloads, bench: Bench, quick: None
 ) -> None:
     """B35: the more of them fail or hang, the more are requested at once."""
-    hung = [Script([Says()], repository=named(number), gate=asyncio.Event()) for number in range(20)]
+    hung = [Script([Reply()], repository=named(number), gate=asyncio.Event()) for number in range(20)]
     tasks = [asyncio.create_task(downloads.join(DIGEST, script.source)) for script in hung]
     await asyncio.sleep(0)
-    follower, _ = await downloads.join(DIGEST, from_other(Says()).source)
+    follower, _ = await downloads.join(DIGEST, from_other(Reply()).source)
     assert await read_all(follower) == DATA
     follower.close()
     for task in tasks:
@@ -221,8 +221,8 @@ async def test_wrong_bytes_are_fetched_again_for_a_reader_that_has_none(
 ) -> None:
     """B2: the others end short."""
     gate = asyncio.Event()
-    wrong = Script([Says(b"?" + DATA[1:], gate=gate)])
-    right = from_other(Says())
+    wrong = Script([Reply(b"?" + DATA[1:], gate=gate)])
+    right = from_other(Reply())
     first, _ = await downloads.join(DIGEST, wrong.source)
     second, _ = await downloads.join(DIGEST, right.source)
     gate.set()
@@ -230,7 +230,7 @@ async def test_wrong_bytes_are_fetched_again_for_a_reader_that_has_none(
     assert second.proves(OTHER)
     with pytest.raises(UpstreamContentInvalid):
         await read_all(first)
-    assert (wrong.asked, right.asked) == ([0], [0])
+    assert (wrong.requested, right.requested) == ([0], [0])
     first.close()
     second.close()
 
@@ -239,12 +239,12 @@ async def test_wrong_bytes_of_two_upstreams_are_no_fault_of_the_second(
     downloads: Downloads, bench: Bench, quick: None
 ) -> None:
     """B20: it may have sent the right ones to what the first one had begun."""
-    wrong = Script([Says(b"?" * 1_000, size=len(DATA), gate=asyncio.Event())])
-    right = from_other(Says())
+    wrong = Script([Reply(b"?" * 1_000, size=len(DATA), gate=asyncio.Event())])
+    right = from_other(Reply())
     first, _ = await downloads.join(DIGEST, wrong.source)
     second, _ = await downloads.join(DIGEST, right.source)
     assert await second.wait_until_readable(len(DATA) - 1) == len(DATA)
-    assert right.asked == [1_000, 0]
+    assert right.requested == [1_000, 0]
     first.close()
     second.close()
 
@@ -254,8 +254,8 @@ async def test_a_size_that_the_first_upstream_made_up_is_no_fault_of_the_second(
 ) -> None:
     """B20: where they disagree, each one's own readers have its own answer."""
     breaking = UpstreamFailed("registry.test", "broke off", reason="truncated")
-    lying = Script([Says(stop=0, size=5, error=breaking)])
-    right = from_other(Says())
+    lying = Script([Reply(stop=0, size=5, error=breaking)])
+    right = from_other(Reply())
     first = asyncio.create_task(downloads.join(DIGEST, lying.source))
     second = asyncio.create_task(downloads.join(DIGEST, right.source))
     follower, _ = await second
@@ -272,12 +272,12 @@ async def test_another_process_that_fails_for_another_repository_is_taken_over(
     downloads: Downloads, elsewhere: Downloads, bench: Bench
 ) -> None:
     """B13, B20: from where it stopped."""
-    breaking = Script([Says(stop=3_000, error=broken)])
-    script = from_other(Says())
+    breaking = Script([Reply(stop=3_000, error=broken)])
+    script = from_other(Reply())
     first, _ = await downloads.join(DIGEST, breaking.source)
     second, _ = await elsewhere.join(DIGEST, script.source)
     assert await read_all(second) == DATA
-    assert script.asked == [3_000]
+    assert script.requested == [3_000]
     with pytest.raises(UpstreamFailed):
         await read_all(first)
     first.close()
@@ -289,8 +289,8 @@ async def test_a_reader_that_joins_one_failure_after_the_other_is_told_to_come_a
 ) -> None:
     """B34: within a bound."""
     monkeypatch.setattr(sharing, "JOINS_MAX", 2)
-    hung = Script([Says()], repository=named(1), gate=asyncio.Event())
-    other = from_other(Says())
+    hung = Script([Reply()], repository=named(1), gate=asyncio.Event())
+    other = from_other(Reply())
     tries = []
 
     async def wait(download: Download, repository: Repository | None) -> None:

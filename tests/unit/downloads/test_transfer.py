@@ -21,8 +21,8 @@ from regmirror.errors import (
 )
 from regmirror.oci.names import Digest
 from regmirror.telemetry.events import NotStored, VerificationFailed
-from tests.mirror_fixture import wait_until
-from tests.unit.downloads.scripted import DATA, DIGEST, Bench, Says, Script, broken, no_range
+from tests.mirror_fixture import until
+from tests.unit.downloads.scripted import DATA, DIGEST, Bench, Reply, Script, broken, no_range
 
 SIZE = len(DATA)
 StartTransfer = Callable[..., tuple[Download, asyncio.Task[None]]]
@@ -50,7 +50,7 @@ def start() -> Iterator[StartTransfer]:
 async def test_a_verified_blob_is_stored_recorded_and_no_longer_staged(
     bench: Bench, start: StartTransfer
 ) -> None:
-    download, task = start(bench, Script([Says()]))
+    download, task = start(bench, Script([Reply()]))
     await task
     assert bench.stored() == DATA
     assert bench.recorded == [(DIGEST, SIZE)]
@@ -63,12 +63,12 @@ async def test_the_last_byte_is_withheld_until_the_body_has_ended(
     bench: Bench, start: StartTransfer, size: int | None
 ) -> None:
     """B2: bytes flow at once, the last one is withheld until the hash matches."""
-    says = Says(size=size, gate=asyncio.Event())
-    download, task = start(bench, Script([says]))
-    await wait_until(lambda: download.written == SIZE, "all bytes are in the file")
+    reply = Reply(size=size, gate=asyncio.Event())
+    download, task = start(bench, Script([reply]))
+    await until(lambda: download.written == SIZE, "all bytes are in the file")
     assert download.visible == SIZE - 1
     assert not download.verified
-    says.release()
+    reply.release()
     await task
     assert download.visible == SIZE
 
@@ -79,7 +79,7 @@ async def test_wrong_bytes_never_become_visible_as_a_whole(
 ) -> None:
     """B2: nothing is kept, and the events say so."""
     wrong = DATA[:-1] + b"?"
-    download, task = start(bench, Script([Says(wrong, size=size)]))
+    download, task = start(bench, Script([Reply(wrong, size=size)]))
     with pytest.raises(UpstreamContentInvalid, match="other content"):
         await task
     assert download.visible == SIZE - 1
@@ -91,7 +91,7 @@ async def test_wrong_bytes_never_become_visible_as_a_whole(
 
 
 async def test_more_bytes_than_stated_are_wrong_content(bench: Bench, start: StartTransfer) -> None:
-    download, task = start(bench, Script([Says(DATA + b"more", size=SIZE)]))
+    download, task = start(bench, Script([Reply(DATA + b"more", size=SIZE)]))
     with pytest.raises(UpstreamContentInvalid, match="sent more than"):
         await task
     assert download.visible < SIZE
@@ -100,17 +100,17 @@ async def test_more_bytes_than_stated_are_wrong_content(bench: Bench, start: Sta
 
 async def test_a_broken_body_is_resumed_by_range(bench: Bench, start: StartTransfer) -> None:
     """B19: resumed by Range, and nothing is fetched twice."""
-    script = Script([Says(stop=3_000, error=broken), Says(stop=7_000, error=broken), Says()])
+    script = Script([Reply(stop=3_000, error=broken), Reply(stop=7_000, error=broken), Reply()])
     download, task = start(bench, script)
     await task
-    assert script.asked == [0, 3_000, 7_000]
+    assert script.requested == [0, 3_000, 7_000]
     assert download.sources.resumed == 2
     assert bench.stored() == DATA
 
 
 async def test_bytes_that_come_again_are_skipped(bench: Bench, start: StartTransfer) -> None:
     """B19: an upstream that ignores Range."""
-    script = Script([Says(stop=3_500, error=broken), Says(whole=True)])
+    script = Script([Reply(stop=3_500, error=broken), Reply(whole=True)])
     _, task = start(bench, script)
     await task
     assert bench.stored() == DATA
@@ -120,16 +120,16 @@ async def test_an_upstream_whose_ranges_are_wrong_sends_everything_again(
     bench: Bench, start: StartTransfer
 ) -> None:
     """B19: a Content-Range of another place, or 416, must not end the download."""
-    script = Script([Says(stop=3_500, error=broken), Says(error=no_range, refuses=True), Says()])
+    script = Script([Reply(stop=3_500, error=broken), Reply(error=no_range, refuses=True), Reply()])
     _, task = start(bench, script)
     await task
-    assert script.asked == [0, 3_500, 0]
+    assert script.requested == [0, 3_500, 0]
     assert bench.stored() == DATA
 
 
 async def test_another_size_at_the_resume_is_wrong_content(bench: Bench, start: StartTransfer) -> None:
     """B2: else what was promised to clients would end before the digest is known."""
-    script = Script([Says(stop=3_000, error=broken), Says(DATA + DATA)])
+    script = Script([Reply(stop=3_000, error=broken), Reply(DATA + DATA)])
     download, task = start(bench, script)
     with pytest.raises(UpstreamContentInvalid, match="size"):
         await task
@@ -138,7 +138,7 @@ async def test_another_size_at_the_resume_is_wrong_content(bench: Bench, start: 
 
 
 async def test_a_size_stated_once_is_kept(bench: Bench, start: StartTransfer) -> None:
-    script = Script([Says(stop=3_000, error=broken), Says(size=None)])
+    script = Script([Reply(stop=3_000, error=broken), Reply(size=None)])
     download, task = start(bench, script)
     await task
     assert download.size == SIZE
@@ -147,11 +147,11 @@ async def test_a_size_stated_once_is_kept(bench: Bench, start: StartTransfer) ->
 
 async def test_an_upstream_that_brings_nothing_more_is_given_up(bench: Bench, start: StartTransfer) -> None:
     """B5: what has arrived stays for the next pull."""
-    script = Script([Says(stop=3_000, error=broken)])
+    script = Script([Reply(stop=3_000, error=broken)])
     _, task = start(bench, script)
     with pytest.raises(UpstreamFailed, match="broke off"):
         await task
-    assert script.asked == [0, *[3_000] * len(PAUSES)]
+    assert script.requested == [0, *[3_000] * len(PAUSES)]
     assert bench.pauses == list(PAUSES)
     assert len(bench.staged()) == 2
     assert bench.stored() is None
@@ -159,11 +159,11 @@ async def test_an_upstream_that_brings_nothing_more_is_given_up(bench: Bench, st
 
 async def test_an_upstream_without_the_blob_is_requested_once(bench: Bench, start: StartTransfer) -> None:
     """B20: what failed before the first byte is not repeated here."""
-    script = Script([Says(error=NOT_FOUND, refuses=True)])
+    script = Script([Reply(error=NOT_FOUND, refuses=True)])
     download, task = start(bench, script)
     with pytest.raises(UpstreamNotFound):
         await task
-    assert script.asked == [0]
+    assert script.requested == [0]
     assert not download.started
     assert bench.staged() == []
 
@@ -174,20 +174,20 @@ async def test_the_bytes_of_an_earlier_process_are_resumed(
 ) -> None:
     """B7: after kill -9 the rest is fetched, and what was there is hashed with it."""
     bench.leave(DATA[:6_000], flowing=True, size=size)
-    script = Script([Says()])
+    script = Script([Reply()])
     download, task = start(bench, script)
     await task
-    assert script.asked == [6_000]
+    assert script.requested == [6_000]
     assert download.sources.resumed == 1
     assert bench.stored() == DATA
 
 
 async def test_a_complete_staged_file_needs_no_upstream(bench: Bench, start: StartTransfer) -> None:
     bench.leave(DATA, flowing=True, size=SIZE)
-    script = Script([Says()])
+    script = Script([Reply()])
     _, task = start(bench, script)
     await task
-    assert script.asked == []
+    assert script.requested == []
     assert bench.stored() == DATA
 
 
@@ -196,7 +196,7 @@ async def test_a_complete_staged_file_of_unknown_size_is_recognised(
 ) -> None:
     """B7: its writer died after the last byte of a body without length; the upstream says 416."""
     bench.leave(DATA, flowing=True)
-    script = Script([Says(error=no_range, refuses=True)])
+    script = Script([Reply(error=no_range, refuses=True)])
     _, task = start(bench, script)
     await task
     assert bench.stored() == DATA
@@ -212,7 +212,7 @@ async def test_wrong_bytes_of_an_earlier_process_fail_one_pull_at_most(
 ) -> None:
     """B7: it is never served, and the next pull works."""
     bench.leave(left, flowing=True)
-    script = Script([Says(), Says()])
+    script = Script([Reply(), Reply()])
     _, task = start(bench, script)
     with pytest.raises(RegistryError):
         await task
@@ -226,21 +226,21 @@ async def test_a_staged_file_longer_than_its_stated_size_is_fetched_again(
     bench: Bench, start: StartTransfer
 ) -> None:
     bench.leave(DATA + b"more", flowing=True, size=SIZE)
-    script = Script([Says()])
+    script = Script([Reply()])
     _, task = start(bench, script)
     await task
-    assert script.asked == [0]
+    assert script.requested == [0]
     assert bench.stored() == DATA
 
 
 async def test_a_blob_that_was_stored_meanwhile_is_not_fetched(
     bench: Bench, other: Bench, start: StartTransfer
 ) -> None:
-    await start(other, Script([Says()]))[1]
-    script = Script([Says()])
+    await start(other, Script([Reply()]))[1]
+    script = Script([Reply()])
     download, task = start(bench, script)
     await task
-    assert script.asked == []
+    assert script.requested == []
     assert download.visible == SIZE
     assert os.pread(download.descriptor, SIZE, 0) == DATA
     assert bench.staged() == []
@@ -249,7 +249,7 @@ async def test_a_blob_that_was_stored_meanwhile_is_not_fetched(
 async def test_an_empty_blob_is_stored(bench: Bench, start: StartTransfer) -> None:
     """B48: empty blobs exist."""
     empty = Digest.of(b"")
-    _, task = start(bench, Script([Says(b"")]), empty)
+    _, task = start(bench, Script([Reply(b"")]), empty)
     await task
     assert bench.stored(empty) == b""
 
@@ -259,7 +259,7 @@ async def test_a_blob_that_cannot_be_committed_reaches_its_readers(
 ) -> None:
     """B44: all bytes are here and right; nothing is recorded, and nothing partial stays."""
     monkeypatch.setattr(bench.store, "commit", full)
-    download, task = start(bench, Script([Says()]))
+    download, task = start(bench, Script([Reply()]))
     await task
     assert os.pread(download.descriptor, SIZE + 1, 0) == DATA
     assert download.visible == SIZE
@@ -277,12 +277,12 @@ async def test_a_disk_that_fails_without_a_reader_ends_the_transfer(
     bench: Bench, start: StartTransfer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """B44: what nobody waits for is not fetched to be thrown away."""
-    script = Script([Says()])
+    script = Script([Reply()])
     monkeypatch.setattr(os, "pwrite", fail_to_write)
     _, task = start(bench, script)
     with pytest.raises(Unavailable, match="No space left on device"):
         await task
-    assert script.asked == [0]
+    assert script.requested == [0]
     assert bench.staged() == []
 
 
@@ -297,59 +297,59 @@ async def test_the_second_process_follows_the_first_without_a_request(
     bench: Bench, other: Bench, start: StartTransfer
 ) -> None:
     """B13: one writer, elected by the lock."""
-    says = Says(gate=asyncio.Event())
-    writer, written = start(bench, Script([says]))
-    await wait_until(lambda: writer.written == SIZE, "the writer has everything")
-    script = Script([Says()])
+    reply = Reply(gate=asyncio.Event())
+    writer, written = start(bench, Script([reply]))
+    await until(lambda: writer.written == SIZE, "the writer has everything")
+    script = Script([Reply()])
     follower, followed = start(other, script)
-    await wait_until(lambda: follower.written == SIZE, "the follower sees everything")
+    await until(lambda: follower.written == SIZE, "the follower sees everything")
     assert follower.size == SIZE
     assert follower.visible == SIZE - 1
-    says.release()
+    reply.release()
     await asyncio.gather(written, followed)
-    assert script.asked == []
+    assert script.requested == []
     assert follower.visible == SIZE
     assert os.pread(follower.descriptor, SIZE, 0) == DATA
 
 
 @pytest.mark.parametrize(
-    ("says", "kind"),
+    ("reply", "kind"),
     [
-        (Says(error=NOT_FOUND, refuses=True, gate=None), UpstreamNotFound),
-        (Says(DATA[:-1] + b"?"), UpstreamContentInvalid),
+        (Reply(error=NOT_FOUND, refuses=True, gate=None), UpstreamNotFound),
+        (Reply(DATA[:-1] + b"?"), UpstreamContentInvalid),
     ],
 )
 async def test_the_writers_failure_is_the_followers_failure(
-    bench: Bench, other: Bench, start: StartTransfer, says: Says, kind: type[RegistryError]
+    bench: Bench, other: Bench, start: StartTransfer, reply: Reply, kind: type[RegistryError]
 ) -> None:
     """B20: and the follower does not ask the upstream again."""
     gate = asyncio.Event()
-    script = Script([says], gate=gate)
+    script = Script([reply], gate=gate)
     _, written = start(bench, script)
-    await wait_until(lambda: script.asked != [], "the writer has sent a request")
-    follower_script = Script([Says()])
+    await until(lambda: script.requested != [], "the writer has sent a request")
+    follower_script = Script([Reply()])
     _, followed = start(other, follower_script)
-    await wait_until(lambda: other.pauses != [], "the follower waits")
+    await until(lambda: other.pauses != [], "the follower waits")
     gate.set()
     results = await asyncio.gather(written, followed, return_exceptions=True)
     assert [type(result) for result in results] == [kind, kind]
     assert str(results[0]) == str(results[1])
-    assert follower_script.asked == []
+    assert follower_script.requested == []
 
 
 async def test_a_commit_that_failed_costs_the_follower_no_request(
     bench: Bench, other: Bench, start: StartTransfer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """B44: the file has no name any more, but all its bytes are there and right."""
-    says = Says(gate=asyncio.Event())
+    reply = Reply(gate=asyncio.Event())
     monkeypatch.setattr(bench.store, "commit", full)
-    _, written = start(bench, Script([says]))
-    script = Script([Says()])
+    _, written = start(bench, Script([reply]))
+    script = Script([Reply()])
     follower, followed = start(other, script)
-    await wait_until(lambda: follower.written == SIZE, "the follower follows")
-    says.release()
+    await until(lambda: follower.written == SIZE, "the follower follows")
+    reply.release()
     await asyncio.gather(written, followed)
-    assert script.asked == []
+    assert script.requested == []
     assert follower.visible == SIZE
     assert os.pread(follower.descriptor, SIZE + 1, 0) == DATA
     assert other.stored() is None
@@ -367,16 +367,16 @@ async def test_the_follower_has_the_last_byte_before_the_file_is_safe_on_disk(
         await commit(staged, digest)
 
     monkeypatch.setattr(bench.store, "commit", commit_later)
-    _, written = start(bench, Script([Says()]))
-    script = Script([Says()])
+    _, written = start(bench, Script([Reply()]))
+    script = Script([Reply()])
     follower, followed = start(other, script)
-    await wait_until(lambda: follower.verified, "the follower knows that all is right")
+    await until(lambda: follower.verified, "the follower knows that all is right")
     assert follower.visible == SIZE
     assert other.stored() is None
     is_safe.set()
     await asyncio.gather(written, followed)
     assert other.stored() == DATA
-    assert script.asked == []
+    assert script.requested == []
 
 
 async def test_a_state_that_a_killed_writer_left_verifies_no_other_file(
@@ -386,14 +386,14 @@ async def test_a_state_that_a_killed_writer_left_verifies_no_other_file(
     bench.leave(b"", flowing=True, verified=True, size=SIZE, upstream="registry.test")
     writer = bench.staging.open(DIGEST)
     assert writer.try_lock()
-    script = Script([Says()])
+    script = Script([Reply()])
     follower, followed = start(other, script)
-    await wait_until(lambda: len(other.pauses) > 3, "the follower has read the state")
+    await until(lambda: len(other.pauses) > 3, "the follower has read the state")
     assert not follower.verified
     assert follower.visible == 0
     writer.close()
     await followed
-    assert script.asked == [0]
+    assert script.requested == [0]
     assert other.stored() == DATA
 
 
@@ -401,14 +401,14 @@ async def test_the_follower_takes_over_where_a_dead_writer_stopped(
     bench: Bench, other: Bench, start: StartTransfer
 ) -> None:
     """B13, B19: a writer that ends in whatever way is replaced, by Range."""
-    writer, written = start(bench, Script([Says(stop=6_000, gate=asyncio.Event())]))
-    await wait_until(lambda: writer.written == 6_000, "the writer has a part")
-    script = Script([Says()])
+    writer, written = start(bench, Script([Reply(stop=6_000, gate=asyncio.Event())]))
+    await until(lambda: writer.written == 6_000, "the writer has a part")
+    script = Script([Reply()])
     follower, followed = start(other, script)
-    await wait_until(lambda: follower.written == 6_000, "the follower sees it")
+    await until(lambda: follower.written == 6_000, "the follower sees it")
     written.cancel()
     await followed
-    assert script.asked == [6_000]
+    assert script.requested == [6_000]
     assert follower.visible == SIZE
     assert os.pread(follower.descriptor, SIZE, 0) == DATA
     assert other.stored() == DATA
@@ -420,10 +420,10 @@ async def test_a_takeover_that_finds_wrong_bytes_withholds_the_last_byte(
     bench: Bench, other: Bench, start: StartTransfer
 ) -> None:
     """B2: what the dead writer had let through is hashed as well."""
-    writer, written = start(bench, Script([Says(b"?" + DATA[1:6_000], size=SIZE, gate=asyncio.Event())]))
-    await wait_until(lambda: writer.written == 6_000, "the writer has a part")
-    follower, followed = start(other, Script([Says()]))
-    await wait_until(lambda: follower.written == 6_000, "the follower sees it")
+    writer, written = start(bench, Script([Reply(b"?" + DATA[1:6_000], size=SIZE, gate=asyncio.Event())]))
+    await until(lambda: writer.written == 6_000, "the writer has a part")
+    follower, followed = start(other, Script([Reply()]))
+    await until(lambda: follower.written == 6_000, "the follower sees it")
     written.cancel()
     with pytest.raises(UpstreamContentInvalid):
         await followed
