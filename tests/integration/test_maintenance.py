@@ -56,6 +56,11 @@ def rows(mirror: Any, query: Any) -> Any:
         return connection.execute(query).fetchall()
 
 
+def recorded(mirror: Any) -> set[str]:
+    """The digests of blobs that have a row."""
+    return {row[0] for row in rows(mirror, "SELECT digest FROM blobs")}
+
+
 def is_consistent(mirror: Any) -> Any:
     """Files are rows, rows are named by a manifest, and the totals are right."""
     named = {row[0] for row in rows(mirror, "SELECT digest FROM manifest_references WHERE role != 'subject'")}
@@ -145,6 +150,9 @@ async def test_eviction_takes_the_least_recently_pulled_and_leaves_what_is_pinne
     async with run_mirror(tmp_path / "data", {NAME: upstream}) as mirror:
         for image in images:
             await pull(mirror, image)
+            # The row of a blob has the time of its commit, which follows the client's last byte.
+            digests = {*image.blob_digests}
+            await until(lambda wanted=digests: wanted <= recorded(mirror), "its rows are written")
             mirror.clock.advance(10)
         assert await command(mirror, "pin", "team/app:1") == {"pattern": f"{NAME}/team/app:1"}
         assert [item["pattern"] for item in await command(mirror, "pins")] == [f"{NAME}/team/app:1"]
