@@ -1,4 +1,4 @@
-"""A client of a fake upstream, and what it told while it was used."""
+"""A client of a fake upstream, and the events that it emitted."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ NOTHING = Digest("sha256:" + "0" * 64)
 E = TypeVar("E")
 
 
-class UpstreamAccess(UpstreamClient):
+class RecordingClient(UpstreamClient):
     """An UpstreamClient that remembers its events, on a clock that the test moves."""
 
     now: float
     events: list[Event]
 
     @classmethod
-    def at(cls, url: str, *, offline: bool = False, **options: Any) -> UpstreamAccess:
+    def at(cls, url: str, *, offline: bool = False, **options: Any) -> RecordingClient:
         events: list[Event] = []
         config = Upstream(url=url, **options)
         client = cls(NAME, config, emit=events.append, clock=lambda: client.now, offline=offline)
@@ -47,9 +47,9 @@ class UpstreamAccess(UpstreamClient):
 
 
 @asynccontextmanager
-async def asking(url: str, **options: Any) -> AsyncIterator[UpstreamAccess]:
+async def asking(url: str, **options: Any) -> AsyncIterator[RecordingClient]:
     """A client that is closed at the end."""
-    client = UpstreamAccess.at(url, **options)
+    client = RecordingClient.at(url, **options)
     try:
         yield client
     finally:
@@ -60,7 +60,7 @@ async def asking(url: str, **options: Any) -> AsyncIterator[UpstreamAccess]:
 async def speaking(
     talk: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any],
 ) -> AsyncIterator[str]:
-    """A server that says what it likes; its address as ``127.0.0.1:port``."""
+    """A server that runs ``talk`` for each connection; its address as ``127.0.0.1:port``."""
     talks: set[asyncio.Task[None]] = set()
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -82,16 +82,16 @@ async def speaking(
 
 
 async def never(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Accept, and say nothing until the other side leaves."""
+    """Accept, and send nothing until the client closes the connection."""
     await reader.read(-1)
 
 
-def saying(response: bytes) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any]:
-    """Answer every request with these bytes, and close."""
+def saying(answer: bytes) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any]:
+    """Respond to every request with these bytes, and close."""
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        writer.write(response)
+        writer.write(answer)
         await writer.drain()
 
     return talk

@@ -27,7 +27,7 @@ from tests.integration.asking import (
     LATEST,
     NAME,
     NOTHING,
-    UpstreamAccess,
+    RecordingClient,
     asking,
     never,
     saying,
@@ -177,7 +177,7 @@ async def test_a_name_server_that_never_answers_is_given_up(monkeypatch: pytest.
     """B35: connecting includes the name, and nobody else waits for that name server."""
     answered = threading.Event()
     monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: answered.wait(10) and [])
-    clients = [UpstreamAccess.at("https://registry.invalid", connect_timeout="50ms") for _ in range(20)]
+    clients = [RecordingClient.at("https://registry.invalid", connect_timeout="50ms") for _ in range(20)]
     try:
         reasons = await asyncio.gather(*(reason_of(client, UpstreamTimeout) for client in clients))
         assert reasons == ["connect"] * 20
