@@ -34,7 +34,7 @@ def print_image(context: Context, config: Config, repository: Repository, refere
     root = Path(config.storage.path)
     shown = naming.show_image(repository, reference)
     with open_reports(root) as reports:
-        named = _find(reports, naming, repository, reference)
+        named = _get_named(reports, naming, repository, reference)
         contents = read_contents(reports, open_store(root), named.digest)
         if contents is None:
             raise RegmirrorError(
@@ -53,7 +53,7 @@ def print_image(context: Context, config: Config, repository: Repository, refere
         print_parts(*_parts(report, named, contents))
 
 
-def _find(reports: Reports, naming: Naming, repository: Repository, reference: Reference) -> Named:
+def _get_named(reports: Reports, naming: Naming, repository: Repository, reference: Reference) -> Named:
     named = reports.find(repository, reference)
     if named is None:
         shown = naming.show_image(repository, reference)

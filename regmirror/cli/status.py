@@ -183,7 +183,7 @@ def _store_pairs(store: dict[str, Any]) -> list[tuple[str, str]]:
         ("store", store["path"]),
         ("size", f"{bytes_text(store['size'])} of {limit}"),
         ("free", bytes_text(store["free"])),
-        ("holds", counts),
+        ("contents", counts),
     ]
 
 

@@ -1,4 +1,4 @@
-"""B78: what is counted is what happened, whatever clients and workers do."""
+"""B78: the metrics count every request once, even if clients leave and workers are killed."""
 
 from __future__ import annotations
 
@@ -18,16 +18,18 @@ import pytest
 from regmirror.telemetry.events import KINDS, RESULTS
 from tests.fake_registry import Corrupt, RateLimit, Status, Truncate, random_bytes
 from tests.integration.test_metrics import COUNTER, read_metrics, total
-from tests.mirror_fixture import NAME, run_program, wait_until
+from tests.mirror_fixture import NAME, run_program, until
 
 BLOB = random_bytes(300_000)
-LARGE = random_bytes(16 << 20, seed=3)  # more than the kernel takes in ahead of a client: leaving is noticed
+LARGE = random_bytes(
+    16 << 20, seed=3
+)  # larger than the socket buffers, so that the server notices a client that leaves
 APP = "/v2/team/app"
 ALERTS = Path(__file__).parents[2] / "deploy" / "prometheus" / "alerts.yml"
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing sends RST
 REASONS = ("unreferenced", "evicted", "purged", "corrupt")
 
-#: Each metric of the interface with the label values that it must have from the start, labels by name.
+#: Each published metric, with the label values that exist from the start.
 FROM_THE_START = {
     "requests_total": [*product(KINDS, RESULTS, [NAME, "unknown"])],
     "request_seconds_count": [*product(KINDS)],
@@ -62,9 +64,9 @@ def raw(path, method="GET", **headers):
     return "\r\n".join([*lines, *(f"{name}: {value}" for name, value in headers.items()), "", ""]).encode()
 
 
-async def settled(program, count):
-    """The figures once so many requests have ended."""
-    await wait_until(lambda: len(program.log_records("request")) >= count, f"{count} requests have ended")
+async def metrics_after(program, count):
+    """The metrics after ``count`` requests have ended."""
+    await until(lambda: len(program.logged("request")) >= count, f"{count} requests have ended")
     return await read_metrics(program)
 
 
@@ -85,8 +87,8 @@ async def test_every_child_exists_from_the_start(upstream, storage, workers):
     assert total(metrics, "regmirror_build_info") == 1
 
 
-async def test_the_alert_rules_ask_for_what_there_is(mirror):
-    """B81: a rule about a metric, or a label value, that does not exist would never fire."""
+async def test_the_alert_rules_use_existing_metrics(mirror):
+    """B81: a rule about a metric or label value that does not exist would never fire."""
     metrics = await read_metrics(mirror)
     rules = ALERTS.read_text(encoding="utf-8")
     names = set(re.findall(r"\bregmirror_\w+", rules))
@@ -101,7 +103,7 @@ async def test_the_alert_rules_ask_for_what_there_is(mirror):
 
 
 async def leave(program, path, how):
-    """Ask, and leave in one of several ways; whether an answer had begun by then."""
+    """Send a request and leave as ``how`` says; returns whether a response had begun by then."""
     loop = asyncio.get_running_loop()
     with socket.create_connection(("127.0.0.1", program.port)) as connection:
         connection.setblocking(False)
@@ -121,34 +123,34 @@ async def leave(program, path, how):
         if how == "left later":
             await loop.sock_recv(connection, 1)
             return True
-        return False  # at once, by FIN: whether it is ever looked at, nobody knows
+        return False  # at once, by FIN: the server may not read the request
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-async def test_whoever_leaves_is_counted(upstream, storage, workers):
-    """B78: once if his answer had begun; never more than once; and the log says the same as the counter."""
+async def test_a_client_that_leaves_is_counted(upstream, storage, workers):
+    """B78: once if the response had begun, never more than once; log and counter agree."""
     upstream.add_image("team/app", "1", [BLOB])
     large = upstream.add_blob("team/app", LARGE)
     broken = upstream.add_blob("team/app", random_bytes(200_000, seed=2))
     upstream.fault(Truncate(50_000), kind="blob", reference=broken, times=None)
     paths = [f"{APP}/blobs/{large}", f"{APP}/blobs/{broken}", f"{APP}/manifests/1", f"{APP}/manifests/absent"]
     ways = ["half-closed", "half-closed later", "reset later", "left later", "left at once"]
-    asked = [(path, how) for path in paths for how in ways for _ in range(4)]
-    random.Random(0).shuffle(asked)
+    requests = [(path, how) for path in paths for how in ways for _ in range(4)]
+    random.Random(0).shuffle(requests)
     async with run_program(storage, {NAME: upstream}, workers=workers) as program:
-        begun = await asyncio.gather(*(leave(program, path, how) for path, how in asked))
-        metrics = await settled(program, sum(begun))
-        # A last one on each kind of figure, after which nothing of the others is still on its way.
-        await wait_until(lambda: len(program.log_records("download ended")) >= 2, "both downloads have ended")
-        for _ in range(50):  # those who follow leave in their own time
+        begun = await asyncio.gather(*(leave(program, path, how) for path, how in requests))
+        metrics = await metrics_after(program, sum(begun))
+        # Wait until both downloads and all followers have ended, so that no count is outstanding.
+        await until(lambda: len(program.logged("download ended")) >= 2, "both downloads have ended")
+        for _ in range(50):  # followers end a little later
             metrics = await read_metrics(program)
             if not metrics["regmirror_download_followers",]:
                 break
             await asyncio.sleep(0.1)
-        counted, lines = total(metrics, COUNTER), program.log_records("request")
+        counted, lines = total(metrics, COUNTER), program.logged("request")
     assert sum(begun) >= 4 * 3 * len(paths)
     assert any("client left" in line.get("error", "") for line in lines)
-    assert sum(begun) <= counted <= len(asked)
+    assert sum(begun) <= counted <= len(requests)
     assert len(lines) == counted
     assert total(metrics, "regmirror_first_byte_seconds_count") == counted
     assert total(metrics, "regmirror_request_seconds_count") == counted
@@ -157,16 +159,18 @@ async def test_whoever_leaves_is_counted(upstream, storage, workers):
 
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_sent_bytes_are_the_bytes_that_clients_got(upstream, storage, image, workers):
-    """B78: of whole answers: blobs, ranges, manifests; none for HEAD, 304, 416 and errors."""
+    """B78: bodies of blobs, ranges and manifests count; HEAD, 304, 416 and errors do not."""
     layer, tag = f"{APP}/blobs/{image.layer_digests[0]}", f"{APP}/manifests/1"
-    asks = [(layer, {}), (layer, {"Range": "bytes=100-299"}), (layer, {"Range": "bytes=999999-"})]
-    asks += [(tag, {}), (f"{APP}/manifests/absent", {}), (tag, {"If-None-Match": f'"{image.digest}"'})]
+    requests = [(layer, {}), (layer, {"Range": "bytes=100-299"}), (layer, {"Range": "bytes=999999-"})]
+    requests += [(tag, {}), (f"{APP}/manifests/absent", {}), (tag, {"If-None-Match": f'"{image.digest}"'})]
     async with run_program(storage, {NAME: upstream}, workers=workers) as program:
-        await program.get(layer)  # so that a range is the range of something stored
-        pulls = [program.get(path, {**more, "Connection": "close"}) for path, more in asks for _ in range(8)]
+        await program.get(layer)  # so that ranges are served from the store
+        pulls = [
+            program.get(path, {**more, "Connection": "close"}) for path, more in requests for _ in range(8)
+        ]
         heads = [program.head(path, {"Connection": "close"}) for path in (layer, tag)]
         responses = await asyncio.gather(*pulls, *heads)
-        metrics = await settled(program, len(responses) + 1)
+        metrics = await metrics_after(program, len(responses) + 1)
     assert {response.status for response in responses} == {200, 206, 304, 404, 416}
     got = {
         kind: sum(
@@ -184,24 +188,26 @@ async def test_sent_bytes_are_the_bytes_that_clients_got(upstream, storage, imag
 # --- workers that die ---
 
 
-async def test_what_a_killed_worker_has_counted_stays(upstream, storage, image):
-    """B78: requests that had ended are all counted, and every one after that."""
+async def test_counts_of_a_killed_worker_remain(upstream, storage, image):
+    """B78: all requests that had ended before the kill, and all later ones, are counted."""
     paths = [f"{APP}/manifests/1", f"{APP}/manifests/absent", f"{APP}/blobs/{image.layer_digests[0]}"]
 
-    async def ask_all():
+    async def send_all():
         pulls = [program.get(path, {"Connection": "close"}) for path in paths * 10]
         await asyncio.gather(*pulls)
 
     async with run_program(storage, {NAME: upstream}, workers=2) as program:
-        await ask_all()
-        before = await settled(program, 30)
+        await send_all()
+        before = await metrics_after(program, 30)
         for victim in list(program.workers()):
             workers = set(program.workers())
             os.kill(victim, signal.SIGKILL)
-            await wait_until(lambda known=workers: len(set(program.workers()) - known) == 1, "it is replaced")
-        await wait_until(lambda: program.log.count("ended with") == 2, "both were noticed")
-        await ask_all()
-        after = await settled(program, 60)
+            await until(
+                lambda known=workers: len(set(program.workers()) - known) == 1, "the worker is replaced"
+            )
+        await until(lambda: program.log.count("ended with") == 2, "the parent has noticed both")
+        await send_all()
+        after = await metrics_after(program, 60)
     assert total(before, COUNTER) == 30
     assert total(after, COUNTER) == total(after, "regmirror_request_seconds_count") == 60
     names = ("regmirror_sent_bytes_total", "blob", NAME), ("regmirror_sent_bytes_total", "manifest", NAME)
@@ -209,7 +215,7 @@ async def test_what_a_killed_worker_has_counted_stays(upstream, storage, image):
 
 
 async def test_a_storm_in_which_workers_are_killed(upstream, storage, image):
-    """B78: no request counts twice, and only those may be missing that a killed worker had in its hands."""
+    """B78: no request counts twice; only requests in progress in a killed worker may be missing."""
     paths = [f"{APP}/manifests/1", f"{APP}/blobs/{image.layer_digests[0]}", f"{APP}/manifests/absent"]
     clients, each = 8, 60
     outcomes = []
@@ -218,29 +224,32 @@ async def test_a_storm_in_which_workers_are_killed(upstream, storage, image):
         for turn in range(each):
             path = paths[(number + turn) % len(paths)]
             try:
-                outcomes.append(bool(await program.send_raw(raw(path))))
+                outcomes.append(bool(await program.talk(raw(path))))
             except OSError:  # reset by the end of its worker
                 outcomes.append(False)
 
-    async def murderer():
+    async def kill_workers():
         for kills in (1, 2):
-            await wait_until(lambda part=kills: len(outcomes) > part * clients * each // 4, "they are at it")
+            await until(
+                lambda part=kills: len(outcomes) > part * clients * each // 4,
+                "part of the requests have ended",
+            )
             known = set(program.workers())
             os.kill(min(known), signal.SIGKILL)
-            await wait_until(lambda past=known: len(set(program.workers()) - past) == 1, "it is replaced")
+            await until(lambda past=known: len(set(program.workers()) - past) == 1, "the worker is replaced")
 
     async with run_program(storage, {NAME: upstream}, workers=2) as program:
         await program.get(paths[1])
-        await asyncio.gather(murderer(), *(client(number) for number in range(clients)))
+        await asyncio.gather(kill_workers(), *(client(number) for number in range(clients)))
         counted = total(await read_metrics(program), COUNTER) - 1
-    made, answered = len(outcomes), sum(outcomes)
-    assert made == clients * each
-    assert answered - 2 * clients <= counted <= made
-    assert made - answered <= 2 * clients, "only what was in the hands of the killed one was lost"
+    sent, completed = len(outcomes), sum(outcomes)
+    assert sent == clients * each
+    assert completed - 2 * clients <= counted <= sent
+    assert sent - completed <= 2 * clients, "only requests in progress in a killed worker failed"
 
 
-async def test_what_a_killed_worker_had_in_flight_is_forgotten(upstream, storage, image):
-    """B78: a gauge of what lives does not count the dead."""
+async def test_downloads_of_a_killed_worker_leave_the_gauges(upstream, storage, image):
+    """B78: gauges of downloads and followers count live workers only."""
     pause = upstream.pause(after=100_000, times=1)
     in_flight = ("regmirror_downloads_in_flight",), ("regmirror_download_followers",)
     async with run_program(storage, {NAME: upstream}, workers=2) as program:
@@ -250,14 +259,14 @@ async def test_what_a_killed_worker_had_in_flight_is_forgotten(upstream, storage
             assert [metrics[name] for name in in_flight] == [1, 1]
             for victim in program.workers():
                 os.kill(victim, signal.SIGKILL)
-            await wait_until(lambda: program.log.count("ended with") == 2, "both were noticed")
+            await until(lambda: program.log.count("ended with") == 2, "the parent has noticed both")
         pause.release()
         metrics = await read_metrics(program)
     assert [metrics[name] for name in in_flight] == [0, 0]
 
 
-async def test_a_new_worker_does_not_unsay_what_is_known_of_upstreams(upstream, storage, image):
-    """B81: that one is down, and what its rate limit leaves; an alert must not end because a worker did."""
+async def test_a_new_worker_keeps_the_gauges_of_upstreams(upstream, storage, image):
+    """B81: a failing upstream and its remaining quota stay visible, so that no alert ends."""
     upstream.rate_limit = RateLimit(limit=100, remaining=42)
     known = {"up": 0.0, "ratelimit_limit": 100.0, "ratelimit_remaining": 41.0}
     names = [(f"regmirror_upstream_{name}", NAME) for name in known]
@@ -267,7 +276,7 @@ async def test_a_new_worker_does_not_unsay_what_is_known_of_upstreams(upstream, 
         assert (await program.get(f"{APP}/manifests/other")).status == 502
         for victim in program.workers():
             os.kill(victim, signal.SIGKILL)
-        await wait_until(lambda: program.log.count("ended with") == 2, "both were noticed")
+        await until(lambda: program.log.count("ended with") == 2, "the parent has noticed both")
         metrics = await read_metrics(program)
     assert [metrics[name] for name in names] == list(known.values())
 
@@ -277,25 +286,25 @@ async def test_a_new_worker_does_not_unsay_what_is_known_of_upstreams(upstream, 
 
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_each_request_is_one_line_of_json(upstream, storage, image, workers):
-    """B81: with who, what, how and how long, all of it readable by a program, and as many as are counted."""
+    """B81: each line has all fields, and there are as many lines as requests were counted."""
     wrong = upstream.add_blob("team/app", b"wrong" * 1_000)
     upstream.fault(Corrupt(), kind="blob", reference=wrong, times=None)
     upstream.fault(Status(503), kind="manifest", reference="broken", times=1)
     layer = image.layer_digests[0]
     paths = [f"{APP}/manifests/1", f"{APP}/manifests/absent", f"{APP}/manifests/broken", f"{APP}/tags/list"]
     paths += [f"{APP}/blobs/{layer}", f"{APP}/blobs/{wrong}"]
-    asked = [f"ask-{number}" for number in range(5 * len(paths))]
+    ids = [f"ask-{number}" for number in range(5 * len(paths))]
     async with run_program(storage, {NAME: upstream}, workers=workers) as program:
-        asks = [raw(path, **{"X-Request-Id": name}) for path, name in zip(paths * 5, asked, strict=True)]
-        await asyncio.gather(*(program.send_raw(ask) for ask in asks))
-        await program.send_raw(raw(f"{APP}/blobs/{layer}"))
-        metrics = await settled(program, len(asks) + 1)
+        messages = [raw(path, **{"X-Request-Id": name}) for path, name in zip(paths * 5, ids, strict=True)]
+        await asyncio.gather(*(program.talk(message) for message in messages))
+        await program.talk(raw(f"{APP}/blobs/{layer}"))
+        metrics = await metrics_after(program, len(messages) + 1)
         log = program.log.splitlines()
     lines = [line for line in map(json.loads, log) if line["event"] == "request"]
-    assert total(metrics, COUNTER) == len(lines) == len(asks) + 1
+    assert total(metrics, COUNTER) == len(lines) == len(messages) + 1
     named = {line["id"]: line for line in lines}
     assert len(named) == len(lines), "each has an id of its own"
-    assert set(asked) < named.keys()
+    assert set(ids) < named.keys()
     assert {line["upstream"] for line in lines} == {NAME}
     assert {line["path"] for line in lines} == set(paths)
     for line in lines:

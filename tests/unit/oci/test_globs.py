@@ -24,7 +24,7 @@ from regmirror.oci.globs import compile_glob, matches, matches_any
         ("[", "["),
     ],
 )
-def test_matches(pattern, text):
+def test_matches(pattern: str, text: str) -> None:
     assert matches(pattern, text)
 
 
@@ -44,19 +44,19 @@ def test_matches(pattern, text):
         ("", "x"),
     ],
 )
-def test_does_not_match(pattern, text):
+def test_does_not_match(pattern: str, text: str) -> None:
     assert not matches(pattern, text)
 
 
 @pytest.mark.parametrize("pattern", ["[z-a]", "team/[9-0]*", "[!]"])
-def test_a_set_that_makes_no_sense_is_refused(pattern):
-    """It is found when the configuration is read, not when the first client asks."""
+def test_an_invalid_set_is_rejected(pattern: str) -> None:
+    """The error is raised while the configuration is loaded, not at the first request."""
     with pytest.raises(ValueError, match="is not a pattern"):
         compile_glob(pattern)
 
 
 @given(st.text(alphabet="ab[]!*?-^\\/.{}()|+$", max_size=12), st.text(max_size=8))
-def test_any_pattern_is_understood_or_refused(pattern, text):
+def test_any_pattern_is_compiled_or_rejected(pattern: str, text: str) -> None:
     try:
         compiled = compile_glob(pattern)
     except ValueError:
@@ -65,11 +65,11 @@ def test_any_pattern_is_understood_or_refused(pattern, text):
 
 
 @given(st.text(alphabet="abc/.:-_0", max_size=20))
-def test_a_text_without_special_characters_matches_itself_alone(text):
+def test_a_text_without_special_characters_matches_itself_alone(text: str) -> None:
     assert matches(text, text)
     assert not matches(text, text + "x")
 
 
-def test_one_of_several_patterns_is_enough():
+def test_one_of_several_patterns_is_enough() -> None:
     assert matches_any(["x", "a/*"], "a/b")
     assert not matches_any([], "a/b")

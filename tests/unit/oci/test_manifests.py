@@ -2,6 +2,7 @@
 
 import json
 from contextlib import suppress
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -27,7 +28,9 @@ from regmirror.oci.names import Digest
 A, B, C = (Digest(f"sha256:{letter * 64}") for letter in "abc")
 
 
-def entry(digest, size=1, media_type="application/octet-stream", **more):
+def entry(
+    digest: str, size: object = 1, media_type: str = "application/octet-stream", **more: object
+) -> dict[str, Any]:
     return {"digest": digest, "size": size, "mediaType": media_type, **more}
 
 
@@ -46,13 +49,13 @@ def entry(digest, size=1, media_type="application/octet-stream", **more):
         b'{"a":' + b"9" * 10_000 + b"}",
     ],
 )
-def test_what_is_no_json_object_is_no_manifest(payload):
-    """B10: a page, a list, an encoded body, a number that nobody can hold."""
+def test_anything_but_a_json_object_is_no_manifest(payload: bytes) -> None:
+    """B10: an HTML page, a list, a compressed body, an integer of 10,000 digits."""
     with pytest.raises(NotAManifest):
         parse_document(payload)
 
 
-def test_a_byte_order_mark_does_not_hide_a_manifest():
+def test_a_byte_order_mark_does_not_hide_a_manifest() -> None:
     assert parse_document(b'\xef\xbb\xbf{"schemaVersion":2}') == {"schemaVersion": 2}
 
 
@@ -73,9 +76,9 @@ def test_a_byte_order_mark_does_not_hide_a_manifest():
         ({"schemaVersion": 1, "signatures": []}, "", DOCKER_SCHEMA1_SIGNED),
     ],
 )
-def test_the_media_type_is_what_the_upstream_said_or_what_the_document_shows(
-    document, content_type, expected
-):
+def test_the_media_type_comes_from_the_header_or_the_document(
+    document: dict[str, Any], content_type: str, expected: Any
+) -> None:
     """B1, B51: bare, without parameters."""
     assert media_type_of(document, content_type) == expected
 
@@ -83,7 +86,7 @@ def test_the_media_type_is_what_the_upstream_said_or_what_the_document_shows(
 @pytest.mark.parametrize(
     "bad", ["a/b\r\nSet-Cookie: x=y", "a/\ud800", "no-slash", "ä/b", "a/b c", "/", "a/" + "b" * 200]
 )
-def test_what_is_no_media_type_never_becomes_a_header(bad):
+def test_a_malformed_media_type_never_becomes_a_header(bad: str) -> None:
     """B11: a document that names a header of its own is described by its shape instead."""
     document = {"schemaVersion": 2, "mediaType": bad, "manifests": []}
 
@@ -91,7 +94,7 @@ def test_what_is_no_media_type_never_becomes_a_header(bad):
     assert media_type_of({"schemaVersion": 2, "layers": []}, bad) == OCI_MANIFEST
 
 
-def test_a_document_of_no_known_kind_is_refused():
+def test_a_document_that_is_neither_manifest_nor_index_is_rejected() -> None:
     with pytest.raises(NotAManifest):
         media_type_of({"hello": "world"}, "application/json")
 
@@ -107,12 +110,12 @@ def test_a_document_of_no_known_kind_is_refused():
         ({"schemaVersion": "2"}, False),
     ],
 )
-def test_an_error_or_a_status_page_does_not_describe_content(document, expected):
+def test_an_error_or_a_status_page_does_not_describe_content(document: dict[str, Any], expected: Any) -> None:
     """B10: a 200 with an API error in it is not stored."""
     assert describes_content(document) is expected
 
 
-def test_an_image_references_its_config_layers_and_subject():
+def test_an_image_references_its_config_layers_and_subject() -> None:
     document = {"config": entry(A, 2), "layers": [entry(B, 3), entry(C, 4)], "subject": entry(A)}
 
     found = references(document)
@@ -125,13 +128,13 @@ def test_an_image_references_its_config_layers_and_subject():
     ]
 
 
-def test_an_index_references_its_manifests():
+def test_an_index_references_its_manifests() -> None:
     found = references({"manifests": [entry(A), entry(B)]})
 
     assert [(item.role, item.digest) for item in found] == [("manifest", A), ("manifest", B)]
 
 
-def test_a_manifest_of_schema_1_references_its_layers():
+def test_a_manifest_of_schema_1_references_its_layers() -> None:
     found = references({"schemaVersion": 1, "fsLayers": [{"blobSum": A}, {"blobSum": B}]})
 
     assert [(item.role, item.digest, item.size) for item in found] == [("layer", A, -1), ("layer", B, -1)]
@@ -145,16 +148,16 @@ def test_a_manifest_of_schema_1_references_its_layers():
         entry(A, media_type="application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"),
     ],
 )
-def test_foreign_layers_and_subjects_prove_nothing_of_the_repository(layer):
-    """B67: naming what may live elsewhere gives no right to it."""
+def test_foreign_layers_and_subjects_are_no_evidence(layer: dict[str, Any]) -> None:
+    """B67: naming content that may be elsewhere links no repository to it."""
     assert [item.fetchable for item in references({"layers": [layer], "subject": entry(B)})] == [False, False]
 
 
 @pytest.mark.parametrize(
     "size", [-1, None, "5", 1.5, 2**63, 10**100], ids=["negative", "none", "text", "float", "2^63", "10^100"]
 )
-def test_a_size_that_is_none_counts_as_unknown(size):
-    """A number that no database holds must not make the whole pull fail."""
+def test_an_invalid_size_is_unknown(size: object) -> None:
+    """An integer that the database cannot store must not fail the pull."""
     assert [item.size for item in references({"layers": [entry(A, size)]})] == [-1]
 
 
@@ -172,7 +175,7 @@ def test_a_size_that_is_none_counts_as_unknown(size):
         {"subject": []},
     ],
 )
-def test_malformed_descriptors_are_passed_over(document):
+def test_malformed_descriptors_are_skipped(document: dict[str, Any]) -> None:
     assert references(document) == []
 
 
@@ -193,8 +196,8 @@ JSON = st.recursive(
 
 
 @given(JSON)
-def test_no_document_breaks_the_reader(document):
-    """B10: whatever an upstream sends, it is read or refused."""
+def test_any_document_is_parsed_or_rejected(document: dict[str, Any]) -> None:
+    """B10: no response of an upstream causes another exception."""
     try:
         parsed = parse_document(json.dumps(document).encode())
     except NotAManifest:
@@ -216,9 +219,9 @@ def test_no_document_breaks_the_reader(document):
         ({}, ""),
     ],
 )
-def test_platforms(item, expected):
+def test_platforms(item: dict[str, Any], expected: Any) -> None:
     assert platform_of(item) == expected
 
 
-def test_a_manifest_knows_its_size():
+def test_a_manifest_knows_its_size() -> None:
     assert Manifest(A, DOCKER_MANIFEST, b"{}").size == 2

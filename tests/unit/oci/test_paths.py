@@ -1,6 +1,7 @@
 """Which request is meant by a path, and whom it may reach."""
 
 from contextlib import suppress
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -43,7 +44,7 @@ DIGEST = "sha256:" + "0" * 64
         ("/v2/a/v2/b/manifests/1", Path("manifest", "a/v2/b", "1")),
     ],
 )
-def test_paths_are_read_from_the_right(path, expected):
+def test_paths_are_read_from_the_right(path: str, expected: Any) -> None:
     """B52: ``blobs``, ``manifests``, ``tags`` and ``uploads`` may be components of names."""
     assert split(path) == expected
 
@@ -51,14 +52,14 @@ def test_paths_are_read_from_the_right(path, expected):
 @pytest.mark.parametrize(
     "path", ["/", "", "/v3/", "/v20/a/manifests/1", "/a/b/v2/c/manifests/1", "/x/v2y/", "//v2/", "v2/", "*"]
 )
-def test_what_is_not_below_v2_belongs_to_others(path):
+def test_a_path_outside_v2_is_not_split(path: str) -> None:
     assert split(path) is None
 
 
 @pytest.mark.parametrize(
     "path", ["/v2//", "/v2/x", "/v2/a/tags", "/v2/a/tags/list/", "/v2/a/b/c/d", "/v2/.."]
 )
-def test_unknown_endpoints_are_not_found(path):
+def test_unknown_endpoints_are_not_found(path: str) -> None:
     with pytest.raises(NameUnknown):
         split(path)
 
@@ -74,20 +75,20 @@ def test_unknown_endpoints_are_not_found(path):
         ("/v2/%", "/v2/%"),
     ],
 )
-def test_percent_encoding_is_decoded_once(raw, expected):
+def test_percent_encoding_is_decoded_once(raw: str, expected: Any) -> None:
     """B52: a twice encoded slash stays encoded, and is then no name."""
     assert decode(raw) == expected
 
 
 @pytest.mark.parametrize("raw", ["/v2/%00", "/v2/a%00b", "/v2/%ff%fe", "/v2/%c3%28", "/v2/%\ud800"])
-def test_nul_and_what_is_no_utf8_is_refused(raw):
+def test_nul_and_invalid_utf8_are_rejected(raw: str) -> None:
     with pytest.raises(NameInvalid):
         decode(raw)
 
 
 @pytest.mark.parametrize("host", HUB)
 @pytest.mark.parametrize("name", ["alpine", "library/alpine"])
-def test_all_spellings_mean_one_repository(host, name):
+def test_all_spellings_mean_one_repository(host: str, name: str) -> None:
     """B58: default, ``ns``, first component and prefix, by every alias, with and without library/."""
     assert TABLE.resolve(name) == ALPINE
     assert TABLE.resolve(name, ns=[host]) == ALPINE
@@ -114,12 +115,12 @@ def test_all_spellings_mean_one_repository(host, name):
         ("org/app", "ghcr.io", [], Repository("ghcr.io", "org/app")),
     ],
 )
-def test_the_more_explicit_spelling_wins(name, prefix, ns, expected):
+def test_the_more_explicit_spelling_wins(name: str, prefix: str, ns: Any, expected: Any) -> None:
     """B58: prefix over first component over ``ns`` over default; nothing is doubled."""
     assert TABLE.resolve(name, prefix=prefix, ns=ns) == expected
 
 
-def test_library_is_added_on_docker_hub_only():
+def test_library_is_added_on_docker_hub_only() -> None:
     """B58: on any other upstream a name of one component is that name."""
     assert TABLE.resolve("app", ns=["reg.io:5000"]).name == "app"
     assert TABLE.resolve("app").name == "library/app"
@@ -138,7 +139,7 @@ def test_library_is_added_on_docker_hub_only():
         "ghcr.io:5000",
     ],
 )
-def test_a_host_that_is_no_upstream_is_unknown(ns):
+def test_a_host_that_is_not_configured_is_unknown(ns: Any) -> None:
     """B59: the list of upstreams is closed; private addresses are nothing special, just not in it."""
     with pytest.raises(NameUnknown):
         TABLE.resolve("org/app", ns=[ns])
@@ -167,20 +168,20 @@ def test_a_host_that_is_no_upstream_is_unknown(ns):
         "..",
     ],
 )
-def test_a_malformed_host_is_invalid(ns):
+def test_a_malformed_host_is_invalid(ns: Any) -> None:
     """B59: with a user name, a path, a scheme or a line break it is no host at all."""
     with pytest.raises(NameInvalid):
         TABLE.resolve("org/app", ns=[ns])
 
 
-def test_contradicting_namespaces_are_refused():
+def test_contradicting_namespaces_are_rejected() -> None:
     """B59: of two different values neither is right."""
     with pytest.raises(NameInvalid):
         TABLE.resolve("org/app", ns=["ghcr.io", "docker.io"])
 
 
-def test_a_name_that_looks_like_an_unknown_host_does_not_go_to_the_default_upstream():
-    """B59: otherwise Docker Hub would be asked for ``evil.example/app``."""
+def test_a_name_that_looks_like_an_unknown_host_does_not_go_to_the_default_upstream() -> None:
+    """B59: otherwise ``evil.example/app`` would be requested from Docker Hub."""
     with pytest.raises(NameUnknown):
         TABLE.resolve("evil.example/app")
     with pytest.raises(NameUnknown):
@@ -197,7 +198,9 @@ def test_a_name_that_looks_like_an_unknown_host_does_not_go_to_the_default_upstr
         ("ghcr.io/org/app", "", ["docker.io"], ""),
     ],
 )
-def test_the_namespace_that_chose_is_known(name, prefix, ns, expected):
+def test_the_namespace_that_selects_the_upstream_is_returned(
+    name: str, prefix: str, ns: Any, expected: Any
+) -> None:
     """Only that one is echoed as ``OCI-Namespace``."""
     assert TABLE.namespace(name, prefix=prefix, ns=ns) == expected
 
@@ -205,7 +208,7 @@ def test_the_namespace_that_chose_is_known(name, prefix, ns, expected):
 @pytest.mark.parametrize(
     ("name", "allowed"), [("org/app", True), ("org/secret", False), ("other/app", False)]
 )
-def test_allow_and_deny(name, allowed):
+def test_allow_and_deny(name: str, allowed: bool) -> None:
     """B64: what is not allowed is denied by the table alone; deny wins."""
     if allowed:
         assert TABLE.resolve(name, ns=["ghcr.io"]).name == name
@@ -214,7 +217,7 @@ def test_allow_and_deny(name, allowed):
             TABLE.resolve(name, ns=["ghcr.io"])
 
 
-def test_patterns_see_the_name_as_the_upstream_has_it():
+def test_patterns_see_the_name_as_the_upstream_has_it() -> None:
     """B64: the short form of an official image is judged as library/…, not let through."""
     table = UpstreamTable(HOSTS, "docker.io", {"docker.io": Patterns(["**"], ["library/*"])})
 
@@ -223,7 +226,7 @@ def test_patterns_see_the_name_as_the_upstream_has_it():
     assert table.resolve("org/app").name == "org/app"
 
 
-def test_the_catalog_is_limited_by_prefix_and_namespace():
+def test_the_catalog_is_limited_by_prefix_and_namespace() -> None:
     assert TABLE.resolve_upstream() is None
     assert TABLE.resolve_upstream(ns=["index.docker.io"]) == "docker.io"
     assert TABLE.resolve_upstream(prefix="ghcr.io", ns=["docker.io"]) == "ghcr.io"
@@ -238,7 +241,7 @@ PIECES += ["referrers", DIGEST, "..", "", "%2F", "%00", "%", "%ff", "sha256%3A",
     st.lists(st.sampled_from(["ghcr.io", "docker.io", "x", "a/b", ""]) | st.text(max_size=10), max_size=3),
 )
 @example("v2/..%2f..%2fetc/passwd/manifests/1", [])
-def test_any_path_gives_values_or_a_registry_error(tail, ns):
+def test_any_path_gives_values_or_a_registry_error(tail: str, ns: Any) -> None:
     """B52, B59: never another exception, and never a name or host that is not of the grammar."""
     with suppress(NameInvalid, NameUnknown, Denied):
         path = split(decode(f"/{tail}"))
