@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import socket
+import sqlite3
 import tomllib
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import tomli_w
 from regmirror.cli.check_config import check, hide_secrets
 from regmirror.config.schema import Config
 from regmirror.errors import ConfigError
+from regmirror.metadata.reports import StoreUnreadable
 from regmirror.urls import HIDDEN
 
 
@@ -81,3 +84,34 @@ def test_a_file_in_place_of_the_storage_directory_is_an_error(tmp_path: Path) ->
 def test_a_damaged_database_is_no_error_since_the_server_replaces_it(tmp_path: Path) -> None:
     (tmp_path / "regmirror.db").write_bytes(b"damaged" * 1_000)
     check(config_at(tmp_path))
+
+
+def test_a_database_of_a_newer_version_is_an_error(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "regmirror.db")) as database, database:
+        database.execute("CREATE TABLE alembic_version (version_num VARCHAR(32))")
+        database.execute("INSERT INTO alembic_version VALUES ('9999')")
+    with pytest.raises(ConfigError, match="a newer version"):
+        check(config_at(tmp_path))
+
+
+def test_a_storage_path_below_a_file_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"storage\.path"):
+        check(config_at(tmp_path / "file" / "data"))
+
+
+def test_a_storage_path_that_cannot_be_written_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(ConfigError, match="cannot be written; choose another path"):
+        check(config_at(tmp_path))
+
+
+def test_a_database_that_is_locked_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path) -> None:
+        raise StoreUnreadable("the database is locked")
+
+    monkeypatch.setattr("regmirror.metadata.reports.read_revision", fail)
+    with pytest.raises(ConfigError, match="the database is locked"):
+        check(config_at(tmp_path))

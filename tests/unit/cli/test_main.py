@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import json
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
+from regmirror import __version__
+from regmirror.cli.context import Context
+from regmirror.config.schema import Config
 from regmirror.errors import ConfigError, RegmirrorError
 
 commands = importlib.import_module("regmirror.cli.main")  # the package exports a function of this name
@@ -91,3 +97,87 @@ def test_every_command_and_option_has_a_help_text() -> None:
         assert item.help, name
         for parameter in item.params:
             assert getattr(parameter, "help", None), (name, parameter.name)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["check-config"],
+        ["client-config", "podman"],
+        ["client-config", "docker", "--mirror", "https://m"],
+        ["status", "--listen", "127.0.0.1:1"],
+        ["ls"],
+        ["inspect", "alpine:3"],
+        ["gc", "--dry-run"],
+        ["evict", "--dry-run", "--to", "1GB"],
+        ["purge", "alpine:3"],
+        ["pin", "alpine"],
+        ["pins"],
+    ],
+    ids=" ".join,
+)
+def test_each_command_prints_json(context: Context, arguments: list[str]) -> None:
+    result = CliRunner().invoke(commands.app, ["--config", str(context.config), *arguments, "--json"])
+    assert result.exit_code == 0, result.output
+    json.loads(result.output)
+
+
+@pytest.mark.parametrize("arguments", [["check-config"], ["client-config", "k3s"], ["status"]], ids=" ".join)
+def test_each_command_prints_text(context: Context, arguments: list[str]) -> None:
+    result = CliRunner().invoke(commands.app, ["--config", str(context.config), *arguments])
+    assert result.exit_code == 0, result.output
+    assert result.output
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["evict", "--to", "much"],
+        ["scrub", "--rate", "fast/s"],
+        ["pin", "[z-a]"],
+        ["purge", "sha256:short"],
+        ["ls", "[z-a]"],
+        ["inspect", "Alpine"],
+        ["client-config", "k3s", "--mirror", "m"],
+    ],
+    ids=" ".join,
+)
+def test_a_malformed_argument_is_a_usage_error(context: Context, arguments: list[str]) -> None:
+    result = CliRunner().invoke(commands.app, ["--config", str(context.config), *arguments])
+    assert result.exit_code == 2
+
+
+def test_a_pin_that_does_not_exist_is_an_error(context: Context) -> None:
+    result = CliRunner().invoke(commands.app, ["--config", str(context.config), "unpin", "alpine"])
+    assert isinstance(result.exception, RegmirrorError)
+
+
+def test_scrub_passes_its_rate_in_bytes(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[int | None] = []
+    monkeypatch.setattr("regmirror.cli.scrub.scrub_store", lambda context, rate: rates.append(rate))
+    for options in ([], ["--rate", "20MB/s"], ["--rate", "1KiB"]):
+        assert CliRunner().invoke(commands.app, ["scrub", *options]).exit_code == 0
+    assert rates == [None, 20_000_000, 1024]
+
+
+def test_serve_overrides_the_configuration_and_returns_the_status_of_the_server(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs: list[Config] = []
+
+    def serve(read: Callable[[], Config]) -> int:
+        configs.append(read())
+        return 7
+
+    monkeypatch.setattr("regmirror.server.workers.serve", serve)
+    options = ["--config", str(context.config), "--listen", ":1", "--workers", "2", "--offline"]
+    assert CliRunner().invoke(commands.app, ["serve", *options]).exit_code == 7
+    assert CliRunner().invoke(commands.app, ["serve", "--config", str(context.config)]).exit_code == 7
+    changed, default = configs
+    assert (changed.server.listen, changed.server.workers, changed.freshness.offline) == (":1", 2, True)
+    assert (default.server, default.freshness) == (Config().server, Config().freshness)
+
+
+def test_the_version_is_one_line() -> None:
+    result = CliRunner().invoke(commands.app, ["--version"])
+    assert (result.exit_code, result.output) == (0, f"regmirror {__version__}\n")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 from pathlib import Path
 
 import pytest
 
+from regmirror.blobs.staging import Staging
 from regmirror.cli import status
 from regmirror.cli.output import Table
 from regmirror.config.schema import Config
@@ -86,3 +89,37 @@ def test_downloads_in_flight_are_a_table() -> None:
 
 def test_without_a_staging_directory_nothing_is_in_flight(tmp_path: Path) -> None:
     assert status._downloads(tmp_path) == []
+
+
+def serve_once(body: bytes) -> tuple[str, threading.Thread]:
+    """A server on a free port that sends ``body`` to one client; its URL and thread."""
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        with server, server.accept()[0] as connection:
+            connection.recv(65_536)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + body)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    return f"http://127.0.0.1:{server.getsockname()[1]}/metrics", thread
+
+
+@pytest.mark.parametrize(
+    ("body", "is_regmirror"),
+    [(b'regmirror_build_info{version="9"} 1\n', True), (b"other 1\n", False), (b"<html>", False)],
+)
+def test_only_metrics_of_regmirror_are_accepted(body: bytes, is_regmirror: bool) -> None:
+    url, thread = serve_once(body)
+    assert (status.fetch_metrics(url) is not None) is is_regmirror
+    thread.join(5)
+
+
+def test_a_staging_directory_without_permission_is_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(staging: Staging) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Staging, "in_flight", fail)
+    assert status._downloads(tmp_path) is None
