@@ -94,7 +94,7 @@ def ghcr_registry(tmp_path_factory: pytest.TempPathFactory, images: Images) -> I
 
 @pytest.fixture
 def resources() -> Iterator[ExitStack]:
-    """What the test has started; stopped in the opposite order."""
+    """The processes that the test has started; they stop in reverse order."""
     with ExitStack() as stack:
         yield stack
 

@@ -27,7 +27,7 @@ def pull_fresh(make_containerd: MakeContainerd, mirror: Mirror, registry: str, i
 
 
 def assert_cold_cost(upstream: Upstream, layout: Layout) -> None:
-    """B27: what one cold pull for this platform may cost."""
+    """B27: the upstream requests of one cold pull for this platform."""
     blobs = {each["digest"] for each in layout.blobs(layout.for_platform(NATIVE))}
     assert Counter(upstream.blob_gets()) == Counter(blobs), upstream.describe()
     assert len(upstream.token_requests()) == 1

@@ -85,7 +85,7 @@ def test_skopeo_copies_a_docker_manifest_list(
 
 @pytest.mark.parametrize("name", ["artifact", "dlist", "empty", "multi", "nested", "zstd"])
 def test_every_object_is_upstreams_byte_for_byte(mirror: Mirror, images: Images, name: str) -> None:
-    """B1, B51: also what no client of today copies; cold and warm; with its exact media type."""
+    """B1, B51: content that no present client copies, too; cold and warm; with its exact media type."""
     layout = images[name]
     for _ in ("cold", "warm"):
         tagged = mirror.get(f"/v2/library/{name}/manifests/latest")

@@ -31,7 +31,7 @@ def test_a_cold_pull_asks_upstream_once_per_object(
     assert origin.requests == []
 
 
-def test_a_pulled_image_is_served_and_runs_with_upstream_gone(
+def test_a_pulled_image_is_served_and_runs_without_its_upstream(
     make_dockerd: MakeDockerd, mirror: Mirror, hub: Upstream, origin: Origin, images: Images
 ) -> None:
     """B24, B32: within the max age of the tag a second pull needs no upstream at all."""

@@ -70,7 +70,7 @@ def test_a_dead_mirror(pull: Pull, origin: Origin, images: Images) -> None:
 def test_a_mirror_whose_upstream_lacks_the_image(
     pull: Pull, make_mirror: MakeMirror, ghcr: Upstream, origin: Origin, images: Images
 ) -> None:
-    """B34, B86: regmirror says 404 for the manifest, in a form from which every client falls back."""
+    """B34, B86: regmirror responds 404 for the manifest, in a form from which every client falls back."""
     mirror = make_mirror({"docker.io": {"url": ghcr.url}})
     assert images["multi"].root["digest"] in pull(mirror.host)
     assert ghcr.requests != []
@@ -90,17 +90,17 @@ def test_a_mirror_whose_upstream_fails(
     assert origin.answered() != []
 
 
-def test_a_mirror_whose_upstream_is_gone(
+def test_clients_fall_back_when_the_upstream_is_down(
     pull: Pull, make_mirror: MakeMirror, hub: Upstream, origin: Origin, images: Images
 ) -> None:
-    """B34, B86: the same when nothing listens where the upstream should be."""
+    """B34, B86: no process listens at the upstream's address."""
     mirror = make_mirror({"docker.io": {"url": f"http://{LOOPBACK}:{pick_port()}"}})
     assert images["multi"].root["digest"] in pull(mirror.host)
     assert hub.requests == []
     assert origin.blob_gets() != []
 
 
-def test_a_proxy_in_front_of_the_mirror_that_says_503(
+def test_clients_fall_back_when_a_proxy_of_the_mirror_responds_503(
     pull: Pull, hub: Upstream, origin: Origin, images: Images
 ) -> None:
     """B86: a mirror being restarted behind a load balancer: everything is 503, the first ping too."""
@@ -111,7 +111,7 @@ def test_a_proxy_in_front_of_the_mirror_that_says_503(
 
 
 @pytest.mark.parametrize("pull", ["dockerd", "containerd"], indirect=True)
-def test_a_blob_that_upstream_refuses(
+def test_a_blob_that_the_upstream_rejects(
     pull: Pull, make_mirror: MakeMirror, hub: Upstream, origin: Origin, images: Images
 ) -> None:
     """B86: docker and containerd fall back for a blob too, as long as it fails before its first byte."""

@@ -21,13 +21,13 @@ MakeContainersImage = Callable[[], ContainersImage]
 
 @pytest.fixture
 def authority() -> trustme.CA:
-    """A certificate authority that nobody knows."""
+    """A private certificate authority."""
     return trustme.CA()
 
 
 @pytest.fixture
 def private(authority: trustme.CA, images: Images, tmp_path: Path, resources: ExitStack) -> Upstream:
-    """A registry that speaks TLS with a certificate of that authority, and so does its token server."""
+    """A registry and a token server that use TLS with certificates of that authority."""
     tls = server_context(authority, LOOPBACK)
     registry = Registry(tmp_path, tls=tls)
     resources.callback(registry.stop)
@@ -47,7 +47,7 @@ def test_a_ca_file_makes_the_upstream_trusted(
     images: Images,
     tmp_path: Path,
 ) -> None:
-    """B63: the authority is named in the upstream's own table and holds for its token server too."""
+    """B63: `ca_file` of the upstream applies to its token server, too."""
     ca_file = tmp_path / "private-ca.pem"
     authority.cert_pem.write_to_path(ca_file)
     mirror = make_mirror({"docker.io": {"url": private.url, "ca_file": str(ca_file)}})
@@ -59,8 +59,8 @@ def test_a_ca_file_makes_the_upstream_trusted(
     assert client.raw_manifest("multi:latest") == images["multi"].read(images["multi"].root)
 
 
-def test_without_it_the_upstream_is_not_trusted(make_mirror: MakeMirror, private: Upstream) -> None:
-    """B38, B63: no request is sent, and the client hears what the matter is."""
+def test_without_a_ca_file_the_upstream_is_not_trusted(make_mirror: MakeMirror, private: Upstream) -> None:
+    """B38, B63: no request is sent, and the error names the reason."""
     mirror = make_mirror({"docker.io": {"url": private.url}})
     response = mirror.get("/v2/library/multi/manifests/latest")
     assert response.status == 502, response.body

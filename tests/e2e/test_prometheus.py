@@ -1,4 +1,4 @@
-"""What watches regmirror: its metrics as promtool sees them, the shipped rules, and a real Prometheus."""
+"""Monitoring: the metrics under promtool, the shipped rules, and a real Prometheus."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.mirror_fixture import NAME, Program, run_program
 
 TAG = "/v2/team/app/manifests/1"
 ALWAYS_ASK = {"tag_max_age": "0"}
-NOTICES = 25.0  # seconds until Prometheus must have seen what there is
+NOTICES = 25.0  # seconds until Prometheus must have scraped the metrics
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ NOTICES = 25.0  # seconds until Prometheus must have seen what there is
         ("test", "rules", "alerts_test.yml"),
     ],
 )
-def test_promtool_passes_what_is_shipped(tmp_path: Path, words: tuple[str, ...]) -> None:
+def test_promtool_passes_the_shipped_rules(tmp_path: Path, words: tuple[str, ...]) -> None:
     """B81: the rules are right, the example loads them, and each alert fires when it should and only then."""
     status, said = promtool(*words, home=tmp_path)
     assert status == 0, said
@@ -89,7 +89,7 @@ async def until_seen(
 async def test_an_outage_is_an_alert_until_it_is_over(
     upstream: FakeRegistry, storage: Path, tmp_path: Path, workers: int
 ) -> None:
-    """B81: the upstream goes, what clients get goes stale, both are told; and both end when it is back."""
+    """B81: the upstream stops and responses become stale; both alerts fire, and end when it is back."""
     image = upstream.add_image("team/app", "1", [random_bytes(1_000)])
 
     async def pull() -> None:
@@ -118,7 +118,7 @@ async def test_an_outage_is_an_alert_until_it_is_over(
 async def test_a_mirror_that_has_ended_is_an_alert(
     upstream: FakeRegistry, storage: Path, tmp_path: Path
 ) -> None:
-    """B81: nothing but Prometheus can tell."""
+    """B81: only Prometheus can notice this."""
     async with run_program(storage, {NAME: upstream}) as program, watch(program, tmp_path) as prometheus:
         is_up = [1.0]
         await until_seen("the mirror", lambda: [value for _, value in prometheus.query("up")] == is_up)

@@ -1,4 +1,4 @@
-"""What was pulled stays pulled, however regmirror ended."""
+"""Pulled images outlive any end of regmirror."""
 
 from __future__ import annotations
 

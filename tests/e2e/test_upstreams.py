@@ -37,7 +37,7 @@ CACHED = r"hit|collapsed"
 
 
 def assert_served(mirror: Mirror, spelling: str, layout: Layout, tag: str, cache_status: str) -> None:
-    """Ask for the manifest and a layer in one spelling; both must be right and from where they should be."""
+    """Request the manifest and a layer in one spelling; both must be correct and come from that upstream."""
     layer = layout.children(layout.root)[-1]
     for kind, reference, descriptor in (("manifests", tag, layout.root), ("blobs", layer["digest"], layer)):
         response = mirror.get(spelling.format(kind=kind, reference=reference))
@@ -62,7 +62,7 @@ def test_spellings_of_a_named_upstream_share_one_cache_entry(
 def test_spellings_of_docker_hub_share_one_cache_entry(
     mirror: Mirror, hub: Upstream, ghcr: Upstream, images: Images, first: str
 ) -> None:
-    """B58: the same for the default upstream, its aliases, and names without `library/`."""
+    """B58: the default upstream, its aliases, and names without `library/` are one repository."""
     assert_served(mirror, HUB_SPELLINGS[first], images["app"], "latest", FETCHED)
     with hub.untouched():
         for spelling in HUB_SPELLINGS.values():
@@ -93,8 +93,8 @@ def test_each_client_spells_the_same_image_its_own_way(
         assert digest in docker.docker("pull", f"{mirror.host}/ghcr.io/org/app:1").stdout
 
 
-def test_an_unknown_registry_is_refused(mirror: Mirror, hub: Upstream, ghcr: Upstream) -> None:
-    """B59: the list of upstreams is closed; nobody is asked about a host that is not on it."""
+def test_an_unknown_registry_is_rejected(mirror: Mirror, hub: Upstream, ghcr: Upstream) -> None:
+    """B59: the list of upstreams is closed; a host outside it causes no request."""
     with hub.untouched(), ghcr.untouched():
         for path in ("/v2/org/app/manifests/1?ns=other.example", "/other.example/v2/org/app/manifests/1"):
             response = mirror.get(path)
@@ -105,7 +105,7 @@ def test_an_unknown_registry_is_refused(mirror: Mirror, hub: Upstream, ghcr: Ups
 def test_credentials_of_the_configuration_open_private_repositories(
     make_mirror: MakeMirror, hub: Upstream, images: Images
 ) -> None:
-    """B60: a registry that asks for a token of a known user gets one."""
+    """B60: a registry that requires a user's token gets one."""
     mirror = make_mirror({"docker.io": {"url": hub.url, "username": USER, "password": PASSWORD}})
     response = mirror.get("/v2/private/app/manifests/latest")
     assert response.body == images["app"].read(images["app"].root)
@@ -113,7 +113,7 @@ def test_credentials_of_the_configuration_open_private_repositories(
     assert PASSWORD not in mirror.output()
 
 
-def test_what_upstream_keeps_private_is_not_found(mirror: Mirror, hub: Upstream) -> None:
+def test_a_private_repository_of_the_upstream_is_not_found(mirror: Mirror, hub: Upstream) -> None:
     """B34: without credentials the client gets a 404 and never sees upstream's challenge."""
     response = mirror.get("/v2/private/app/manifests/latest")
     assert response.status == 404, response.body

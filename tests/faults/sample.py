@@ -13,7 +13,7 @@ from tests.mirror_fixture import Client, Response
 SIZE = 2 << 20
 HALF = SIZE // 2
 LAYER = random_bytes(SIZE)
-OTHER = random_bytes(SIZE, seed=1)  # one of another digest: the same one would be the same download
+OTHER = random_bytes(SIZE, seed=1)  # of another digest, since one digest would be one download
 PATIENCE = 30.0  # seconds until a mirror must have noticed that its upstream is back
 
 
@@ -23,7 +23,7 @@ def add_sample(registry: FakeRegistry, layer: bytes = LAYER) -> Image:
 
 
 def add_small(registry: FakeRegistry) -> Image:
-    """The image ``team/small:1``: one to be stored as a whole before anything goes wrong."""
+    """The image ``team/small:1``: one to store completely before any fault."""
     return registry.add_image("team/small", "1", [b"small"])
 
 
@@ -34,7 +34,7 @@ def paths(image: Image, upstream: str) -> tuple[str, str]:
 
 
 async def store(client: Client, image: Image, upstream: str) -> str:
-    """Pull all of an image, since only whole ones outlive their upstream (B39); return its tag's path."""
+    """Pull a complete image, since only those outlive their upstream (B39); return the path of its tag."""
     tag, layer = paths(image, upstream)
     config = layer.replace(image.layer_digests[0], image.config_digest)
     for path in (tag, config, layer):
@@ -43,7 +43,7 @@ async def store(client: Client, image: Image, upstream: str) -> str:
 
 
 def is_stale(response: Response, image: Image) -> bool:
-    """Whether this is the image's manifest, said to be served because its upstream fails."""
+    """Whether this is the image's manifest, marked as stale because its upstream fails."""
     marked = response.headers.get("Cache-Status") == "regmirror; hit; detail=stale"
     return (
         response.status == 200
@@ -54,7 +54,7 @@ def is_stale(response: Response, image: Image) -> bool:
 
 
 async def read_rest(response: aiohttp.ClientResponse) -> bytes | None:
-    """The rest of an answer, or None if it ends short of its Content-Length."""
+    """The remaining body, or None if it ends short of its Content-Length."""
     try:
         return await response.read()
     except aiohttp.ClientPayloadError:
@@ -62,7 +62,7 @@ async def read_rest(response: aiohttp.ClientResponse) -> bytes | None:
 
 
 async def pull_again(client: Client, path: str) -> Response:
-    """Ask until it is answered, as a person does who has read that the upstream is back."""
+    """Repeat the request until it succeeds; the upstream is back."""
     async with asyncio.timeout(PATIENCE):
         while (response := await client.get(path)).status != 200:
             assert response.status in (502, 503, 504), response
@@ -71,12 +71,12 @@ async def pull_again(client: Client, path: str) -> Response:
 
 
 async def pulls(client: Client, image: Image, upstream: str) -> bool:
-    """Whether the whole image can be had from an upstream that works, byte for byte."""
+    """Whether the image can be pulled byte for byte from an upstream that works."""
     tag, layer = paths(image, upstream)
     responses = [await client.get(tag), await client.get(layer)]
     return [(got.status, got.body) for got in responses] == [(200, image.manifest), (200, OTHER)]
 
 
 def reason(response: Response) -> Any:
-    """The fixed word of an error for what its upstream did."""
+    """The `reason` of an error response."""
     return response.json()["errors"][0]["detail"].get("reason")

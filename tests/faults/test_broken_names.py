@@ -1,4 +1,4 @@
-"""Name servers that know nothing, or are not there: the mirror runs on the second host, which has its own."""
+"""Name servers without an entry, or unreachable: the mirror runs on the second host, which has its own."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ALWAYS_ASK = {"tag_max_age": "0"}
 
 @pytest.fixture
 async def named(host: SecondHost) -> AsyncIterator[FarRegistry]:
-    """An upstream that the configuration knows by the name ``up.example``."""
+    """An upstream that is configured by the name ``up.example``."""
     async with FarRegistry(host, hostname="up.example") as registry:
         yield registry
 
@@ -55,7 +55,7 @@ def healthy(far: FakeRegistry) -> Image:
     return add_sample(far, OTHER)
 
 
-async def test_a_name_that_does_not_exist_is_told_from_a_name_server_that_is_not_there(
+async def test_an_unknown_name_and_an_unreachable_name_server_have_different_reasons(
     storage: Path,
     host: SecondHost,
     named: FarRegistry,

@@ -1,4 +1,4 @@
-"""Packets that vanish, connections that are reset, a cable that is pulled, on the way to an upstream."""
+"""Dropped packets, reset connections and a pulled cable between mirror and upstream."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ def healthy(upstream: FakeRegistry) -> Image:
 
 
 @pytest.mark.parametrize("fault", ["reset_after", "silent_after"])
-async def test_a_blob_is_whole_although_no_connection_lasts(
+async def test_a_blob_is_complete_although_every_connection_breaks(
     upstream: FakeRegistry, storage: Path, host: SecondHost, far: FakeRegistry, image: Image, fault: str
 ) -> None:
-    """B19, B5: each goes on where the last one broke off, and the client sees one clean answer."""
+    """B19, B5: each connection resumes where the last broke, and the client gets one complete response."""
     async with run_program(storage, {NAME: upstream, FAR: far}, upstreams=QUICK) as program:
         with getattr(host, fault)(far.port, SIZE // 2):
             pulled = await program.get(paths(image, FAR)[1])
@@ -64,7 +64,7 @@ async def test_a_blob_is_whole_although_no_connection_lasts(
     assert all(text.startswith("bytes=") for text in ranges[1:])
 
 
-async def test_a_black_hole_is_answered_in_time(
+async def test_a_black_hole_gets_a_response_in_time(
     upstream: FakeRegistry, storage: Path, host: SecondHost, far: FakeRegistry, image: Image, healthy: Image
 ) -> None:
     """B34, B35, B38: by 504 and the word for it; pulls from another upstream do not wait for it."""
@@ -82,7 +82,7 @@ async def test_a_black_hole_is_answered_in_time(
         assert (await pull_again(program, layer)).body == LAYER
 
 
-async def test_a_router_that_knows_no_way_is_told_apart(
+async def test_an_unreachable_host_has_its_own_reason(
     upstream: FakeRegistry, storage: Path, host: SecondHost, far: FakeRegistry, image: Image
 ) -> None:
     """B34, B38: 502 at once."""
@@ -99,14 +99,14 @@ async def test_a_router_that_knows_no_way_is_told_apart(
 async def test_a_cached_tag_stays_served(
     upstream: FakeRegistry, storage: Path, host: SecondHost, far: FakeRegistry, small: Image, fault: str
 ) -> None:
-    """B33: stale, and asked for anew when the upstream is back."""
+    """B33: stale, and revalidated when the upstream is back."""
     settings: dict[str, Any] = {"freshness": ALWAYS_ASK, "upstreams": QUICK}
     async with run_program(storage, {NAME: upstream, FAR: far}, **settings) as program:
         tag = await store(program, small, FAR)
         with getattr(host, fault)(far.port):
             assert all([is_stale(await program.get(tag), small) for _ in range(4)])
         async with asyncio.timeout(PATIENCE):
-            while "Warning" in (fresh := await program.get(tag)).headers:  # noqa: ASYNC110  # asking is how one sees it
+            while "Warning" in (fresh := await program.get(tag)).headers:  # noqa: ASYNC110  # only a request shows it
                 await asyncio.sleep(0.2)
         assert fresh.headers["Cache-Status"] == "regmirror; fwd=stale; fwd-status=200"
 
@@ -137,10 +137,10 @@ async def test_a_cable_that_is_pulled_for_a_moment_does_no_harm(
     assert far.count("blob", "GET", reference=image.layer_digests[0]) == 1
 
 
-async def test_a_cable_that_stays_away_ends_the_answer_short(
+async def test_a_cable_that_stays_pulled_ends_the_response_short(
     upstream: FakeRegistry, storage: Path, host: SecondHost, far: FakeRegistry, image: Image
 ) -> None:
-    """B5, B7: never a clean answer of wrong bytes; when it is back, the rest is fetched and no more."""
+    """B5, B7: no complete response with wrong bytes; later only the missing bytes are fetched."""
     layer = paths(image, FAR)[1]
     pause = far.pause(after=HALF, reference=image.layer_digests[0], times=1)
     async with run_program(storage, {NAME: upstream, FAR: far}, upstreams=QUICK) as program:

@@ -1,4 +1,4 @@
-"""An upstream process that hangs: its host still accepts connections for it, and nothing is answered."""
+"""An upstream process that hangs: its host accepts connections for it, but sends no response."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def test_a_download_ends_when_its_upstream_wakes_up(
         async with program.open(layer) as response:
             begin = await response.content.readexactly(HALF)
             with frozen(frozen_upstream.pid):
-                os.kill(frozen_upstream.pid, signal.SIGUSR1)  # it goes on as soon as it wakes up
+                os.kill(frozen_upstream.pid, signal.SIGUSR1)  # handled as soon as the process continues
                 assert is_stale(await program.get(small_tag), small)
                 assert await pulls(program, healthy, NAME)
                 assert not response.content.at_eof()
@@ -65,7 +65,7 @@ async def test_a_download_ends_when_its_upstream_wakes_up(
 async def test_an_upstream_that_stays_frozen_is_given_up(
     upstream: FakeRegistry, storage: Path, frozen_upstream: Any
 ) -> None:
-    """B35, B5: the client's answer ends short, a cold tag is refused in time, and the next pull resumes."""
+    """B35, B5: the client's response ends short, a cold tag fails in time, and the next pull resumes."""
     image, healthy = add_sample(FakeRegistry()), add_sample(upstream, OTHER)
     tag, layer = paths(image, FROZEN)
     registries = {NAME: upstream, FROZEN: frozen_upstream.url}

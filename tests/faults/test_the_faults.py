@@ -39,7 +39,7 @@ except socket.gaierror as error:
 # --- disks ---
 
 
-def test_a_small_tmpfs_fills_up_and_vanishes(tmp_path: Path) -> None:
+def test_a_small_tmpfs_fills_up_and_is_removed(tmp_path: Path) -> None:
     with small_tmpfs(tmp_path / "disk", 1 * MIB) as disk:
         with full_disk(disk):
             with pytest.raises(OSError, match="No space left") as raised:
@@ -49,7 +49,7 @@ def test_a_small_tmpfs_fills_up_and_vanishes(tmp_path: Path) -> None:
     assert not disk.is_mount()
 
 
-def test_a_small_ext4_fills_up_and_vanishes(tmp_path: Path) -> None:
+def test_a_small_ext4_fills_up_and_is_removed(tmp_path: Path) -> None:
     with small_ext4(tmp_path / "disk") as ext4:
         fill_disk(ext4.path)
         assert not ext4.is_writable()
@@ -93,7 +93,7 @@ def test_an_ext4_that_fails_goes_read_only_under_an_open_file(tmp_path: Path) ->
         assert not ext4.is_writable()
 
 
-def test_a_disk_vanishes_when_the_test_fails_with_a_file_open(tmp_path: Path) -> None:
+def test_a_disk_is_removed_when_the_test_fails_with_a_file_open(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), small_tmpfs(tmp_path / "disk") as disk:  # noqa: PT012
         still_open = (disk / "file").open("wb")
         raise ZeroDivisionError
@@ -138,7 +138,7 @@ def test_a_frozen_process_may_die() -> None:
 
 @pytest.fixture
 def port(host: SecondHost) -> Iterator[Any]:
-    """A server on the other host that sends SIZE bytes to whoever comes."""
+    """A server on the other host that sends SIZE bytes to each client."""
     listening = host.listen()
     threading.Thread(target=_serve, args=[listening], daemon=True).start()
     yield listening.getsockname()[1]
@@ -176,7 +176,7 @@ def read(host: SecondHost, port: int, timeout: float = 5.0) -> Any:
     return count, "FIN"
 
 
-def test_the_second_host_is_reached_and_vanishes(host: SecondHost, port: int) -> None:
+def test_the_second_host_is_reached_and_is_removed(host: SecondHost, port: int) -> None:
     assert read(host, port) == (SIZE, "FIN")
     with pytest.raises(ZeroDivisionError), second_host() as other:  # noqa: PT012
         assert other.name != host.name
@@ -187,13 +187,13 @@ def test_the_second_host_is_reached_and_vanishes(host: SecondHost, port: int) ->
     assert not Path(f"/sys/class/net/{other.name}a").exists()
 
 
-def test_a_black_hole_swallows_connections(host: SecondHost, port: int) -> None:
+def test_a_black_hole_drops_packets_of_new_connections(host: SecondHost, port: int) -> None:
     with host.black_hole(port):
         assert read(host, port, timeout=0.3) == (0, "timeout")
     assert read(host, port) == (SIZE, "FIN")
 
 
-def test_a_router_says_that_there_is_no_such_host(host: SecondHost, port: int) -> None:
+def test_a_router_responds_host_unreachable(host: SecondHost, port: int) -> None:
     with host.unreachable(port):
         assert read(host, port) == (0, "EHOSTUNREACH")
     assert read(host, port) == (SIZE, "FIN")
@@ -233,7 +233,7 @@ def look_up(host: SecondHost, name: str) -> Any:
 
 
 def test_names_can_be_known_unknown_or_not_to_be_asked_for(host: SecondHost, tmp_path: Path) -> None:
-    """The resolver's own words for it: no such name, and nobody says so."""
+    """The errors of the resolver: unknown name, and no response."""
     assert look_up(host, "up.example") == str(socket.EAI_AGAIN), "no name server runs"
     with host.name_server({"up.example": "198.18.0.9"}, tmp_path):
         assert look_up(host, "up.example") == "198.18.0.9"

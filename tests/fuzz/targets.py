@@ -58,7 +58,7 @@ def text_of(data: bytes) -> str:
 
 
 def requests(data: bytes) -> None:
-    """Our connection understands bytes as aiohttp's parser does; where that fails or drops requests,
+    """The connection parses bytes as aiohttp's parser does; where that fails or drops requests,
     ours may understand those without a body. What is answered by its bytes is one whole request.
     """
     ours, connection = _by_connection(data)
@@ -130,7 +130,7 @@ def _never(*_: Any) -> Any:
 
 
 def challenges(data: bytes) -> None:
-    """Nothing is raised; a challenge that is written down is read as the same one."""
+    """Parsing never raises, and a serialised challenge parses to an equal one."""
     found = parse_challenges(text_of(data).split("\n"))
     assert preferred(found) is None or preferred(found) in found
     for challenge in found:
@@ -148,7 +148,7 @@ def _write(challenge: Challenge) -> str:
 
 
 def links(data: bytes) -> None:
-    """The next page is of the same list, and the link to it that is written down leads there again."""
+    """The next page belongs to the same list, and its serialised link parses to it."""
     current = URL("https://registry.example/v2/team/app/tags/list?n=10")
     there = next_page(current, text_of(data).split("\n"))
     if there is not None:
@@ -158,7 +158,7 @@ def links(data: bytes) -> None:
 
 
 def manifests(data: bytes) -> None:
-    """NotAManifest, or references that can be used; the same after the document is written again."""
+    """NotAManifest, or valid references; equal ones after the document is serialised again."""
     try:
         document = parse_document(data[:MANIFEST_MAX])
         found = references(document)
@@ -180,7 +180,7 @@ def manifests(data: bytes) -> None:
 
 
 def content_ranges(data: bytes) -> None:
-    """UpstreamFailed, or the part that was asked for."""
+    """UpstreamFailed, or the requested range."""
     line, _, rest = data.partition(b"\n")
     offset = int(rest) if rest.isdigit() and len(rest) < 19 else 0
     context: Any = SimpleNamespace(status=206, headers={"Content-Range": text_of(line)}, host="upstream")
@@ -196,7 +196,7 @@ def content_ranges(data: bytes) -> None:
 
 
 def ranges(data: bytes) -> None:
-    """RangeInvalid, None, or spans within the blob; the same when they are written down."""
+    """RangeInvalid, None, or spans within the blob; equal ones after they are serialised."""
     try:
         found = parse_ranges(text_of(data), SIZE)
     except RangeInvalid as error:

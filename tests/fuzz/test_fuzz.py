@@ -1,4 +1,4 @@
-"""B52, B57, B60, B100: what strangers send is understood or refused, and breaks nothing.
+"""B52, B57, B60, B100: input from clients and upstreams is parsed or rejected, without any other error.
 
 ``make test`` tries the kept examples and a few changes to them, always the same ones. ``make soak``
 tries new ones for a while, and keeps what fails in ``corpus/``.
@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tests.fuzz.targets import CORPUS, TARGETS
 
 SECONDS = 30.0  # for each target in the soak
-EXAMPLES = 2_000  # between two looks at the clock
+EXAMPLES = 2_000  # between two checks of the time
 TOKENS = [
     b"\r\n", b"\n", b"\r\n\r\n", b" ", b"\t", b",", b";", b":", b"=", b'"', b"\\", b"/", b"//", b"..", b"%2f",
     b"%00", b"%", b"-", b"*", b"0", b"9" * 20, b"<", b">", b"{", b"}", b"[", b"]", b"null", b"1e999", b"NaN",

@@ -1,4 +1,4 @@
-"""A mirror under load that is killed again and again, and what must be true of its store after that."""
+"""A mirror under load that is killed repeatedly, and the invariants of its store."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.mirror_fixture import NAME, Client, run_program, wait_until
 
 REPOSITORIES = ("team/app", "team/web")
 TAGS = ("1", "2", "latest")
-MAX_SIZE = 2_000_000  # bytes; what there is to pull is some times as much
+MAX_SIZE = 2_000_000  # bytes; the content to pull is several times as large
 LIMITS: dict[str, Any] = {
     "storage": {"max_size": str(MAX_SIZE), "min_free": "0"},
     "gc": {"interval": "1s", "grace": "1s", "keep_untagged": "1s"},
@@ -157,7 +157,7 @@ async def run_and_kill(storage: Path, load: Load, rounds: int) -> None:
 def start_collecting(
     storage: Path, grace: float, repeat: int, die_before: int = 0
 ) -> subprocess.Popen[bytes]:
-    """Collect beside whatever else uses the store; see ``collecting.py``."""
+    """Run ``collecting.py`` beside the other users of the store."""
     words = [str(storage), str(grace), str(repeat), str(die_before)]
     return subprocess.Popen(
         [sys.executable, "-m", "tests.integration.collecting", *words],
@@ -177,7 +177,7 @@ def ask(storage: Path, query: str) -> list[tuple[Any, ...]]:
 
 
 async def check_after_collection(storage: Path) -> None:
-    """With no server: after a sweep and a collection files are rows are what is reachable (B42)."""
+    """After reconciliation and collection, files, rows and reachable content are equal (B42)."""
     await collect(storage, 0.0, ahead=10)
     check_integrity(storage)
     files = {f"sha256:{path.name}": path for path in (storage / "blobs" / "sha256").iterdir()}
@@ -205,7 +205,7 @@ async def check_after_collection(storage: Path) -> None:
 
 
 def _reachable(storage: Path) -> set[tuple[int, str]]:
-    """What tags mean, and the stored children of that, by repository."""
+    """The manifests that are reachable from tags, by repository."""
     held = {*ask(storage, "SELECT repository_id, digest FROM repository_manifests")}
     tagged = "SELECT repository_id, digest FROM tags UNION SELECT repository_id, previous FROM tags"
     found = {*ask(storage, tagged)} & held

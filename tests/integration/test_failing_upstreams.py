@@ -1,4 +1,4 @@
-"""What clients get while an upstream is down, slow, limited, or not to be asked at all."""
+"""Responses to clients while an upstream is down, slow, rate-limited or offline."""
 
 import asyncio
 import json
@@ -50,7 +50,7 @@ def image(upstream: FakeRegistry) -> Image:
 
 
 def only_an_error(response: Response, status: int, code: str | None = None) -> dict[str, Any]:
-    """Check an error answer: OCI JSON, and nothing that belongs to content or to the upstream (B9)."""
+    """Check an error response: OCI JSON, and no header of content or of the upstream (B9)."""
     assert response.status == status
     assert response.headers["Content-Type"] == "application/json"
     assert response.headers["Docker-Distribution-Api-Version"] == "registry/2.0"
@@ -71,7 +71,7 @@ def only_an_error(response: Response, status: int, code: str | None = None) -> d
 async def test_a_cached_tag_outlives_its_upstreams_failure(
     mirror: InProcessMirror, upstream: FakeRegistry, image: Image, failure: str
 ) -> None:
-    """B33: 200 from the store, said so by headers, counted as stale, and over when the upstream is back."""
+    """B33: 200 from the store, marked by headers, counted as stale, until the upstream is back."""
     await pull_image(mirror, image)
     mirror.clock.advance(MAX_AGE + 1)
     fault = upstream.fault(FAILURES[failure], kind="manifest", times=None)
@@ -95,7 +95,7 @@ async def test_a_cached_tag_outlives_its_upstreams_failure(
 async def test_a_cached_tag_outlives_its_upstream(
     mirror: InProcessMirror, upstream: FakeRegistry, image: Image
 ) -> None:
-    """B33: with nobody at home, too."""
+    """B33: when no process listens, too."""
     await pull_image(mirror, image)
     mirror.clock.advance(MAX_AGE + 1)
     await upstream.stop()
@@ -110,10 +110,10 @@ async def test_a_cached_tag_outlives_its_upstream(
     assert 'regmirror_upstream_up{upstream="registry.test"} 0.0' in metrics
 
 
-async def test_nobody_waits_for_a_slow_upstream_while_a_stale_answer_is_at_hand(
+async def test_no_client_waits_for_a_slow_upstream_when_a_stale_response_is_available(
     start_mirror: StartMirror, upstream: FakeRegistry, image: Image
 ) -> None:
-    """B33: the question goes on in the background, and its answer is there for the next pull."""
+    """B33: the revalidation continues in the background, and the next pull uses its result."""
     mirror = await start_mirror(stale_deadline=0.05)
     await pull_image(mirror, image)
     mirror.clock.advance(MAX_AGE + 1)
@@ -133,10 +133,10 @@ async def test_nobody_waits_for_a_slow_upstream_while_a_stale_answer_is_at_hand(
     assert upstream.count("manifest", "HEAD") == 1
 
 
-async def test_a_stale_answer_has_its_limit(
+async def test_stale_responses_end_after_stale_if_error(
     mirror: InProcessMirror, upstream: FakeRegistry, image: Image
 ) -> None:
-    """B33: stale-if-error has an end, after which the upstream's failure is said."""
+    """B33: after stale-if-error, the upstream's failure is reported."""
     await pull_image(mirror, image)
     await upstream.stop()
     mirror.clock.advance(MAX_AGE + STALE_IF_ERROR - 10)
@@ -153,10 +153,10 @@ async def test_a_stale_answer_has_its_limit(
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
-async def test_what_an_upstream_does_not_give_is_unknown(
+async def test_content_that_an_upstream_denies_is_not_found(
     mirror: InProcessMirror, upstream: FakeRegistry, image: Image, status: int
 ) -> None:
-    """B34, B9: 404, so that clients ask their next host, and never the upstream's own challenge."""
+    """B34, B9: 404, so that clients try their next host, and never the upstream's own challenge."""
     challenge = {"WWW-Authenticate": 'Basic realm="upstream"', "Set-Cookie": "a=b"}
     upstream.fault(Status(status, challenge, b"<html>"), times=None)
 
@@ -186,7 +186,7 @@ async def test_what_an_upstream_does_not_give_is_unknown(
         (DropBeforeResponse(reset=True), 502, "UNAVAILABLE"),
     ],
 )
-async def test_what_an_upstream_cannot_do_is_said(
+async def test_a_failure_of_the_upstream_is_reported(
     mirror: InProcessMirror, upstream: FakeRegistry, image: Image, fault: Action, status: int, code: str
 ) -> None:
     """B34, B86: before any header of content, so that clients fall back at once."""
@@ -211,8 +211,8 @@ async def test_what_an_upstream_cannot_do_is_said(
 
 
 @pytest.mark.parametrize("accepts", [True, False])
-async def test_a_black_hole_is_answered(start_mirror: StartMirror, accepts: bool) -> None:
-    """B35, B34: a host that swallows everything is a 504 within the configured times."""
+async def test_a_black_hole_is_a_gateway_timeout(start_mirror: StartMirror, accepts: bool) -> None:
+    """B35, B34: a host that never responds is a 504 within the configured times."""
     async with BlackHole(accepts=accepts) as hole:
         limits = {"connect_timeout": "100ms", "read_timeout": "100ms"}
         mirror = await start_mirror({"registry.test": hole.url}, upstreams={"registry.test": limits})
@@ -224,10 +224,10 @@ async def test_a_black_hole_is_answered(start_mirror: StartMirror, accepts: bool
         assert error["detail"]["reason"] == "circuit-open"
 
 
-async def test_a_hung_upstream_delays_nobody_else(
+async def test_a_hung_upstream_delays_no_other_request(
     start_mirror: StartMirror, upstream: FakeRegistry, image: Image
 ) -> None:
-    """B35: neither another upstream nor what is cached of this one."""
+    """B35: neither another upstream nor cached content of this one."""
     async with FakeRegistry() as other:
         theirs = other.add_image("org/tool", "1", [b"other"])
         mirror = await start_mirror({"registry.test": upstream, "other.test": other})
@@ -262,7 +262,7 @@ def certificate(authority: trustme.CA) -> ssl.SSLContext:
 
 
 async def reason_of(start_mirror: StartMirror, url: str, **limits: Any) -> Any:
-    """The error's reason for an upstream at ``url``, in the answer and in the log's event."""
+    """The error's reason for an upstream at ``url``, in the response and in the logged event."""
     mirror = await start_mirror({"registry.test": url}, upstreams={"registry.test": limits})
     error = only_an_error(await mirror.get(TAG), 502, "UNAVAILABLE")
     assert {event.reason for event in mirror.events.of(UpstreamRequestEnded)} == {error["detail"]["reason"]}
@@ -270,7 +270,7 @@ async def reason_of(start_mirror: StartMirror, url: str, **limits: Any) -> Any:
     return error["detail"]["reason"]
 
 
-async def test_why_an_upstream_cannot_be_reached_is_told_apart(
+async def test_each_cause_of_an_unreachable_upstream_has_its_reason(
     start_mirror: StartMirror, upstream: FakeRegistry, certificate: ssl.SSLContext
 ) -> None:
     """B38: a name that does not resolve, a closed port, no TLS, an unknown authority."""
@@ -304,7 +304,7 @@ async def test_an_authority_can_be_named(
 async def test_an_error_after_the_first_byte_adds_nothing_to_the_body(
     mirror: InProcessMirror, upstream: FakeRegistry, image: Image
 ) -> None:
-    """B9: the connection ends by FIN short of Content-Length; no second answer is written into it."""
+    """B9: the connection ends by FIN short of Content-Length; no second response is written into it."""
     layer = image.layers[0]
     assert isinstance(layer, bytes)
     upstream.fault(Truncate(100_000), kind="blob", times=1)
@@ -344,7 +344,7 @@ async def test_a_defect_of_ours_is_an_error_of_the_api(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """B9: what nobody foresaw is a 500 in JSON, counted and logged, and the next request works."""
+    """B9: an unexpected error is a 500 in JSON, counted and logged, and the next request works."""
 
     def fail(*_: Any) -> None:
         raise ZeroDivisionError("on purpose")
@@ -367,7 +367,7 @@ async def test_a_defect_of_ours_is_an_error_of_the_api(
 async def test_rate_limits_become_gauges(
     mirror: InProcessMirror, upstream: FakeRegistry, image: Image
 ) -> None:
-    """B31: what Docker Hub says of its limit is in /metrics, and not in our own answers."""
+    """B31: the rate limit of Docker Hub is in /metrics, and not in our own responses."""
     upstream.rate_limit = RateLimit(limit=100, remaining=76)
 
     response = await mirror.get(TAG)
@@ -414,8 +414,10 @@ async def test_every_cached_image_is_served_without_network(
     assert await pull(second, index) == pulled
 
 
-async def test_offline_asks_nobody(start_mirror: StartMirror, upstream: FakeRegistry, index: Index) -> None:
-    """B37: no connection of any kind, whatever is asked, however old it is."""
+async def test_offline_sends_no_request(
+    start_mirror: StartMirror, upstream: FakeRegistry, index: Index
+) -> None:
+    """B37: no connection of any kind, for any request and content of any age."""
     first = await start_mirror()
     pulled = await pull(first, index)
     await first.events.wait_for(DownloadEnded, 4)
@@ -445,7 +447,7 @@ async def test_offline_asks_nobody(start_mirror: StartMirror, upstream: FakeRegi
 async def test_offline_with_nothing_stored_makes_no_connection(
     start_mirror: StartMirror, upstream: FakeRegistry, index: Index
 ) -> None:
-    """B37: the first thing an offline mirror does is not to look whether it is online."""
+    """B37: an offline mirror does not probe its upstreams at the start."""
     mirror = await start_mirror(freshness={"offline": True})
 
     for path in (TAG, f"/v2/team/app/blobs/{NOTHING}", "/v2/", "/v2/_catalog", "/metrics", "/readyz"):

@@ -1,4 +1,4 @@
-"""Strangers on both sides: paths, headers and documents that nobody sends by accident."""
+"""Hostile clients and upstreams: paths, headers and documents."""
 
 import asyncio
 import json
@@ -129,10 +129,10 @@ BAD_TARGETS = [
 ]
 
 
-async def test_bad_paths_are_refused_without_asking_anybody(
+async def test_bad_paths_are_rejected_without_an_upstream_request(
     mirror: InProcessMirror, upstream: FakeRegistry, image: Image
 ) -> None:
-    """B52: 400 or 404 in the API's form, U = 0, and no file is looked at."""
+    """B52: 400 or 404 in the API's form, U = 0, and no file is opened."""
     upstream.add_blob("team/app", b"0")
     before = sorted(str(path) for path in mirror.root.rglob("*"))
 
@@ -163,7 +163,7 @@ async def test_a_long_name_that_is_allowed_is_asked_for(
 async def test_an_absolute_target_names_this_mirror(
     mirror: InProcessMirror, upstream: FakeRegistry, image: Image
 ) -> None:
-    """B57: proxies send the whole address; only path and query count, the host is never asked."""
+    """B57: proxies send an absolute URL; only path and query count, and its host is never contacted."""
     for host in (f"127.0.0.1:{mirror.port}", "evil.example", "169.254.169.254", "user:pw@evil.example"):
         status, _, body = await ask(mirror, f"http://{host}{TAG}")
         assert status in (200, 400)
@@ -172,10 +172,8 @@ async def test_an_absolute_target_names_this_mirror(
 
 
 @pytest.mark.parametrize("method", ["GET", "OPTIONS", "CONNECT", "POST"])
-async def test_other_targets_are_answered(
-    mirror: InProcessMirror, upstream: FakeRegistry, method: str
-) -> None:
-    """B57: whatever is not of the API is an error, and nobody is connected to anywhere."""
+async def test_other_targets_are_errors(mirror: InProcessMirror, upstream: FakeRegistry, method: str) -> None:
+    """B57: a target outside the API is an error, and no connection is opened."""
     for target in ("*", "evil.example:443", "/", "/favicon.ico", "/v1/_ping", "/metrics/x", "/.env"):
         status, _, _ = await ask(mirror, target, method=method)
 
@@ -207,7 +205,7 @@ async def test_random_requests_never_break_the_mirror(
 async def test_nothing_of_a_request_becomes_a_header(
     mirror: InProcessMirror, upstream: FakeRegistry, image: Image
 ) -> None:
-    """Header injection: what a client sends is never repeated outside a JSON text."""
+    """Header injection: input of a client is repeated in JSON strings only."""
     evil = "%0d%0aX-Evil:%20yes"
     for target in (
         f"/v2/team/app/tags/list?n=1&last={evil}",
@@ -251,7 +249,7 @@ async def test_a_request_id_is_kept_short(mirror: InProcessMirror, image: Image)
 async def test_a_documents_media_type_is_not_trusted_as_a_header(
     mirror: InProcessMirror, upstream: FakeRegistry, media_type: Any
 ) -> None:
-    """B11, B10: a manifest that names its own type cannot write our headers or break the answer."""
+    """B11, B10: a manifest with a media type of its own cannot inject headers or break the response."""
     document = {"schemaVersion": 2, "mediaType": media_type, "manifests": []}
     body = json.dumps(document).encode()
     upstream.add_manifest("team/app", body, "application/json", "evil")
@@ -289,7 +287,7 @@ async def test_an_upstreams_content_type_is_not_trusted_either(
 async def test_odd_manifests_are_passed_on_byte_for_byte(
     mirror: InProcessMirror, start_mirror: StartMirror, upstream: FakeRegistry, document: Any
 ) -> None:
-    """B1, B10: what we do not understand is not ours to refuse, and must not break us."""
+    """B1, B10: an unknown document is passed on, and breaks nothing."""
     body = json.dumps({"schemaVersion": 2, "mediaType": MANIFEST, **document}).encode()
     digest = upstream.add_manifest("team/app", body, MANIFEST, "odd")
 
@@ -314,7 +312,7 @@ async def test_odd_manifests_are_passed_on_byte_for_byte(
     ],
     ids=["html", "empty", "list", "error", "status", "zeros", "nested", "huge"],
 )
-async def test_what_is_no_manifest_is_not_stored(
+async def test_a_body_that_is_no_manifest_is_not_stored(
     mirror: InProcessMirror, upstream: FakeRegistry, body: Any
 ) -> None:
     """B10: a 200 with something else is the upstream's failure, and the next pull works."""
@@ -330,7 +328,7 @@ async def test_what_is_no_manifest_is_not_stored(
     assert (await mirror.get(TAG)).body == image.manifest
 
 
-async def test_a_digest_header_that_lies_is_not_believed(
+async def test_a_wrong_digest_header_is_not_trusted(
     mirror: InProcessMirror, upstream: FakeRegistry, image: Image
 ) -> None:
     """B4: our own hash of the body counts."""

@@ -33,7 +33,7 @@ CLIENTS = 6
 
 @pytest.fixture(autouse=True)
 def no_leftovers_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What killed programs leave in the temporary directory goes with the test's."""
+    """Temporary files of killed programs are removed with those of the test."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
 
 

@@ -1,4 +1,4 @@
-"""Clients get the bytes that the digest names, or an answer that cannot be taken for them."""
+"""Clients get the bytes of the digest, or a response that is visibly incomplete or an error."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ APP = "/v2/team/app"
 
 @pytest.fixture
 def digest(upstream: FakeRegistry) -> str:
-    """A layer of the upstream's repository ``team/app``, asked for as ``APP/blobs/<digest>``."""
+    """A layer of the upstream's repository ``team/app``, requested as ``APP/blobs/<digest>``."""
     return upstream.add_blob("team/app", BLOB)
 
 
@@ -93,10 +93,8 @@ async def test_every_part_of_an_image_is_as_upstream_has_it(
     assert mirror.stored() == set(image.blob_digests)
 
 
-async def test_media_types_that_nobody_knows_are_kept(
-    mirror: InProcessMirror, upstream: FakeRegistry
-) -> None:
-    """B1: a registry stores whatever people invent."""
+async def test_unknown_media_types_are_kept(mirror: InProcessMirror, upstream: FakeRegistry) -> None:
+    """B1: a registry stores any media type."""
     media_type = "application/vnd.example.unheard-of.v7+json"
     document = {"schemaVersion": 2, "mediaType": media_type, "anything": ["x"]}
     digest = upstream.add_manifest("team/app", document, media_type, "odd")
@@ -124,7 +122,7 @@ async def test_a_blob_is_the_same_by_tls(
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["of known length", "of unknown length"])
 @pytest.mark.parametrize("at", [0, 500_000, -1])
-async def test_a_blob_with_wrong_bytes_never_ends_as_a_whole_answer(
+async def test_a_blob_with_wrong_bytes_never_ends_as_a_complete_response(
     mirror: InProcessMirror, upstream: FakeRegistry, digest: str, at: Any, chunked: bool
 ) -> None:
     """B2: nothing of it is kept, the next pull works, and the failure is counted."""
@@ -165,7 +163,7 @@ async def test_all_but_the_last_byte_flow_before_the_upstream_has_ended(
 
 
 @pytest.mark.parametrize("size", [len(BLOB), len(BLOB) - 1, len(BLOB) + 1])
-async def test_a_size_that_a_manifest_claims_is_promised_to_nobody(
+async def test_a_size_that_a_manifest_claims_is_never_announced(
     mirror: InProcessMirror, upstream: FakeRegistry, digest: str, size: Any
 ) -> None:
     """B2, B48: anybody may write a manifest; a blob of unknown size comes in chunks, as often as needed."""
@@ -183,7 +181,7 @@ async def test_a_size_that_a_manifest_claims_is_promised_to_nobody(
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", BLOB + b"more"], ids=["empty", "short", "long"])
-async def test_a_blob_of_another_length_is_refused_or_cut_off(
+async def test_a_blob_of_another_length_is_rejected_or_ends_short(
     mirror: InProcessMirror, upstream: FakeRegistry, digest: str, body: bytes
 ) -> None:
     """B2: an empty body has no byte to hold back, so that it becomes an error."""
@@ -200,7 +198,7 @@ async def test_a_blob_of_another_length_is_refused_or_cut_off(
 
 
 @pytest.mark.parametrize("is_json", [False, True], ids=["spoilt", "another manifest"])
-async def test_a_manifest_that_is_not_what_its_digest_says_is_502(
+async def test_a_manifest_that_does_not_match_its_digest_is_502(
     mirror: InProcessMirror, upstream: FakeRegistry, is_json: bool
 ) -> None:
     """B3: and nothing is stored."""
@@ -215,7 +213,7 @@ async def test_a_manifest_that_is_not_what_its_digest_says_is_502(
     assert upstream.count("manifest", "GET") == 2
 
 
-async def test_the_digest_of_a_tag_is_that_of_its_body_whatever_upstream_claims(
+async def test_the_digest_of_a_tag_is_that_of_its_body_despite_the_upstreams_header(
     mirror: InProcessMirror, upstream: FakeRegistry
 ) -> None:
     """B4: the header of the upstream is a claim, the hash is ours."""
@@ -226,10 +224,10 @@ async def test_the_digest_of_a_tag_is_that_of_its_body_whatever_upstream_claims(
     assert got.body == image.manifest
 
 
-async def test_a_tag_that_moves_between_head_and_get_is_told_as_its_body_is(
+async def test_a_tag_that_moves_between_head_and_get_has_the_digest_of_its_body(
     mirror: InProcessMirror, upstream: FakeRegistry
 ) -> None:
-    """B4: the mirror asks by HEAD whether the tag moved, and gets yet another manifest."""
+    """B4: HEAD reports that the tag moved, and GET returns yet another manifest."""
     images = [upstream.add_image("team/app", None, [b"%d" % number]) for number in range(3)]
     upstream.move_tag("team/app", "1", images[0].digest)
     assert (await mirror.get(f"{APP}/manifests/1")).body == images[0].manifest
@@ -254,10 +252,10 @@ async def test_a_tag_that_moves_between_head_and_get_is_told_as_its_body_is(
     [Reset(0), Reset(300_000), Truncate(300_000), Truncate(999_999)],
     ids=["reset at once", "reset", "fin", "fin before the last byte"],
 )
-async def test_a_body_that_breaks_off_is_never_whole_and_the_next_pull_works(
+async def test_a_body_that_breaks_off_is_never_complete_and_the_next_pull_works(
     mirror: InProcessMirror, upstream: FakeRegistry, digest: str, action: Action
 ) -> None:
-    """B5: not as a clean answer, and not in the store."""
+    """B5: neither as a complete response nor in the store."""
     upstream.fault(action, kind="blob", method="GET")
     gone = upstream.fault(Status(404), kind="blob", method="GET", skip=1, times=None)
     response = await mirror.send_raw(raw_get(f"{APP}/blobs/{digest}"))
@@ -270,7 +268,7 @@ async def test_a_body_that_breaks_off_is_never_whole_and_the_next_pull_works(
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
-async def test_more_announced_than_there_is_breaks_the_answer_off(
+async def test_a_body_short_of_the_announced_length_ends_the_response_short(
     start_mirror: StartMirror, upstream: FakeRegistry, digest: str, tls: bool
 ) -> None:
     """B5: the bytes are right and are kept, but this client was promised more of them."""
@@ -287,10 +285,10 @@ async def test_more_announced_than_there_is_breaks_the_answer_off(
     await wait_until(lambda: mirror.stored() == {digest}, "it is stored")
 
 
-async def test_an_answer_that_ends_too_early_and_looks_clean_is_not_stored(
+async def test_a_truncated_body_with_a_matching_length_is_not_stored(
     mirror: InProcessMirror, upstream: FakeRegistry, digest: str
 ) -> None:
-    """B5: Content-Length agrees with a body that is not the whole blob."""
+    """B5: Content-Length matches a body that is only a part of the blob."""
     upstream.fault(WrongLength(-10), kind="blob", method="GET")
     with pytest.raises(aiohttp.ClientPayloadError):
         await mirror.get(f"{APP}/blobs/{digest}")
@@ -303,10 +301,10 @@ async def test_an_answer_that_ends_too_early_and_looks_clean_is_not_stored(
 
 
 @pytest.mark.parametrize("damage", ["missing", "short", "empty", "long"])
-async def test_a_stored_file_that_is_gone_or_has_another_size_is_fetched_again(
+async def test_a_stored_file_that_is_missing_or_has_another_size_is_fetched_again(
     mirror: InProcessMirror, upstream: FakeRegistry, digest: str, damage: str
 ) -> None:
-    """B6: a right answer, a counter, the wrong file in quarantine; never an empty 200."""
+    """B6: a correct response, a counter, the wrong file in quarantine; never an empty 200."""
     await mirror.get(f"{APP}/blobs/{digest}")
     await mirror.events.wait_for(DownloadEnded)
     path = mirror.blob_path(digest)
@@ -348,7 +346,7 @@ async def test_errors_carry_no_headers_of_content_and_valid_json(
 async def test_a_failure_after_the_first_byte_adds_nothing_to_the_body(
     mirror: InProcessMirror, upstream: FakeRegistry, digest: str
 ) -> None:
-    """B9: what arrived is the beginning of the blob, and nothing else."""
+    """B9: the received bytes are a prefix of the blob."""
     upstream.fault(Truncate(300_000), kind="blob", method="GET")
     upstream.fault(Status(404), kind="blob", method="GET", skip=1, times=None)
     response = await mirror.send_raw(raw_get(f"{APP}/blobs/{digest}"))
@@ -384,7 +382,7 @@ async def test_pages_and_encoded_bodies_are_never_stored(
 async def test_content_that_happens_to_be_gzip_is_passed_on_as_it_is(
     mirror: InProcessMirror, upstream: FakeRegistry
 ) -> None:
-    """B10: layers are gzip files; nobody may unpack them on the way."""
+    """B10: layers are gzip files; they must not be decompressed on the way."""
     layer = gzip.compress(b"a layer" * 1_000, mtime=0)
     digest = upstream.add_blob("team/app", layer)
     for _ in range(2):
@@ -397,7 +395,7 @@ async def test_content_that_happens_to_be_gzip_is_passed_on_as_it_is(
 
 
 @pytest.mark.parametrize("described", [True, False], ids=["size in a manifest", "size unknown"])
-async def test_a_blob_of_unknown_length_arrives_whole(
+async def test_a_blob_of_unknown_length_arrives_completely(
     mirror: InProcessMirror, upstream: FakeRegistry, described: bool
 ) -> None:
     """B1, B5: the upstream sends chunks; stored, it has a length."""
@@ -440,7 +438,7 @@ async def test_headers_that_the_upstream_leaves_out_are_made_up_for(
 async def test_bytes_flow_also_while_the_upstream_pauses(
     mirror: InProcessMirror, upstream: FakeRegistry, digest: str
 ) -> None:
-    """B15: what has arrived is never kept back for more to come."""
+    """B15: received bytes are sent at once."""
     pauses = [Pause(1), Pause(300_001), Pause(700_003)]
     upstream.fault(*pauses, kind="blob", method="GET")
     async with mirror.open(f"{APP}/blobs/{digest}") as response:

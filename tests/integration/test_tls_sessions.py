@@ -37,7 +37,7 @@ async def test_a_session_is_resumed_by_every_worker(
             client.wrap_socket(plain, server_hostname="127.0.0.1", session=session) as secure,
         ):
             secure.sendall(b"GET /healthz HTTP/1.1\r\nHost: m\r\nConnection: close\r\n\r\n")
-            while secure.recv(4096):  # the tickets of TLS 1.3 come with the answer
+            while secure.recv(4096):  # the tickets of TLS 1.3 come with the response
                 pass
             return secure.session, secure.session_reused
 

@@ -57,7 +57,7 @@ async def test_a_hundred_kills_under_load(
 async def test_a_collection_is_killed_before_each_of_its_steps(
     upstream: FakeRegistry, storage: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """B7, B42: and the next one finishes, from whatever state."""
+    """B7, B42: and the next one finishes, from any state."""
     prepare(make_config(storage, {NAME: upstream}))
     died = 0
     for step in range(1, STEPS):

@@ -25,7 +25,7 @@ PULLS = 2 * BLOBS // CLIENTS  # of each client
 
 
 def used(storage: Path) -> int:
-    """What stored and arriving blobs take of the disk, as du counts it; first the stored ones, so
+    """Disk usage of stored and arriving blobs, as du counts it; first the stored ones, so
     that none is counted twice.
     """
     total = 0
@@ -61,7 +61,7 @@ async def test_a_storm_of_ten_times_the_quota(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """B40: sixteen clients, two workers; everything is answered rightly meanwhile."""
+    """B40: sixteen clients, two workers; all responses are correct meanwhile."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     digests = [upstream.add_big_blob("team/app", BLOB, seed) for seed in range(BLOBS)]
     limits: dict[str, Any] = {"storage": {"max_size": str(MAX_SIZE), "min_free": "0"}}

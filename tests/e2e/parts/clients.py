@@ -37,7 +37,7 @@ class Dockerd:
         }
 
     def wait_ready(self) -> None:
-        """Wait until the daemon answers."""
+        """Wait until the daemon responds."""
         self._process.wait_ready(lambda: self.docker("version", check=False).returncode == 0)
 
     def docker(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -63,7 +63,7 @@ class Containerd:
         self._process = Process(command, log=directory / "containerd.log", env=self._env, cwd=directory)
 
     def wait_ready(self) -> None:
-        """Wait until the daemon answers."""
+        """Wait until the daemon responds."""
         self._process.wait_ready(lambda: self.ctr("version", check=False).returncode == 0)
 
     def _config(self, directory: Path) -> str:
@@ -76,7 +76,7 @@ class Containerd:
         )
 
     def use_mirror(self, mirror_url: str, *, registry: str, server: str = "") -> None:
-        """Write the `hosts.toml` of one registry, or of `_default`, as docs tell operators to."""
+        """Write the `hosts.toml` of one registry, or of `_default`, as the documentation describes."""
         directory = self.hosts_dir / registry
         directory.mkdir(parents=True)
         origin = f'server = "{server}"\n' if server else ""

@@ -17,13 +17,13 @@ from pathlib import Path
 
 from tests.e2e.parts.process import clean_environment, run, wait_until
 
-LARGEST = 256 << 20  # bytes: what has more room than this is no small disk, and is never filled
+LARGEST = 256 << 20  # bytes: a larger file system is not the small disk of a test, and is never filled
 PIECE = 64 * 1024
 MIB = 1 << 20
 
 
 def root_command(*words: str, check: bool = True) -> str:
-    """Run a command of the machine's own and return what it printed."""
+    """Run a system command and return its output."""
     return run(words, env=clean_environment(Path("/")), check=check).stdout
 
 
@@ -49,7 +49,7 @@ class Ext4:
     device: str
 
     def make_read_only(self) -> None:
-        """As an operator does it; the kernel refuses while a file is open for writing (then see `fail`)."""
+        """Remount read-only; the kernel rejects this while a file is open for writing (`fail` works then)."""
         root_command("mount", "-o", "remount,ro", str(self.path))
 
     def make_writable(self) -> None:
@@ -57,7 +57,7 @@ class Ext4:
         root_command("mount", "-o", "remount,rw", str(self.path))
 
     def fail(self) -> None:
-        """Let the kernel find an error, so that it goes read-only under whoever writes (EROFS).
+        """Let the kernel find an error, so that it becomes read-only for running writers (EROFS).
 
         Final until the disk is mounted anew; `is_writable` tells.
         """
@@ -97,14 +97,14 @@ def small_ext4(directory: Path, size: int = 8 * MIB, *, inodes: int = 512) -> It
 
 
 def _unmount(directory: Path) -> None:
-    """Also when somebody still has a file open there: the rest goes when he closes it."""
+    """Works while a file is open there, too; the file system ends when the last file is closed."""
     done = run(["umount", str(directory)], env=clean_environment(Path("/")), check=False)
     if done.returncode:
         root_command("umount", "--lazy", str(directory))
 
 
 def fill_disk(directory: Path) -> Path:
-    """Write until not one byte more fits, and return the file; refuses to do so on a large disk."""
+    """Write until no byte fits any more, and return the file; AssertionError on a large disk."""
     assert shutil.disk_usage(directory).free <= LARGEST, f"{directory} is not on a small disk"
     filler = directory / f".filler-{os.getpid()}"
     with filler.open("ab", buffering=0) as file:
@@ -120,7 +120,7 @@ def fill_disk(directory: Path) -> Path:
 
 
 def free_disk(directory: Path) -> None:
-    """Take away what `fill_disk` wrote."""
+    """Remove the file that `fill_disk` wrote."""
     (directory / f".filler-{os.getpid()}").unlink(missing_ok=True)
 
 
@@ -139,7 +139,7 @@ def full_disk(directory: Path) -> Iterator[None]:
 
 @contextmanager
 def frozen(pid: int) -> Iterator[None]:
-    """A process that does nothing, while the kernel goes on to accept connections and bytes for it."""
+    """A stopped process, for which the kernel still accepts connections and bytes."""
     os.kill(pid, signal.SIGSTOP)
     try:
         wait_until(lambda: process_state(pid) == "T", timeout=5, description=f"process {pid} to stop")

@@ -1,4 +1,4 @@
-"""Sample images, made without network and the same on every run: one of each kind that registries carry."""
+"""Sample images, built without network, identical in every run: one of each kind that registries store."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def add_index(layout: Layout, manifests: Sequence[Descriptor], kind: Kind = OCI)
 
 
 def add_attestation(layout: Layout, image: Descriptor) -> Descriptor:
-    """Add what build tools attach to an image: a manifest for the platform `unknown/unknown`."""
+    """Add an attestation as build tools do: a manifest for the platform `unknown/unknown`."""
     statement = {"_type": "https://in-toto.io/Statement/v0.1", "subject": [{"digest": image["digest"]}]}
     layer = layout.add_json(statement, "application/vnd.in-toto+json")
     unknown = {"architecture": "unknown", "os": "unknown"}
@@ -196,7 +196,7 @@ def fill_artifact(layout: Layout) -> Descriptor:
 
 
 def fill_empty(layout: Layout) -> Descriptor:
-    """The same layer of nothing twice, around one that holds something."""
+    """One empty layer twice, around a layer with content."""
     nothing = pack({})
     return add_image(layout, [nothing, layers_for(native())[1], nothing], target=native(), kind=DOCKER)
 

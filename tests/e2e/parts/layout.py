@@ -28,7 +28,7 @@ def encode(value: object) -> bytes:
 
 
 def is_manifest(descriptor: Descriptor) -> bool:
-    """Tell manifests and indexes from blobs: registries keep them under different addresses."""
+    """Return whether the content is a manifest or index, which registries serve at other paths than blobs."""
     return descriptor["mediaType"] in MANIFEST_TYPES
 
 
@@ -62,7 +62,7 @@ class Layout:
         return (self._blobs / digest.removeprefix("sha256:")).read_bytes()
 
     def children(self, descriptor: Descriptor) -> list[Descriptor]:
-        """Return what a manifest or index refers to, in its order; nothing for a blob."""
+        """Return the descriptors of a manifest or index, in its order; none for a blob."""
         if not is_manifest(descriptor):
             return []
         document = json.loads(self.read(descriptor))

@@ -43,7 +43,7 @@ class Mirror:
         self._process: Process | None = None
 
     def start(self) -> None:
-        """Start and wait for the line that says it is ready."""
+        """Start, and wait for the line about the address."""
         log = self._directory / "regmirror.log"
         log.unlink(missing_ok=True)
         command = [sys.executable, "-m", "regmirror", "--config", str(self._config)]
@@ -72,9 +72,9 @@ class Mirror:
             self._process = None
 
     def output(self) -> str:
-        """Return what it has printed and logged since its last start."""
+        """Return its output since its last start."""
         return (self._directory / "regmirror.log").read_text(errors="replace")
 
     def get(self, path: str, accept: str = "*/*") -> Response:
-        """Ask for a path."""
+        """Request a path."""
         return request(self.url + path, headers={"Accept": accept})

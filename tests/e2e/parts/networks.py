@@ -48,7 +48,7 @@ class SecondHost:
         return ["ip", "netns", "exec", self.name, *words]
 
     def run(self, *words: str) -> str:
-        """Run a command inside and return what it printed."""
+        """Run a command inside and return its output."""
         return root_command(*self.command(words))
 
     def listen(self, port: int = 0) -> socket.socket:
@@ -72,7 +72,7 @@ class SecondHost:
 
     @contextmanager
     def unplugged(self) -> Iterator[None]:
-        """Nothing gets through, in either direction, and nobody is told."""
+        """Drop packets silently in both directions."""
         # At the far end: on this side the route would be gone too, and packets would leave by another one.
         root_command("ip", "-n", self.name, "link", "set", self.link, "down")
         try:
@@ -84,13 +84,13 @@ class SecondHost:
 
     @contextmanager
     def black_hole(self, port: int, protocol: str = "tcp") -> Iterator[None]:
-        """What is sent to this port vanishes: connecting hangs, and what is open falls silent."""
+        """Drop packets to this port: new connections hang, and open ones stall."""
         with self._rule("INPUT", "-p", protocol, "--dport", str(port), "-j", "DROP"):
             yield
 
     @contextmanager
     def unreachable(self, port: int) -> Iterator[None]:
-        """A router says that there is no such host."""
+        """Respond to packets with ICMP host unreachable."""
         target = ["-j", "REJECT", "--reject-with", "icmp-host-unreachable"]
         with self._rule("INPUT", "-p", "tcp", "--dport", str(port), *target):
             yield
@@ -120,13 +120,13 @@ class SecondHost:
     # --- names ---
 
     def set_resolver(self, address: str, *, options: str = "timeout:1 attempts:1") -> None:
-        """The name server of whatever runs inside; programs notice a change by themselves."""
+        """The name server of programs inside; they notice a change by themselves."""
         # Written in place: `ip netns exec` has mounted this very file over /etc/resolv.conf.
         (ETC / self.name / "resolv.conf").write_text(f"nameserver {address}\noptions {options}\n")
 
     @contextmanager
     def name_server(self, names: dict[str, str], directory: Path) -> Iterator[None]:
-        """A dnsmasq inside that knows these names and addresses, and no others (NXDOMAIN)."""
+        """Run dnsmasq inside with these names and addresses; any other name is NXDOMAIN."""
         words = ["dnsmasq", "--keep-in-foreground", "--user=root", "--conf-file=/dev/null", "--pid-file="]
         words += ["--listen-address=127.0.0.1", "--bind-interfaces", "--no-resolv", "--no-hosts"]
         words += ["--log-facility=-", "--log-queries", "--local=/#/", "--cache-size=0"]
@@ -148,7 +148,7 @@ def _beyond(count: int) -> list[str]:
 
 @contextmanager
 def second_host() -> Iterator[SecondHost]:
-    """A host of our own, joined to this machine; it has no other network, and no name server that answers."""
+    """A network namespace joined to this machine, without another network or a working name server."""
     host = _describe(f"rm{os.getpid()}-{next(_numbers)}")
     etc = ETC / host.name
     try:
@@ -186,14 +186,14 @@ def _join(host: SecondHost) -> None:
 
 
 def _answers(host: SecondHost) -> bool:
-    """Whether packets arrive: a port where nobody listens refuses at once."""
+    """Whether packets arrive: a closed port rejects a connection at once."""
     with socket.socket() as probe:
         probe.settimeout(0.5)
         return probe.connect_ex((host.address, 9)) == errno.ECONNREFUSED
 
 
 def _take_away(host: SecondHost, etc: Path) -> None:
-    """Whatever of it there is. A namespace lives on while a socket in it does, its cable must not."""
+    """Remove all parts of it that exist. An open socket keeps the namespace, but not its cable."""
     root_command("ip", "link", "delete", f"{host.name}a", check=False)
     root_command("ip", "netns", "delete", host.name, check=False)
     for file in etc.glob("*"):

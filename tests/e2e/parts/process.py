@@ -55,7 +55,7 @@ def pick_port() -> int:
 
 
 def accepts(port: int) -> bool:
-    """Tell whether something listens on the loopback port."""
+    """Return whether a process listens on the loopback port."""
     with socket.socket() as probe:
         probe.settimeout(1)
         return probe.connect_ex((LOOPBACK, port)) == 0
@@ -98,7 +98,7 @@ class Process:
         wait_until(is_ready_or_dead, timeout=timeout, description=f"{self._name}, see {self.log}")
 
     def stop(self, *, grace: float = 10) -> int:
-        """Ask the process to end, kill it after `grace` seconds, and return its exit status."""
+        """Send SIGTERM, kill the process after `grace` seconds, and return its exit status."""
         if self._child.poll() is None:
             self._child.terminate()
             with suppress(subprocess.TimeoutExpired):
@@ -106,7 +106,7 @@ class Process:
         return self.kill()
 
     def kill(self) -> int:
-        """Kill the process and whatever it left behind in its session, at once."""
+        """Kill all processes of its session at once."""
         with suppress(ProcessLookupError):
             os.killpg(self._child.pid, signal.SIGKILL)
         return self._child.wait(10)

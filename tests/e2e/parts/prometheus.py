@@ -16,7 +16,7 @@ INTERVAL = "200ms"
 
 
 def promtool(*words: str, text: str = "", home: Path) -> tuple[int, str]:
-    """Run promtool in the folder of the rules; its exit status and what it printed."""
+    """Run promtool in the folder of the rules; return its exit status and output."""
     # A shell hands it the text: `run` gives no standard input.
     command = ["sh", "-c", 'file=$1; shift; cd "$0"; exec promtool "$@" <"$file"', str(SHIPPED)]
     file = home / "promtool.stdin"
@@ -26,7 +26,7 @@ def promtool(*words: str, text: str = "", home: Path) -> tuple[int, str]:
 
 
 def hurried(rules: str) -> str:
-    """The rules with seconds in place of minutes and hours, to wait and to look back."""
+    """The rules with seconds in place of minutes and hours."""
     rules = re.sub(r"\bfor: \d+[smhd]", "for: 1s", rules)
     return re.sub(r"\[\d+[smhd]\]", "[4s]", rules)
 

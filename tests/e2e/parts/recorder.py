@@ -1,4 +1,4 @@
-"""A reverse proxy that remembers every request and can be told to misbehave or to vanish.
+"""A reverse proxy that records every request and can inject faults or stop.
 
 It stands wherever a test has to know what was asked: before an upstream, or in the place of Docker Hub.
 """
@@ -44,19 +44,19 @@ class RecordedRequest:
 
 @dataclass(frozen=True)
 class Fault:
-    """What to do to requests whose `METHOD target` matches: wait, then answer with a status of its own."""
+    """A fault for requests whose `METHOD target` matches: a delay, then an error status."""
 
     pattern: str
     status: int = 0
     delay: float = 0
 
     def applies_to(self, line: str) -> bool:
-        """Tell whether this fault is meant for the request."""
+        """Return whether this fault applies to the request."""
         return re.search(self.pattern, line) is not None
 
 
 class Recorder:
-    """The proxy in threads of this process; `requests` is what it has seen so far."""
+    """The proxy in threads of this process; `requests` are those received so far."""
 
     def __init__(
         self, target: str, *, address: tuple[str, int] = (LOOPBACK, 0), tls: ssl.SSLContext | None = None
@@ -80,22 +80,22 @@ class Recorder:
         return f"{self._address[0]}:{self._address[1]}"
 
     def blob_gets(self) -> list[str]:
-        """Return the digest of each blob GET, repeated as often as it was asked."""
+        """Return the digest of each blob GET, one entry for each request."""
         return [digest for seen in self.requests if (digest := seen.blob())]
 
     def blobs_sent(self) -> list[str]:
-        """Return the digest of each blob GET that was answered with content."""
+        """Return the digest of each blob GET whose response had content."""
         return [digest for seen in self.answered() if (digest := seen.blob())]
 
     def answered(self) -> list[RecordedRequest]:
-        """Return the requests that were answered with content."""
+        """Return the requests whose responses had content."""
         return [
             request for request in self.requests if 200 <= request.status < 300 and request.target != "/v2/"
         ]
 
     @contextmanager
     def down(self) -> Iterator[None]:
-        """Vanish for a while: nothing listens, open connections are cut."""
+        """Stop for a while: close the listening socket and all open connections."""
         self.stop()
         try:
             yield
@@ -119,7 +119,7 @@ class Recorder:
 
 
 class _Server(ThreadingHTTPServer):
-    """Threads that speak TLS where wanted, and a list of the open connections so that they can be cut."""
+    """A threading server with optional TLS that can close all its open connections."""
 
     daemon_threads = True
 
@@ -142,13 +142,13 @@ class _Server(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def cut_connections(self) -> None:
-        """Break what is open; the threads behind it end by themselves."""
+        """Close all open connections; their threads end by themselves."""
         for connection in list(self._connections):
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Clients leave in the middle as a matter of course; the tests look at `requests`."""
+        """Ignore errors of connections that clients close; tests check `requests`."""
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""A Docker Hub look-alike: Debian's docker-registry that wants a token for everything."""
+"""A registry like Docker Hub: Debian's docker-registry, which requires a token for every request."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Headers = dict[str, str]
 
 
 class Registry:
-    """The registry process and its token server, which speaks TLS where given a context."""
+    """The registry process and its token server, which uses TLS if it gets a context."""
 
     def __init__(self, directory: Path, *, tls: ssl.SSLContext | None = None) -> None:
         self.tokens = TokenServer(directory, tls)
@@ -52,7 +52,7 @@ class Registry:
         }
 
     def push(self, layout: Layout, repository: str, tag: str) -> None:
-        """Store an image byte for byte, whatever its media types: no client would push all of them."""
+        """Store an image byte for byte, with any media types: no client would push all of them."""
         access = [{"type": "repository", "name": repository, "actions": ["pull", "push"]}]
         headers = {"Authorization": f"Bearer {self.tokens.issue(access)}"}
         base = f"{self.url}/v2/{repository}"

@@ -55,7 +55,7 @@ class Origin(Recorder):
         self._hosts.write_text(f"127.0.0.1 localhost\n{address} {' '.join(ORIGINS)}\n")
 
     def seal(self, command: Sequence[str]) -> list[str]:
-        """Return the command to run where the names lead here and the authority is trusted."""
+        """Return the command with these names resolved to this machine and the authority trusted."""
         trust = f"SSL_CERT_FILE={self._ca_file}"
         return ["env", trust, "unshare", "--mount", "sh", "-c", SCRIPT, "seal", str(self._hosts), *command]
 

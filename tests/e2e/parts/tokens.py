@@ -1,4 +1,4 @@
-"""The token half of a Docker Hub look-alike: who may pull what, and a count of who asked."""
+"""The token server of a registry like Docker Hub: permissions, and a count of the token requests."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class TokenServer:
         return jwt.encode(claims, self._key, algorithm="ES256", headers={"x5c": self._chain})
 
     def answer(self, target: str, authorization: str) -> tuple[int, dict[str, Any]]:
-        """Decide one token request: the status and the JSON of the answer."""
+        """Decide one token request: the status and the JSON of the response."""
         self.requests.append(target)
         if authorization and authorization != basic(USER, PASSWORD):
             return 401, {"details": "incorrect username or password"}
@@ -92,7 +92,7 @@ def basic(user: str, password: str) -> str:
 
 
 def grant(scope: str, *, is_known: bool) -> dict[str, Any]:
-    """Turn `repository:NAME:pull,push` into what the asker may do there."""
+    """Turn `repository:NAME:pull,push` into the scope that is granted."""
     kind, name, _ = scope.split(":", 2)
     may_pull = is_known or not name.startswith("private/")
     return {"type": kind, "name": name, "actions": ["pull"] if may_pull else []}

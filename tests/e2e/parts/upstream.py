@@ -1,4 +1,4 @@
-"""What regmirror takes for a registry of the world: a look-alike with a recorder in front."""
+"""An upstream for regmirror: a registry with a recorder in front."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Upstream(Recorder):
         return self._tokens[self._start :]
 
     def cost(self) -> int:
-        """Return the number of requests of both kinds: what an operator of the upstream would count."""
+        """Return the number of registry and token requests, as an operator of the upstream counts them."""
         return len(self.requests) + len(self.token_requests())
 
     def forget(self) -> None:
-        """Start counting anew."""
+        """Delete the recorded requests."""
         self.requests.clear()
         self._start = len(self._tokens)
 

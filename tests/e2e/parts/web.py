@@ -1,4 +1,4 @@
-"""Plain HTTP requests, for what no real client asks."""
+"""Plain HTTP requests that no real client sends."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ async def test_a_blob_is_redirected_and_served_to_an_unchanged_url(
     assert not storage.received_credentials
 
 
-async def test_a_requoted_url_is_refused(
+async def test_a_requoted_url_is_rejected(
     http: aiohttp.ClientSession, storage: FakeStorage, blob: str
 ) -> None:
     signed = await location(http, blob)
@@ -85,7 +85,7 @@ async def test_a_signed_url_is_for_get_only(
         assert response.status == 403
 
 
-async def test_credentials_are_refused_and_noticed(
+async def test_credentials_are_rejected_and_recorded(
     http: aiohttp.ClientSession, storage: FakeStorage, blob: str
 ) -> None:
     signed = await location(http, blob)

@@ -1,4 +1,4 @@
-"""The fake registry remembers what it was asked, and can be stopped and started."""
+"""The fake registry records every request, and can be stopped and started."""
 
 import asyncio
 import ssl
@@ -44,7 +44,7 @@ async def upstream() -> AsyncIterator[FakeRegistry]:
         ("/elsewhere", "other", None, None),
     ],
 )
-async def test_requests_are_told_apart(
+async def test_requests_are_classified(
     upstream: FakeRegistry,
     http: aiohttp.ClientSession,
     path: str,
@@ -59,7 +59,7 @@ async def test_requests_are_told_apart(
     assert request.query["ns"] == "x/y"
 
 
-async def test_requests_can_be_counted_by_what_they_were(
+async def test_requests_can_be_counted_by_their_properties(
     upstream: FakeRegistry, http: aiohttp.ClientSession
 ) -> None:
     image = upstream.add_image("a", "1", [LAYER])
@@ -111,7 +111,7 @@ async def test_waiting_for_requests_ends_when_they_have_come(
     assert await waiting == upstream.requests
 
 
-async def test_waiting_in_vain_fails_and_tells_what_came_instead(
+async def test_waiting_without_success_fails_with_the_requests_that_came(
     upstream: FakeRegistry, http: aiohttp.ClientSession
 ) -> None:
     async with http.get(f"{upstream.url}/v2/?x=1"):
@@ -123,7 +123,7 @@ async def test_waiting_in_vain_fails_and_tells_what_came_instead(
 # --- life ---
 
 
-async def test_a_stopped_registry_refuses_and_comes_back_on_its_port(
+async def test_a_stopped_registry_rejects_connections_and_restarts_on_its_port(
     upstream: FakeRegistry, http: aiohttp.ClientSession
 ) -> None:
     url = f"{upstream.url}/v2/"
@@ -156,7 +156,7 @@ async def test_https_with_a_given_certificate() -> None:
 
 
 @pytest.mark.parametrize("accepts", [True, False])
-async def test_a_black_hole_never_answers(http: aiohttp.ClientSession, accepts: bool) -> None:
+async def test_a_black_hole_never_responds(http: aiohttp.ClientSession, accepts: bool) -> None:
     timeout = aiohttp.ClientTimeout(sock_connect=0.1, sock_read=0.1)
     expected = aiohttp.SocketTimeoutError if accepts else aiohttp.ConnectionTimeoutError
     async with BlackHole(accepts=accepts) as hole:

@@ -1,4 +1,4 @@
-"""What goes wrong at the fake registry goes wrong as told, once as often as told."""
+"""Each fault of the fake registry happens as configured, and as often as configured."""
 
 import asyncio
 import gzip
@@ -80,7 +80,7 @@ async def read_until_failure(
 # --- which requests are hit ---
 
 
-async def test_a_fault_strikes_once_unless_told(
+async def test_a_fault_applies_once_by_default(
     upstream: FakeRegistry, http: aiohttp.ClientSession, blob: str
 ) -> None:
     fault = upstream.fault(Status(503), kind="blob")
@@ -149,7 +149,7 @@ async def test_several_actions_strike_together(
 # --- before the answer ---
 
 
-async def test_a_status_replaces_the_answer(
+async def test_a_status_replaces_the_response(
     upstream: FakeRegistry, http: aiohttp.ClientSession, blob: str
 ) -> None:
     upstream.fault(Status(429, {"Retry-After": "7"}, b"Too Many Requests"))
@@ -167,7 +167,7 @@ async def test_a_captive_portal(upstream: FakeRegistry, http: aiohttp.ClientSess
         assert b"Sign in" in await response.read()
 
 
-async def test_held_requests_wait_for_the_release_and_see_the_content_of_then(
+async def test_delayed_requests_wait_for_the_release_and_get_the_content_of_that_moment(
     upstream: FakeRegistry, http: aiohttp.ClientSession
 ) -> None:
     upstream.add_image("a", "1", [b"old"])
@@ -194,7 +194,7 @@ async def test_a_client_that_leaves_a_hold_is_noticed(
     assert [(request.status, request.outcome) for request in upstream.requests] == [(0, "aborted")]
 
 
-async def test_stopping_frees_what_is_held(http: aiohttp.ClientSession) -> None:
+async def test_stopping_ends_delayed_requests(http: aiohttp.ClientSession) -> None:
     async with FakeRegistry() as upstream:
         hold = upstream.hold()
         asking = asyncio.create_task(http.get(f"{upstream.url}/v2/"))
@@ -281,7 +281,7 @@ async def test_a_wrong_content_range_lies_about_the_place(
 
 @pytest.mark.parametrize("secure", [False, True])
 @pytest.mark.parametrize("action", [Truncate(after=250_000), Reset(after=250_000)])
-async def test_a_cut_body_ends_where_it_was_told(secure: bool, action: Action) -> None:
+async def test_a_cut_body_ends_at_the_configured_offset(secure: bool, action: Action) -> None:
     authority = trustme.CA()
     serving, asking = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
     authority.issue_cert("127.0.0.1").configure_cert(serving)
@@ -299,7 +299,7 @@ async def test_a_cut_body_ends_where_it_was_told(secure: bool, action: Action) -
 
 
 async def test_a_reset_is_an_rst_and_a_truncation_a_fin(upstream: FakeRegistry) -> None:
-    """Told apart where it shows: in what the socket of the client says."""
+    """Checked at the client's socket, which shows the difference."""
     digest = upstream.add_blob("a", DATA)
     ends = []
     for action in (Reset(after=1000), Truncate(after=1000)):
@@ -368,7 +368,7 @@ async def test_a_truncated_chunked_body_has_no_end(
     assert (got, type(error)) == (DATA[:1000], aiohttp.ClientPayloadError)
 
 
-async def test_a_slow_body_arrives_whole(
+async def test_a_slow_body_arrives_completely(
     upstream: FakeRegistry, http: aiohttp.ClientSession, blob: str
 ) -> None:
     upstream.fault(Slow(bytes_per_second=20_000_000), kind="blob")

@@ -55,7 +55,7 @@ def challenges(response: aiohttp.ClientResponse) -> list[str]:
     return response.headers.getall("WWW-Authenticate", [])
 
 
-async def test_without_a_token_there_is_a_challenge_that_says_where_to_get_one(
+async def test_without_a_token_there_is_a_challenge_with_the_realm(
     http: aiohttp.ClientSession, upstream: FakeRegistry
 ) -> None:
     realm = f'Bearer realm="{upstream.url}/token",service="fake-registry"'
@@ -96,7 +96,7 @@ async def test_a_wrong_password_gets_no_token(http: aiohttp.ClientSession, upstr
         assert response.status == 401
 
 
-async def test_without_anonymous_a_token_wants_a_password(
+async def test_without_anonymous_a_token_requires_a_password(
     http: aiohttp.ClientSession, upstream: FakeRegistry
 ) -> None:
     upstream.anonymous = False
@@ -160,7 +160,7 @@ async def test_a_token_expires_by_the_clock(http: aiohttp.ClientSession, upstrea
     ("style", "status", "challenged"),
     [("invalid_token", 401, True), ("ecr", 403, False), ("public-ecr", 400, False)],
 )
-async def test_revoked_tokens_are_refused_in_the_way_of_the_registry(
+async def test_revoked_tokens_are_rejected_in_the_way_of_the_registry(
     http: aiohttp.ClientSession, upstream: FakeRegistry, style: Expired, status: int, challenged: bool
 ) -> None:
     upstream.expired = style
@@ -182,14 +182,14 @@ async def test_revoked_tokens_are_refused_in_the_way_of_the_registry(
         (lambda members: {"token": members["token"]}, {"token"}),
     ],
 )
-async def test_the_token_answer_can_be_changed(
+async def test_the_token_response_can_be_changed(
     http: aiohttp.ClientSession, upstream: FakeRegistry, change: Any, expected: Any
 ) -> None:
     upstream.token_body = change
     assert set(await token(http, upstream)) == expected
 
 
-async def test_the_token_answer_can_be_nonsense(http: aiohttp.ClientSession, upstream: FakeRegistry) -> None:
+async def test_the_token_response_can_be_invalid(http: aiohttp.ClientSession, upstream: FakeRegistry) -> None:
     upstream.token_body = lambda members: b"<html>"
     async with http.get(f"{upstream.url}/token") as response:
         assert await response.read() == b"<html>"
@@ -237,7 +237,7 @@ async def test_basic_lets_users_in(http: aiohttp.ClientSession) -> None:
         assert (await ask(http, upstream, headers=basic("alice", "new"))).status == 200
 
 
-async def test_malformed_basic_is_refused(http: aiohttp.ClientSession) -> None:
+async def test_malformed_basic_is_rejected(http: aiohttp.ClientSession) -> None:
     async with FakeRegistry(auth="basic", users={"alice": "secret"}) as upstream:
         for value in ("Basic", "Basic !!!", "Basic Og==", "Basic YWxpY2U=", "Bearer x"):
             async with http.get(f"{upstream.url}/v2/", headers={"Authorization": value}) as response:

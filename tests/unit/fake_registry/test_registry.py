@@ -98,7 +98,7 @@ async def test_an_index_names_its_images_and_their_platforms(
     assert entries[1]["mediaType"] == DOCKER_MANIFEST
 
 
-async def test_sha512_content_answers_to_its_sha512_digest(
+async def test_sha512_content_is_found_by_its_sha512_digest(
     upstream: FakeRegistry, http: aiohttp.ClientSession
 ) -> None:
     image = upstream.add_image("a", "1", [b"layer"], algorithm="sha512")
@@ -274,7 +274,7 @@ async def test_referrers_of_an_unknown_digest_are_empty(
         assert json.loads(await response.read())["manifests"] == []
 
 
-async def test_pushing_is_refused_and_recorded(upstream: FakeRegistry, http: aiohttp.ClientSession) -> None:
+async def test_pushing_is_rejected_and_recorded(upstream: FakeRegistry, http: aiohttp.ClientSession) -> None:
     async with http.post(f"{upstream.url}/v2/a/blobs/uploads/", data=b"x") as response:
         assert response.status == 405
     async with http.put(f"{upstream.url}/v2/a/manifests/1", data=b"{}") as response:
@@ -285,7 +285,7 @@ async def test_pushing_is_refused_and_recorded(upstream: FakeRegistry, http: aio
     ]
 
 
-async def test_a_strict_registry_wants_the_media_type_on_any_accept_line(
+async def test_a_strict_registry_requires_the_media_type_on_any_accept_line(
     upstream: FakeRegistry, http: aiohttp.ClientSession
 ) -> None:
     upstream.add_image("a", "1")
