@@ -25,7 +25,7 @@ def test_two_clients_pull_a_cold_image_at_once_over_two_workers(
     images: Images,
 ) -> None:
     """B13: whichever worker a client meets, each blob is fetched once."""
-    # Slow enough that the second client asks while the first fetch is under way.
+    # Slow enough that the second request comes during the first fetch.
     hub.faults.append(Fault(r"GET .*/blobs/", delay=1))
     mirror = make_mirror({"docker.io": {"url": hub.url}}, workers=WORKERS)
     containerd, podman = make_containerd(), make_containers_image()
@@ -38,7 +38,7 @@ def test_two_clients_pull_a_cold_image_at_once_over_two_workers(
     assert containerd.digest(IMAGE) == digest
     assert digest in podman.podman("images", "--digests").stdout
     blobs = [each["digest"] for each in images["big"].blobs()]
-    # Each worker learns for itself that a token is needed: some first requests are answered with a challenge.
+    # Each worker discovers the authentication by itself: some first responses are challenges.
     assert Counter(hub.blobs_sent()) == Counter(blobs), hub.describe()
     assert len(hub.token_requests()) <= WORKERS
 

@@ -42,7 +42,7 @@ class Auth:
     identity_tokens refresh tokens, and whose they are
     anonymous       whether a token may be had without credentials
     restricted      repositories that only some users may pull: {"team/app": {"alice"}}
-    deny_at_token   True: the token endpoint answers 403 for what may not be pulled (ghcr.io);
+    deny_at_token   True: the token endpoint responds 403 for what may not be pulled (ghcr.io);
                     False: it issues a token without that scope (Docker Hub)
     expired         how an expired or revoked token or password is rejected: 401 with invalid_token,
                     403 as by private ECR, 400 as by public ECR

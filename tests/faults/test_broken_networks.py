@@ -71,11 +71,11 @@ async def test_a_black_hole_gets_a_response_in_time(
     tag, layer = paths(image, FAR)
     async with run_program(storage, {NAME: upstream, FAR: far}, upstreams=QUICK) as program:
         with host.black_hole(far.port):
-            refused = asyncio.create_task(program.get(tag))
+            rejected = asyncio.create_task(program.get(tag))
             assert await pulls(program, healthy, NAME)
-            assert not refused.done()
-            assert (await refused).status == 504
-        assert reason(await refused) == "connect"
+            assert not rejected.done()
+            assert (await rejected).status == 504
+        assert reason(await rejected) == "connect"
         assert '"reason": "connect"' in program.log
         assert far.requests == []
         assert (await pull_again(program, tag)).body == image.manifest
@@ -89,8 +89,8 @@ async def test_an_unreachable_host_has_its_own_reason(
     tag = paths(image, FAR)[0]
     async with run_program(storage, {NAME: upstream, FAR: far}, upstreams=QUICK) as program:
         with host.unreachable(far.port):
-            refused = await program.get(tag)
-        assert (refused.status, reason(refused)) == (502, "network")
+            rejected = await program.get(tag)
+        assert (rejected.status, reason(rejected)) == (502, "network")
         assert '"reason": "network"' in program.log
         assert (await pull_again(program, tag)).body == image.manifest
 

@@ -75,11 +75,11 @@ async def test_an_upstream_that_stays_frozen_is_given_up(
             await response.content.readexactly(HALF)
             with frozen(frozen_upstream.pid):
                 assert await read_rest(response) is None
-                refused = await program.get(tag)
+                rejected = await program.get(tag)
                 assert await pulls(program, healthy, NAME)
-        assert refused.status in (503, 504)
-        assert refused.json()["errors"][0]["detail"]["upstream"] == FROZEN
+        assert rejected.status in (503, 504)
+        assert rejected.json()["errors"][0]["detail"]["upstream"] == FROZEN
         assert (await pull_again(program, layer)).body == LAYER
         assert (await pull_again(program, tag)).body == image.manifest
     assert frozen_upstream.gets(image.layer_digests[0])[-1].endswith(f" bytes={HALF}-")
-    assert reason(refused)
+    assert reason(rejected)

@@ -59,7 +59,7 @@ def text_of(data: bytes) -> str:
 
 def requests(data: bytes) -> None:
     """The connection parses bytes as aiohttp's parser does; where that fails or drops requests,
-    ours may understand those without a body. What is answered by its bytes is one whole request.
+    ours may understand those without a body. A request that is replayed by its bytes is complete.
     """
     ours, connection = _by_connection(data)
     theirs, has_failed = _by_parser(data)

@@ -61,7 +61,7 @@ def move_tags(upstream: FakeRegistry, dice: random.Random, repository: str) -> N
 class Load:
     """Clients that pull all the time; ``program`` is the one of the moment, None while there is none.
 
-    ``faults`` says what was wrong with answers that ended cleanly.
+    ``faults`` describes wrong responses that ended without an error.
     """
 
     upstream: FakeRegistry
@@ -117,14 +117,14 @@ class Load:
             raise ConnectionError("there is no program at the moment")
         async with program.open(path) as response:
             body = await response.read()
-            told = response.headers.get("Docker-Content-Digest", "")
+            declared = response.headers.get("Docker-Content-Digest", "")
         self.pulled += 1
         if response.status != 200:
             self.faults.append(f"{path}: {response.status} {body[:200]!r}")
             return b""
         found = f"sha256:{hashlib.sha256(body).hexdigest()}"
-        if not body or found != told or (digest and found != digest):
-            self.faults.append(f"{path}: {len(body)} bytes are {found}, told {told}")
+        if not body or found != declared or (digest and found != digest):
+            self.faults.append(f"{path}: {len(body)} bytes are {found}, declared {declared}")
         return body
 
 

@@ -64,7 +64,7 @@ def only_an_error(response: Response, status: int, code: str | None = None) -> d
     return error
 
 
-# --- a stale answer ---
+# --- stale responses ---
 
 
 @pytest.mark.parametrize("failure", FAILURES)

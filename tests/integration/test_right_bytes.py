@@ -359,7 +359,7 @@ async def test_a_failure_after_the_first_byte_adds_nothing_to_the_body(
     assert served.error != ""
 
 
-# --- what is no content at all ---
+# --- bodies that are no content ---
 
 
 @pytest.mark.parametrize("action", [Html(), GzipEncoded()], ids=["captive portal", "gzip"])
@@ -391,7 +391,7 @@ async def test_content_that_happens_to_be_gzip_is_passed_on_as_it_is(
         assert "Content-Encoding" not in got.headers
 
 
-# --- lengths that are not told ---
+# --- unknown lengths ---
 
 
 @pytest.mark.parametrize("described", [True, False], ids=["size in a manifest", "size unknown"])

@@ -48,7 +48,7 @@ async def test_a_hundred_kills_under_load(
     assert load.faults == []
     with capsys.disabled():
         print(  # noqa: T201  # the figures
-            f"\n{KILLS} kills in {time.monotonic() - began:.0f} s: {load.pulled} answers right, "
+            f"\n{KILLS} kills in {time.monotonic() - began:.0f} s: {load.pulled} correct responses, "
             f"{len(load.faults)} wrong, {load.broken} broken off; "
             f"{upstream.count('blob', 'GET')} blob requests upstream"
         )

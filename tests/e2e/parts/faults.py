@@ -59,13 +59,13 @@ class Ext4:
     def fail(self) -> None:
         """Let the kernel find an error, so that it becomes read-only for running writers (EROFS).
 
-        Final until the disk is mounted anew; `is_writable` tells.
+        Permanent until the next mount; `is_writable` tests it.
         """
         trigger = Path("/sys/fs/ext4") / Path(self.device).name / "trigger_fs_error"
         trigger.write_text("made by a test")
 
     def is_writable(self) -> bool:
-        """Try it."""
+        """Return whether a file can be written there."""
         probe = self.path / f".probe-{os.getpid()}"
         try:
             probe.write_bytes(b"x")

@@ -23,7 +23,7 @@ from pathlib import Path
 from tests.e2e.parts.faults import root_command
 from tests.e2e.parts.process import Process, clean_environment, wait_until
 
-# 198.18.0.0/15 is set aside for tests of networks (RFC 2544): nobody's real network has these addresses.
+# 198.18.0.0/15 is set aside for tests of networks (RFC 2544), so no real network has these addresses.
 FIRST = (198 << 24) + (18 << 16)
 SUBNETS = 1 << 15  # each has 4 addresses
 CLONE_NEWNET = 0x40000000

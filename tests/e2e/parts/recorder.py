@@ -1,6 +1,6 @@
 """A reverse proxy that records every request and can inject faults or stop.
 
-It stands wherever a test has to know what was asked: before an upstream, or in the place of Docker Hub.
+It records requests in front of an upstream, or in the place of Docker Hub.
 """
 
 from __future__ import annotations
@@ -81,13 +81,13 @@ class Recorder:
 
     def blob_gets(self) -> list[str]:
         """Return the digest of each blob GET, one entry for each request."""
-        return [digest for seen in self.requests if (digest := seen.blob())]
+        return [digest for request in self.requests if (digest := request.blob())]
 
     def blobs_sent(self) -> list[str]:
         """Return the digest of each blob GET whose response had content."""
-        return [digest for seen in self.answered() if (digest := seen.blob())]
+        return [digest for request in self.with_content() if (digest := request.blob())]
 
-    def answered(self) -> list[RecordedRequest]:
+    def with_content(self) -> list[RecordedRequest]:
         """Return the requests whose responses had content."""
         return [
             request for request in self.requests if 200 <= request.status < 300 and request.target != "/v2/"

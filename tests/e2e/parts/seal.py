@@ -18,7 +18,7 @@ from tests.e2e.parts.recorder import Recorder
 
 ORIGINS = ("registry-1.docker.io", "index.docker.io", "auth.docker.io", "docker.io", "ghcr.io")
 HTTPS = 443
-# The clients keep keys, caches and locks in these places whatever they are told; inside the seal those are
+# The clients keep keys, caches and locks in these places under any configuration; inside the seal those are
 # empty and vanish with it. The namespace ends with the command, whose process id `exec` keeps.
 SCRIPT = """
 set -e

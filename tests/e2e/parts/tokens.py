@@ -69,7 +69,7 @@ class TokenServer:
         }
         return jwt.encode(claims, self._key, algorithm="ES256", headers={"x5c": self._chain})
 
-    def answer(self, target: str, authorization: str) -> tuple[int, dict[str, Any]]:
+    def respond(self, target: str, authorization: str) -> tuple[int, dict[str, Any]]:
         """Decide one token request: the status and the JSON of the response."""
         self.requests.append(target)
         if authorization and authorization != basic(USER, PASSWORD):
@@ -111,7 +111,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
     def do_GET(self) -> None:
-        status, document = self.server.tokens.answer(self.path, self.headers.get("Authorization", ""))
+        status, document = self.server.tokens.respond(self.path, self.headers.get("Authorization", ""))
         body = json.dumps(document).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")

@@ -112,8 +112,8 @@ async def test_a_restricted_repository_is_pulled_by_its_users_only(
     params = {"scope": PULL}
     alice = await token(http, upstream, params=params, headers=basic("alice", "secret"))
     assert (await ask(http, upstream, alice["token"])).status == 200
-    nobody = await token(http, upstream, params=params)
-    assert (await ask(http, upstream, nobody["token"])).status == 401
+    anonymous = await token(http, upstream, params=params)
+    assert (await ask(http, upstream, anonymous["token"])).status == 401
     upstream.deny_at_token = True
     async with http.get(f"{upstream.url}/token", params=params) as response:
         assert response.status == 403

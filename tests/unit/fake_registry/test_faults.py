@@ -146,7 +146,7 @@ async def test_several_actions_strike_together(
         assert await response.read() == DATA
 
 
-# --- before the answer ---
+# --- before the response ---
 
 
 async def test_a_status_replaces_the_response(
@@ -292,8 +292,8 @@ async def test_a_cut_body_ends_at_the_configured_offset(secure: bool, action: Ac
     ):
         digest = upstream.add_blob("a", DATA)
         upstream.fault(action, kind="blob")
-        asked = http.get(f"{upstream.url}/v2/a/blobs/{digest}", ssl=asking)
-        got, error = await read_until_failure(asked)
+        sending = http.get(f"{upstream.url}/v2/a/blobs/{digest}", ssl=asking)
+        got, error = await read_until_failure(sending)
         assert (got, type(error)) == (DATA[:250_000], aiohttp.ClientPayloadError)
         assert [(request.sent_bytes, request.outcome) for request in upstream.requests] == [(250_000, "cut")]
 

@@ -137,7 +137,7 @@ async def test_a_blob_belongs_to_its_repository_only(
 
 
 @pytest.mark.parametrize(
-    ("asked", "status", "content_range", "body"),
+    ("requested", "status", "content_range", "body"),
     [
         ("bytes=2-5", 206, "bytes 2-5/10", b"2345"),
         ("bytes=7-", 206, "bytes 7-9/10", b"789"),
@@ -153,13 +153,13 @@ async def test_a_blob_belongs_to_its_repository_only(
 async def test_ranges_of_blobs(
     upstream: FakeRegistry,
     http: aiohttp.ClientSession,
-    asked: str,
+    requested: str,
     status: int,
     content_range: str | None,
     body: bytes,
 ) -> None:
     digest = upstream.add_blob("a", b"0123456789")
-    async with http.get(f"{upstream.url}/v2/a/blobs/{digest}", headers={"Range": asked}) as response:
+    async with http.get(f"{upstream.url}/v2/a/blobs/{digest}", headers={"Range": requested}) as response:
         assert response.status == status
         assert response.headers.get("Content-Range") == content_range
         assert response.headers["Content-Length"] == str(len(body))
