@@ -13,8 +13,17 @@ from regmirror.downloads import transfer
 from regmirror.downloads.registry import Downloads
 from regmirror.errors import Unavailable, UpstreamFailed
 from regmirror.telemetry.events import DownloadEnded, FollowersChanged
-from tests.mirror_fixture import open_files, until
-from tests.unit.downloads.scripted import DATA, DIGEST, REPOSITORY, Bench, Reply, Script, broken, read_all
+from tests.mirror_fixture import list_open_files, wait_until
+from tests.unit.downloads.scripted import (
+    DATA,
+    DIGEST,
+    REPOSITORY,
+    Bench,
+    PlannedResponse,
+    Script,
+    broken,
+    read_all,
+)
 
 
 @pytest.fixture
@@ -69,7 +78,7 @@ async def test_a_follower_reads_all_bytes_by_no_request(
     writing: Downloads, following: Downloads, bench: Bench
 ) -> None:
     gate = asyncio.Event()
-    script = Script([Reply(gate=gate)])
+    script = Script([PlannedResponse(gate=gate)])
     reader, _ = await writing.join(DIGEST, script.source)
     follower = await following.follow(DIGEST)
     assert follower is not None
@@ -88,7 +97,7 @@ async def test_a_follower_reads_all_bytes_by_no_request(
 async def test_a_follower_withholds_the_last_byte(writing: Downloads, following: Downloads) -> None:
     """B2."""
     gate = asyncio.Event()
-    reader, _ = await writing.join(DIGEST, Script([Reply(gate=gate)]).source)
+    reader, _ = await writing.join(DIGEST, Script([PlannedResponse(gate=gate)]).source)
     follower = await following.follow(DIGEST)
     assert follower is not None
     limit = 0
@@ -104,7 +113,7 @@ async def test_a_follower_withholds_the_last_byte(writing: Downloads, following:
 async def test_the_writers_failure_reaches_the_follower(writing: Downloads, following: Downloads) -> None:
     """B5."""
     gate = asyncio.Event()
-    script = Script([Reply(stop=3_000, gate=gate, error=broken), Reply(error=broken)])
+    script = Script([PlannedResponse(stop=3_000, gate=gate, error=broken), PlannedResponse(error=broken)])
     reader, _ = await writing.join(DIGEST, script.source)
     follower = await following.follow(DIGEST)
     assert follower is not None
@@ -119,7 +128,7 @@ async def test_a_follower_does_not_take_over_from_a_writer_that_ends(
     writing: Downloads, elsewhere: Downloads, bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transfer, "TAKEOVER_MAX", 0.05)
-    script = Script([Reply(stop=6_000, gate=asyncio.Event())])
+    script = Script([PlannedResponse(stop=6_000, gate=asyncio.Event())])
     reader, _ = await writing.join(DIGEST, script.source)
     follower = await elsewhere.follow(DIGEST)
     assert follower is not None
@@ -138,11 +147,11 @@ async def test_a_follower_goes_on_with_a_new_writer(
     writing: Downloads, elsewhere: Downloads, tmp_path: Path, bulk: ThreadPoolExecutor
 ) -> None:
     """B13."""
-    reader, _ = await writing.join(DIGEST, Script([Reply(stop=6_000, gate=asyncio.Event())]).source)
+    reader, _ = await writing.join(DIGEST, Script([PlannedResponse(stop=6_000, gate=asyncio.Event())]).source)
     follower = await elsewhere.follow(DIGEST)
     assert follower is not None
     third = Downloads(Bench(tmp_path, bulk).context)
-    second_script = Script([Reply()])
+    second_script = Script([PlannedResponse()])
     second, _ = await third.join(DIGEST, second_script.source)
     while await second.wait_until_readable(5_999) < 6_000:
         pass
@@ -159,7 +168,7 @@ async def test_a_follower_gives_no_right_and_leaves_no_file_open(
 ) -> None:
     """B17, B67."""
     gate = asyncio.Event()
-    reader, _ = await writing.join(DIGEST, Script([Reply(gate=gate)]).source)
+    reader, _ = await writing.join(DIGEST, Script([PlannedResponse(gate=gate)]).source)
     follower = await elsewhere.follow(DIGEST)
     assert follower is not None
     follower.note_sample(0, DATA[:10])
@@ -170,7 +179,9 @@ async def test_a_follower_gives_no_right_and_leaves_no_file_open(
     reader.close()
     assert sum(event.delta for event in other_bench.events.of(FollowersChanged)) == 0
     root = str(other_bench.store.root)
-    await until(lambda: not [name for name in open_files() if name.startswith(root)], "every file is closed")
+    await wait_until(
+        lambda: not [name for name in list_open_files() if name.startswith(root)], "every file is closed"
+    )
 
 
 async def test_a_download_that_is_detached_ends_the_follower(
@@ -178,7 +189,7 @@ async def test_a_download_that_is_detached_ends_the_follower(
 ) -> None:
     """B44: continuing by a pass-through would cause a request."""
     gate = asyncio.Event()
-    script = Script([Reply(stop=6_000, gate=gate, error=broken), Reply()])
+    script = Script([PlannedResponse(stop=6_000, gate=gate, error=broken), PlannedResponse()])
     reader, _ = await writing.join(DIGEST, script.source)
     follower = await writing.follow(DIGEST)
     assert follower is not None

@@ -14,7 +14,16 @@ from regmirror.downloads.source import Source, SourceLocator, UpstreamLocator
 from regmirror.errors import Unavailable, UpstreamNotFound
 from regmirror.oci.names import Digest
 from regmirror.telemetry.events import DownloadEnded
-from tests.unit.downloads.scripted import DATA, DIGEST, REPOSITORY, Bench, Reply, Script, broken, read_all
+from tests.unit.downloads.scripted import (
+    DATA,
+    DIGEST,
+    REPOSITORY,
+    Bench,
+    PlannedResponse,
+    Script,
+    broken,
+    read_all,
+)
 
 ABSENT = UpstreamNotFound("registry.test", "has no such blob")
 
@@ -33,7 +42,7 @@ class SourceLocatorContract:
     """The suite; ``locator`` chooses a source for any blob."""
 
     async def test_the_source_is_the_upstream_or_says_that_it_is_not(self, locator: SourceLocator) -> None:
-        upstream = Script([Reply()]).source
+        upstream = Script([PlannedResponse()]).source
         source = await locator.locate(DIGEST, upstream)
         assert source is upstream or not source.is_upstream
         assert source.repository == upstream.repository
@@ -45,14 +54,14 @@ class TestUpstreamLocator(SourceLocatorContract):
         return UpstreamLocator()
 
     async def test_it_chooses_the_upstream(self, locator: SourceLocator) -> None:
-        upstream = Script([Reply()]).source
+        upstream = Script([PlannedResponse()]).source
         assert await locator.locate(DIGEST, upstream) is upstream
 
 
 class TestPeerLocator(SourceLocatorContract):
     @pytest.fixture
     def locator(self) -> SourceLocator:
-        return PeerLocator(Script([Reply()]))
+        return PeerLocator(Script([PlannedResponse()]))
 
 
 @pytest.fixture
@@ -63,7 +72,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 
 @pytest.fixture
 def peer() -> Script:
-    return Script([Reply()])
+    return Script([PlannedResponse()])
 
 
 @pytest.fixture
@@ -77,7 +86,7 @@ async def test_bytes_of_a_peer_are_stored_and_prove_nothing(
     downloads: Downloads, bench: Bench, peer: Script
 ) -> None:
     """B67: the upstream has not responded, so the repository is not linked."""
-    upstream = Script([Reply()])
+    upstream = Script([PlannedResponse()])
     follower, _ = await downloads.join(DIGEST, upstream.source)
     assert not follower.proves(REPOSITORY)
     assert await read_all(follower) == DATA
@@ -92,8 +101,8 @@ async def test_a_peer_that_fails_is_replaced_by_the_upstream(
     downloads: Downloads, bench: Bench, peer: Script
 ) -> None:
     """B20: its error is no response for the repository's readers."""
-    peer.replies = [Reply(error=ABSENT, refuses=True)]
-    upstream = Script([Reply()])
+    peer.replies = [PlannedResponse(error=ABSENT, refuses=True)]
+    upstream = Script([PlannedResponse()])
     follower, _ = await downloads.join(DIGEST, upstream.source)
     assert follower.proves(REPOSITORY)
     assert await read_all(follower) == DATA
@@ -105,8 +114,8 @@ async def test_the_upstream_continues_where_a_peer_broke_off(
     downloads: Downloads, bench: Bench, peer: Script
 ) -> None:
     """B67: the first bytes are not the upstream's, so that all of them prove nothing."""
-    peer.replies = [Reply(stop=3_000, error=broken)]
-    upstream = Script([Reply()])
+    peer.replies = [PlannedResponse(stop=3_000, error=broken)]
+    upstream = Script([PlannedResponse()])
     follower, _ = await downloads.join(DIGEST, upstream.source)
     assert await read_all(follower) == DATA
     assert not follower.proves(REPOSITORY)
@@ -120,8 +129,8 @@ async def test_wrong_bytes_of_a_peer_are_no_fault_of_the_upstream(
     downloads: Downloads, bench: Bench, peer: Script
 ) -> None:
     """B2: nothing is stored, and a reader without a byte joins another download."""
-    peer.replies = [Reply(b"?" + DATA[1:]), Reply(error=ABSENT, refuses=True)]
-    upstream = Script([Reply()])
+    peer.replies = [PlannedResponse(b"?" + DATA[1:]), PlannedResponse(error=ABSENT, refuses=True)]
+    upstream = Script([PlannedResponse()])
     follower, _ = await downloads.join(DIGEST, upstream.source)
     assert await follower.wait_until_readable(len(DATA) - 1) == len(DATA)
     assert follower.proves(REPOSITORY)
@@ -134,6 +143,6 @@ async def test_wrong_bytes_of_a_peer_are_no_fault_of_the_upstream(
 async def test_a_peer_and_the_upstream_that_both_fail_are_an_error(
     downloads: Downloads, peer: Script
 ) -> None:
-    peer.replies = [Reply(error=ABSENT, refuses=True)]
+    peer.replies = [PlannedResponse(error=ABSENT, refuses=True)]
     with pytest.raises((UpstreamNotFound, Unavailable)):
-        await downloads.join(DIGEST, Script([Reply(error=ABSENT, refuses=True)]).source)
+        await downloads.join(DIGEST, Script([PlannedResponse(error=ABSENT, refuses=True)]).source)

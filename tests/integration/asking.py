@@ -86,12 +86,12 @@ async def never(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
     await reader.read(-1)
 
 
-def saying(answer: bytes) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any]:
+def saying(response: bytes) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any]:
     """Respond to every request with these bytes, and close."""
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        writer.write(answer)
+        writer.write(response)
         await writer.drain()
 
     return talk

@@ -18,7 +18,7 @@ import pytest
 from regmirror.telemetry.events import KINDS, RESULTS
 from tests.fake_registry import Corrupt, RateLimit, Status, Truncate, random_bytes
 from tests.integration.test_metrics import COUNTER, read_metrics, total
-from tests.mirror_fixture import NAME, run_program, until
+from tests.mirror_fixture import NAME, run_program, wait_until
 
 BLOB = random_bytes(300_000)
 LARGE = random_bytes(
@@ -66,7 +66,7 @@ def raw(path, method="GET", **headers):
 
 async def metrics_after(program, count):
     """The metrics after ``count`` requests have ended."""
-    await until(lambda: len(program.logged("request")) >= count, f"{count} requests have ended")
+    await wait_until(lambda: len(program.log_records("request")) >= count, f"{count} requests have ended")
     return await read_metrics(program)
 
 
@@ -141,13 +141,13 @@ async def test_a_client_that_leaves_is_counted(upstream, storage, workers):
         begun = await asyncio.gather(*(leave(program, path, how) for path, how in requests))
         metrics = await metrics_after(program, sum(begun))
         # Wait until both downloads and all followers have ended, so that no count is outstanding.
-        await until(lambda: len(program.logged("download ended")) >= 2, "both downloads have ended")
+        await wait_until(lambda: len(program.log_records("download ended")) >= 2, "both downloads have ended")
         for _ in range(50):  # followers end a little later
             metrics = await read_metrics(program)
             if not metrics["regmirror_download_followers",]:
                 break
             await asyncio.sleep(0.1)
-        counted, lines = total(metrics, COUNTER), program.logged("request")
+        counted, lines = total(metrics, COUNTER), program.log_records("request")
     assert sum(begun) >= 4 * 3 * len(paths)
     assert any("client left" in line.get("error", "") for line in lines)
     assert sum(begun) <= counted <= len(requests)
@@ -202,10 +202,10 @@ async def test_counts_of_a_killed_worker_remain(upstream, storage, image):
         for victim in list(program.workers()):
             workers = set(program.workers())
             os.kill(victim, signal.SIGKILL)
-            await until(
+            await wait_until(
                 lambda known=workers: len(set(program.workers()) - known) == 1, "the worker is replaced"
             )
-        await until(lambda: program.log.count("ended with") == 2, "the parent has noticed both")
+        await wait_until(lambda: program.log.count("ended with") == 2, "the parent has noticed both")
         await send_all()
         after = await metrics_after(program, 60)
     assert total(before, COUNTER) == 30
@@ -224,19 +224,21 @@ async def test_a_storm_in_which_workers_are_killed(upstream, storage, image):
         for turn in range(each):
             path = paths[(number + turn) % len(paths)]
             try:
-                outcomes.append(bool(await program.talk(raw(path))))
+                outcomes.append(bool(await program.send_raw(raw(path))))
             except OSError:  # reset by the end of its worker
                 outcomes.append(False)
 
     async def kill_workers():
         for kills in (1, 2):
-            await until(
+            await wait_until(
                 lambda part=kills: len(outcomes) > part * clients * each // 4,
                 "part of the requests have ended",
             )
             known = set(program.workers())
             os.kill(min(known), signal.SIGKILL)
-            await until(lambda past=known: len(set(program.workers()) - past) == 1, "the worker is replaced")
+            await wait_until(
+                lambda past=known: len(set(program.workers()) - past) == 1, "the worker is replaced"
+            )
 
     async with run_program(storage, {NAME: upstream}, workers=2) as program:
         await program.get(paths[1])
@@ -259,7 +261,7 @@ async def test_downloads_of_a_killed_worker_leave_the_gauges(upstream, storage, 
             assert [metrics[name] for name in in_flight] == [1, 1]
             for victim in program.workers():
                 os.kill(victim, signal.SIGKILL)
-            await until(lambda: program.log.count("ended with") == 2, "the parent has noticed both")
+            await wait_until(lambda: program.log.count("ended with") == 2, "the parent has noticed both")
         pause.release()
         metrics = await read_metrics(program)
     assert [metrics[name] for name in in_flight] == [0, 0]
@@ -276,7 +278,7 @@ async def test_a_new_worker_keeps_the_gauges_of_upstreams(upstream, storage, ima
         assert (await program.get(f"{APP}/manifests/other")).status == 502
         for victim in program.workers():
             os.kill(victim, signal.SIGKILL)
-        await until(lambda: program.log.count("ended with") == 2, "the parent has noticed both")
+        await wait_until(lambda: program.log.count("ended with") == 2, "the parent has noticed both")
         metrics = await read_metrics(program)
     assert [metrics[name] for name in names] == list(known.values())
 
@@ -296,8 +298,8 @@ async def test_each_request_is_one_line_of_json(upstream, storage, image, worker
     ids = [f"ask-{number}" for number in range(5 * len(paths))]
     async with run_program(storage, {NAME: upstream}, workers=workers) as program:
         messages = [raw(path, **{"X-Request-Id": name}) for path, name in zip(paths * 5, ids, strict=True)]
-        await asyncio.gather(*(program.talk(message) for message in messages))
-        await program.talk(raw(f"{APP}/blobs/{layer}"))
+        await asyncio.gather(*(program.send_raw(message) for message in messages))
+        await program.send_raw(raw(f"{APP}/blobs/{layer}"))
         metrics = await metrics_after(program, len(messages) + 1)
         log = program.log.splitlines()
     lines = [line for line in map(json.loads, log) if line["event"] == "request"]

@@ -16,7 +16,7 @@ from regmirror.oci.names import Digest
 from regmirror.telemetry.events import DownloadEnded, NotStored, RequestServed
 from tests.e2e.parts.faults import MIB, full_disk, small_ext4, small_tmpfs
 from tests.fake_registry import Chunked, Corrupt, Reset, Status, random_bytes
-from tests.mirror_fixture import NAME, open_files, run_mirror, run_program, until
+from tests.mirror_fixture import NAME, list_open_files, run_mirror, run_program, wait_until
 
 SIZE = 4_000_000
 BLOB = random_bytes(SIZE)
@@ -73,7 +73,7 @@ def break_writes(monkeypatch):
 
 
 def blob_gets(upstream):
-    return [seen.headers.get("Range") for seen in upstream.find("blob", "GET")]
+    return [request.headers.get("Range") for request in upstream.find("blob", "GET")]
 
 
 def reasons(mirror):
@@ -85,7 +85,7 @@ async def assert_stored_by_the_next_pull(mirror, upstream, path):
     got = await mirror.get(path)
     assert got.body == BLOB
     assert got.headers["Cache-Status"] == "regmirror; fwd=miss; stored"
-    await until(lambda: mirror.staged() == [], "it is committed")
+    await wait_until(lambda: mirror.staged() == [], "it is committed")
     assert (await mirror.get(path)).headers["Cache-Status"] == "regmirror; hit"
     assert len(blob_gets(upstream)) == before + 1
 
@@ -175,14 +175,16 @@ async def test_many_clients_cost_one_request_each_at_most(mirror, upstream, path
     break_writes(1_000_000)
     pause = upstream.pause(after=500_000, times=1)
     pulls = [asyncio.create_task(mirror.get(path)) for _ in range(20)]
-    await mirror.began(1 + 20)
+    await mirror.wait_for_started(1 + 20)
     pause.release()
     assert {got.body == BLOB for got in await asyncio.gather(*pulls)} == {True}
     assert len(blob_gets(upstream)) <= 20
     assert {requested for requested in blob_gets(upstream) if requested} == {"bytes=1000000-"}
     assert len(reasons(mirror)) == 20
     assert mirror.staged() == []
-    await until(lambda: not [name for name in open_files() if "/staging/" in name], "no file is open")
+    await wait_until(
+        lambda: not [name for name in list_open_files() if "/staging/" in name], "no file is open"
+    )
     results = [event.result for event in mirror.events.of(RequestServed) if event.kind == "blob"]
     assert "error" not in results
 
@@ -200,7 +202,7 @@ async def test_a_blob_that_cannot_be_committed_is_served(mirror, upstream, path,
         )
         assert (await mirror.get(path)).body == BLOB
         await mirror.events.wait_for(NotStored)
-        await until(lambda: mirror.staged() == [], "the file is gone")
+        await wait_until(lambda: mirror.staged() == [], "the file is gone")
     assert mirror.stored() == set()
     assert reasons(mirror) == ["disk"]
     assert mirror.events.of(DownloadEnded)[-1].error == "cannot be stored: Input/output error"
@@ -220,7 +222,7 @@ async def test_a_directory_that_cannot_be_synced_stores_nothing(mirror, upstream
         patched.setattr(os, "fsync", fail_there)
         assert (await mirror.get(path)).body == BLOB
         await mirror.events.wait_for(NotStored)
-    await until(lambda: mirror.staged() == [], "the state file is gone")
+    await wait_until(lambda: mirror.staged() == [], "the state file is gone")
     assert mirror.stored() == set()
 
 
@@ -244,7 +246,7 @@ async def test_http_1_0_without_a_size_fails_before_the_headers(mirror, upstream
     upstream.fault(Chunked(), kind="manifest", times=None)
     blob = upstream.add_blob("team/other", random_bytes(600_000, 7))
     break_writes(0)
-    response = await mirror.talk(f"GET /v2/team/other/blobs/{blob} HTTP/1.0\r\n\r\n".encode())
+    response = await mirror.send_raw(f"GET /v2/team/other/blobs/{blob} HTTP/1.0\r\n\r\n".encode())
     assert response.split(b"\r\n")[0].endswith(b"503 Service Unavailable")
     assert b"HTTP/1.0 needs it" in response
 
@@ -267,8 +269,10 @@ async def test_clients_that_leave_end_their_pass_through(mirror, upstream, path,
         async with mirror.open(path) as response:
             await response.content.readexactly(200_000)
             response.close()
-    await until(lambda: len(asyncio.all_tasks()) <= tasks, "their tasks are gone")
-    await until(lambda: not [name for name in open_files() if "/staging/" in name], "their files are closed")
+    await wait_until(lambda: len(asyncio.all_tasks()) <= tasks, "their tasks are gone")
+    await wait_until(
+        lambda: not [name for name in list_open_files() if "/staging/" in name], "their files are closed"
+    )
     pause.release()
     assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
 
@@ -276,7 +280,7 @@ async def test_clients_that_leave_end_their_pass_through(mirror, upstream, path,
 async def test_a_stored_file_that_cannot_be_opened_is_replaced(mirror, upstream, path, monkeypatch):
     """B6, B44."""
     await mirror.get(path)
-    await mirror.running._resources.downloads.drain()
+    await mirror.worker._resources.downloads.drain()
     old = mirror.blob_path(path.rpartition("/")[2]).open("rb")
     real, broken = os.open, [2]
 
@@ -288,7 +292,7 @@ async def test_a_stored_file_that_cannot_be_opened_is_replaced(mirror, upstream,
 
     monkeypatch.setattr(os, "open", fail)
     assert (await mirror.get(path)).body == BLOB
-    await mirror.running._resources.downloads.drain()
+    await mirror.worker._resources.downloads.drain()
     got = await mirror.get(path)
     assert got.headers["Cache-Status"] == "regmirror; hit"
     assert not os.path.samestat(os.fstat(old.fileno()), mirror.blob_path(path.rpartition("/")[2]).stat())
@@ -298,7 +302,7 @@ async def test_a_stored_file_that_cannot_be_opened_is_replaced(mirror, upstream,
 
 async def test_without_space_a_pull_passes_through(mirror, upstream, path):
     """B40, B44: counted as quota, and by one request."""
-    context = mirror.running._resources.downloads.context
+    context = mirror.worker._resources.downloads.context
 
     async def reserve(digest, size):
         raise InsufficientSpace("quota", "storage.max_size is reached")
@@ -334,13 +338,13 @@ async def test_a_blob_that_is_being_read_cannot_be_removed(start_mirror, upstrea
 
     for _ in ("cold", "warm"):
         responses = [await mirror.http.get(mirror.url + path) for mirror in mirrors]
-        await until(lambda: mirrors[0].stored() == {digest} and not mirrors[0].staged(), "it is stored")
+        await wait_until(lambda: mirrors[0].stored() == {digest} and not mirrors[0].staged(), "it is stored")
         for mirror in mirrors:
-            await mirror.running._resources.downloads.drain()
+            await mirror.worker._resources.downloads.drain()
         for response in (responses[1 - last], responses[last]):
             assert not may_remove()
             assert len(await response.read()) == size
-        await until(may_remove, "nobody reads it any more")
+        await wait_until(may_remove, "nobody reads it any more")
 
 
 # --- whether it is ready ---
@@ -385,7 +389,7 @@ async def test_a_disk_that_is_too_small(upstream, tmp_path):
                 assert b"no space left" in (await mirror.get("/readyz")).body
                 assert (await mirror.get(f"{APP}/manifests/1")).body == image.manifest
             assert (await mirror.get(small)).body == random_bytes(300_000, 2)
-            await until(lambda: mirror.stored() == {image.layer_digests[1]}, "the small one is stored")
+            await wait_until(lambda: mirror.stored() == {image.layer_digests[1]}, "the small one is stored")
             assert (await mirror.get(small)).headers["Cache-Status"] == "regmirror; hit"
 
 
@@ -400,7 +404,7 @@ async def test_several_workers_on_a_disk_that_is_too_small(upstream, tmp_path):
             pulls = await asyncio.gather(*(program.get(f"{APP}/blobs/{digest}") for _ in range(12)))
             assert {got.body == data for got in pulls} == {True}
             assert upstream.count("blob", "GET", reference=digest) <= 12 + 2
-            await until(lambda: not list((disk / "data/staging").iterdir()), "nothing is staged")
+            await wait_until(lambda: not list((disk / "data/staging").iterdir()), "nothing is staged")
             assert list((disk / "data/blobs").glob("*/*")) == []
 
 
@@ -414,7 +418,7 @@ async def test_a_disk_that_goes_read_only(upstream, tmp_path):
         async with run_mirror(disk.path / "data", {NAME: upstream}, storage=NO_LIMITS) as mirror:
             await mirror.get(f"{APP}/manifests/1")
             await mirror.get(first)
-            await until(lambda: mirror.staged() == [], "it is committed")
+            await wait_until(lambda: mirror.staged() == [], "it is committed")
             disk.fail()
             assert not disk.is_writable()
             assert (await mirror.get(first)).headers["Cache-Status"] == "regmirror; hit"

@@ -14,7 +14,7 @@ from regmirror.downloads.growing_file import GrowingFile
 from regmirror.telemetry.events import DownloadEnded
 from regmirror.upstream import detached_body as rawbody
 from tests.fake_registry import Chunked, Corrupt, FakeRegistry, Reset, Truncate, random_bytes
-from tests.mirror_fixture import NAME, run_mirror, until
+from tests.mirror_fixture import NAME, run_mirror, wait_until
 
 BLOB = random_bytes(12_000_000, seed=11)
 CUT = 7_000_001
@@ -64,11 +64,11 @@ def path_of(upstream, data=BLOB):
 
 
 def ranges(upstream):
-    return [seen.headers.get("Range") for seen in upstream.find("blob", "GET")]
+    return [request.headers.get("Range") for request in upstream.find("blob", "GET")]
 
 
 async def assert_stored(mirror, path, data=BLOB):
-    await until(lambda: len(mirror.stored()) == 1, "the blob is stored")
+    await wait_until(lambda: len(mirror.stored()) == 1, "the blob is stored")
     (stored,) = mirror.stored()
     assert stored == path.rsplit("/", 1)[1]
     again = await mirror.get(path)
@@ -155,8 +155,8 @@ async def test_many_at_once(mirror, upstream):
     """B13: one request each, besides all others."""
     blobs = [random_bytes(9_000_000 + number, seed=number) for number in range(6)]
     paths = [path_of(upstream, data) for data in blobs]
-    answers = await asyncio.gather(*(mirror.get(path) for path in paths * 3))
-    assert [response.body for response in answers] == blobs * 3
+    responses = await asyncio.gather(*(mirror.get(path) for path in paths * 3))
+    assert [response.body for response in responses] == blobs * 3
     assert len(ranges(upstream)) == len(blobs)
 
 

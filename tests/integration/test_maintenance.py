@@ -152,7 +152,7 @@ async def test_eviction_takes_the_least_recently_pulled_and_leaves_what_is_pinne
             await pull(mirror, image)
             # The row of a blob has the time of its commit, which follows the client's last byte.
             digests = {*image.blob_digests}
-            await until(lambda wanted=digests: wanted <= recorded(mirror), "its rows are written")
+            await wait_until(lambda wanted=digests: wanted <= recorded(mirror), "its rows are written")
             mirror.clock.advance(10)
         assert await command(mirror, "pin", "team/app:1") == {"pattern": f"{NAME}/team/app:1"}
         assert [item["pattern"] for item in await command(mirror, "pins")] == [f"{NAME}/team/app:1"]

@@ -22,7 +22,7 @@ from tests.fake_registry import (
     WrongContentRange,
     random_bytes,
 )
-from tests.mirror_fixture import NAME, open_files, run_mirror, run_program, until
+from tests.mirror_fixture import NAME, list_open_files, run_mirror, run_program, wait_until
 
 SIZE = 4_000_000
 BLOB = random_bytes(SIZE)
@@ -93,13 +93,13 @@ async def test_two_repositories_and_several_workers_share_one_fetch(start_mirror
     pause = upstream.pause(after=1_000_000)
     paths = [f"{name}/blobs/{image.layer_digests[0]}" for name in (APP, OTHER)]
     pulls = [asyncio.create_task(mirror.get(path)) for mirror in mirrors for path in paths * 5]
-    await pause.reached()
+    await pause.wait_for_arrivals()
     for mirror in mirrors:
-        await until(lambda it=mirror: len(it.events.of(FollowersChanged)) == 10, "all ten follow")
+        await wait_until(lambda it=mirror: len(it.events.of(FollowersChanged)) == 10, "all ten follow")
     pause.release()
     for got in await asyncio.gather(*pulls):
         assert got.body == BLOB
-    proofs = [seen for seen in upstream.find("blob", "GET") if "Range" in seen.headers]
+    proofs = [request for request in upstream.find("blob", "GET") if "Range" in request.headers]
     assert blob_gets(upstream) - len(proofs) == 1
     assert 1 <= len(proofs) <= 2 * workers  # of what arrives, and of what is stored
     assert upstream.sent_bytes("blob") <= 1.02 * SIZE
@@ -113,7 +113,7 @@ async def test_many_cold_pulls_of_a_tag_cause_one_request(start_mirror):
         mirror = await start_mirror({NAME: upstream})
         hold = upstream.hold(kind="manifest")
         pulls = [asyncio.create_task(mirror.get(f"{APP}/manifests/1")) for _ in range(50)]
-        await mirror.began(50)
+        await mirror.wait_for_started(50)
         hold.release()
         for got in await asyncio.gather(*pulls):
             assert got.body == image.manifest
@@ -157,7 +157,7 @@ async def test_the_first_client_may_leave(mirror, upstream, path):
     first = await mirror.http.get(mirror.url + path)
     await first.content.readexactly(SIZE // 20)
     second = asyncio.create_task(mirror.get(path))
-    await mirror.began(PREPARED + 2)
+    await mirror.wait_for_started(PREPARED + 2)
     first.close()
     pause.release()
     assert (await second).body == BLOB
@@ -203,14 +203,14 @@ async def test_clients_that_close_early_leave_nothing_behind(mirror, upstream, p
     await _pull_and_leave(mirror, path)
     if temperature == "warm":
         await mirror.events.wait_for(DownloadEnded)
-    tasks, files = len(asyncio.all_tasks()), len(open_files())
+    tasks, files = len(asyncio.all_tasks()), len(list_open_files())
     await asyncio.gather(*(_pull_and_leave(mirror, path) for _ in range(100)))
     pause.release()
     assert (await mirror.get(path)).body == BLOB
-    await until(lambda: _count_served(mirror) == PREPARED + 102, "all have ended")
-    await until(lambda: len(asyncio.all_tasks()) <= tasks, "their tasks are gone")
-    await until(
-        lambda: len(open_files()) <= files + 2, "their files are closed"
+    await wait_until(lambda: _count_served(mirror) == PREPARED + 102, "all have ended")
+    await wait_until(lambda: len(asyncio.all_tasks()) <= tasks, "their tasks are gone")
+    await wait_until(
+        lambda: len(list_open_files()) <= files + 2, "their files are closed"
     )  # of the last pull's connection
     assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
     assert sum(event.delta for event in mirror.events.of(FollowersChanged)) == 0
@@ -265,12 +265,12 @@ async def test_a_download_that_breaks_twice_is_one_clean_body(mirror, upstream, 
         upstream.fault(ranges, kind="blob", method="GET", skip=1, times=None)
     pull = asyncio.create_task(mirror.get(path))
     for (stop, _), pause in zip(breaks, pauses, strict=True):
-        await pause.reached()
+        await pause.wait_for_arrivals()
         if ranges is None:
-            await until(lambda stop=stop: _staged_bytes(mirror) == stop, "all that was sent is on disk")
+            await wait_until(lambda stop=stop: _staged_bytes(mirror) == stop, "all that was sent is on disk")
         pause.release()
     assert (await pull).body == BLOB
-    requested = [seen.headers.get("Range") for seen in upstream.find("blob", "GET")]
+    requested = [request.headers.get("Range") for request in upstream.find("blob", "GET")]
     assert requested[0] is None
     if ranges is None:
         assert requested[1:] == [f"bytes={SIZE * 3 // 10}-", f"bytes={SIZE * 7 // 10}-"]
@@ -285,8 +285,8 @@ async def test_a_download_is_resumed_after_a_restart(upstream, storage, image):
     pause = upstream.pause(after=SIZE // 2, times=1)
     async with run_mirror(storage, {NAME: upstream}) as mirror, mirror.open(path) as response:
         await response.content.readexactly(SIZE // 4)
-        await until(lambda: _staged_bytes(mirror) == SIZE // 2, "one half is on disk")
-    await pause.left()
+        await wait_until(lambda: _staged_bytes(mirror) == SIZE // 2, "one half is on disk")
+    await pause.wait_until_empty()
     async with run_mirror(storage, {NAME: upstream}) as mirror:
         assert (await mirror.get(path)).body == BLOB
     assert upstream.find("blob", "GET")[-1].headers["Range"] == f"bytes={SIZE // 2}-"
@@ -303,7 +303,7 @@ async def test_a_failed_download_reaches_all_waiting_clients_and_is_retried_once
         hold = Hold()
         upstream.fault(hold, Status(503), kind="blob", method="GET")
         pulls = [asyncio.create_task(mirror.get(path)) for _ in range(20)]
-        await mirror.began(PREPARED + 20 * round_)
+        await mirror.wait_for_started(PREPARED + 20 * round_)
         hold.release()
         assert [got.status for got in await asyncio.gather(*pulls)] == [502] * 20
         assert blob_gets(upstream) == round_
@@ -316,7 +316,7 @@ async def test_a_download_that_breaks_in_the_middle_breaks_for_all(mirror, upstr
     upstream.fault(Reset(SIZE // 2 + 1), kind="blob", method="GET")
     gone = upstream.fault(Status(404), kind="blob", method="GET", skip=1, times=None)
     pulls = [asyncio.create_task(mirror.get(path)) for _ in range(10)]
-    await mirror.began(PREPARED + 10)
+    await mirror.wait_for_started(PREPARED + 10)
     pause.release()
     results = await asyncio.gather(*pulls, return_exceptions=True)
     assert {type(result) for result in results} == {aiohttp.ClientPayloadError}
@@ -335,7 +335,7 @@ async def test_parallel_ranges_of_a_cold_blob_are_served_from_one_fetch(mirror, 
     spans = [(number * part, (number + 1) * part) for number in reversed(range(20))]
     headers = [{"Range": f"bytes={start}-{stop - 1}"} for start, stop in spans]
     pulls = [asyncio.create_task(mirror.get(path, header)) for header in headers]
-    await mirror.began(PREPARED + 20)
+    await mirror.wait_for_started(PREPARED + 20)
     pause.release()
     for (start, stop), got in zip(spans, await asyncio.gather(*pulls), strict=True):
         assert got.status == 206

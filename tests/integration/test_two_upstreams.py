@@ -7,7 +7,7 @@ import pytest
 
 from regmirror.telemetry.events import NotStored
 from tests.fake_registry import FakeRegistry, Hold, random_bytes
-from tests.mirror_fixture import run_mirror, until
+from tests.mirror_fixture import run_mirror, wait_until
 
 BLOB = random_bytes(400_000, seed=5)
 HUNG, WELL = "hung.test", "well.test"
@@ -38,11 +38,11 @@ async def test_an_upstream_that_does_not_answer_delays_no_other(hung, well, path
     hung.fault(hold, kind="blob", times=None)
     async with run_mirror(tmp_path / "data", {HUNG: hung, WELL: well}) as mirror:
         first = asyncio.create_task(mirror.get(f"{path}?ns={HUNG}"))
-        await hold.reached()
+        await hold.wait_for_arrivals()
         response = await mirror.get(f"{path}?ns={WELL}")
         assert (response.status, response.body) == (200, BLOB)
         assert well.count("blob", "GET") == 1
-        await until(lambda: len(mirror.stored()) == 1, "the blob is stored")
+        await wait_until(lambda: len(mirror.stored()) == 1, "the blob is stored")
         first.cancel()
         await asyncio.gather(first, return_exceptions=True)
 
@@ -52,11 +52,11 @@ async def test_an_upstream_that_hangs_in_the_middle_delays_no_other(hung, well, 
     hold = hung.pause(after=100_000, kind="blob")
     async with run_mirror(tmp_path / "data", {HUNG: hung, WELL: well}) as mirror:
         first = asyncio.create_task(mirror.get(f"{path}?ns={HUNG}"))
-        await hold.reached()
+        await hold.wait_for_arrivals()
         response = await mirror.get(f"{path}?ns={WELL}")
         assert (response.status, response.body) == (200, BLOB)
         assert not first.done()
-        assert [seen.headers.get("Range") for seen in well.find("blob", "GET")] == [None]
+        assert [request.headers.get("Range") for request in well.find("blob", "GET")] == [None]
         hold.release()
         assert (await first).body == BLOB
 
@@ -66,9 +66,9 @@ async def test_an_upstream_that_breaks_ends_only_its_own_clients(hung, well, pat
     hold = hung.pause(after=100_000, kind="blob")
     async with run_mirror(tmp_path / "data", {HUNG: hung, WELL: well}) as mirror:
         first = asyncio.create_task(mirror.get(f"{path}?ns={HUNG}"))
-        await hold.reached()
+        await hold.wait_for_arrivals()
         second = asyncio.create_task(mirror.get(f"{path}?ns={WELL}"))
-        await mirror.began(2)
+        await mirror.wait_for_started(2)
         await hung.stop()
         assert (await second).body == BLOB
         with pytest.raises(aiohttp.ClientPayloadError):
@@ -85,10 +85,10 @@ async def test_a_blob_that_another_process_waits_for_is_fetched_beside_it(hung, 
         run_mirror(tmp_path / "data", upstreams) as other,
     ):
         first = asyncio.create_task(one.get(f"{path}?ns={HUNG}"))
-        await hold.reached()
+        await hold.wait_for_arrivals()
         response = await other.get(f"{path}?ns={WELL}")
         assert (response.status, response.body) == (200, BLOB)
         assert {event.reason for event in other.events.of(NotStored)} == {"stalled"}
         hold.release()
         assert (await first).body == BLOB
-        await until(lambda: len(one.stored()) == 1, "the blob is stored")
+        await wait_until(lambda: len(one.stored()) == 1, "the blob is stored")

@@ -38,7 +38,7 @@ no_range = UpstreamFailed("registry.test", "sent another part of the blob", reas
 
 
 @dataclass
-class Reply:
+class PlannedResponse:
     """One response of the upstream.
 
     data     the whole blob in this response
@@ -72,12 +72,12 @@ class Reply:
 class ScriptedBody:
     """The body of one response, in pieces."""
 
-    def __init__(self, reply: Reply, start: int) -> None:
+    def __init__(self, response: PlannedResponse, start: int) -> None:
         self.start = start
-        self.size = len(reply.data) if reply.size == -1 else reply.size
-        stop = len(reply.data) if reply.stop is None else reply.stop
-        self._pieces = [reply.data[at : min(at + PIECE, stop)] for at in range(start, stop, PIECE)]
-        self._reply = reply
+        self.size = len(response.data) if response.size == -1 else response.size
+        stop = len(response.data) if response.stop is None else response.stop
+        self._pieces = [response.data[at : min(at + PIECE, stop)] for at in range(start, stop, PIECE)]
+        self._reply = response
 
     async def read(self) -> bytes:
         await asyncio.sleep(0)
@@ -97,7 +97,7 @@ class ScriptedBody:
 class Script:
     """Responses one after the other, the last one for ever; ``requested`` are the requested offsets."""
 
-    replies: list[Reply]
+    replies: list[PlannedResponse]
     requested: list[int] = field(default_factory=list)
     repository: Repository = REPOSITORY
     read_timeout: float = 30.0

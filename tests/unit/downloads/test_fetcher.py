@@ -5,7 +5,7 @@ import pytest
 from regmirror.downloads.fetcher import CIRCUIT_WAITS_MAX, PAUSES, TRICKLE, NoOtherSources, fetch
 from regmirror.downloads.source import Body, Sleep, Source
 from regmirror.errors import UpstreamCircuitOpen, UpstreamContentInvalid, UpstreamFailed, UpstreamTimeout
-from tests.unit.downloads.scripted import DATA, Reply, Script, broken
+from tests.unit.downloads.scripted import DATA, PlannedResponse, Script, broken
 
 OPEN_CIRCUIT = UpstreamCircuitOpen(
     "registry.test", "has an open circuit", reason="circuit-open", retry_after=5.0
@@ -52,9 +52,15 @@ def sleep(pauses: list[float]) -> Sleep:
 
 async def test_an_upstream_that_rests_is_waited_for(sleep: Sleep, pauses: list[float]) -> None:
     """B19, B33: what broke off is resumed when the circuit may be closed again."""
-    refused = Reply(error=broken, refuses=True)
+    refused = PlannedResponse(error=broken, refuses=True)
     script = Script(
-        [Reply(stop=HALF, error=broken), refused, refused, Reply(error=OPEN_CIRCUIT, refuses=True), Reply()]
+        [
+            PlannedResponse(stop=HALF, error=broken),
+            refused,
+            refused,
+            PlannedResponse(error=OPEN_CIRCUIT, refuses=True),
+            PlannedResponse(),
+        ]
     )
     sink = Bytes()
     await fetch(script.source, sink, NoOtherSources(), sleep)
@@ -65,7 +71,9 @@ async def test_an_upstream_that_rests_is_waited_for(sleep: Sleep, pauses: list[f
 
 async def test_an_upstream_that_rests_on_is_given_up(sleep: Sleep, pauses: list[float]) -> None:
     """B20: within a bound."""
-    script = Script([Reply(stop=HALF, error=broken), Reply(error=OPEN_CIRCUIT, refuses=True)])
+    script = Script(
+        [PlannedResponse(stop=HALF, error=broken), PlannedResponse(error=OPEN_CIRCUIT, refuses=True)]
+    )
     with pytest.raises(UpstreamCircuitOpen):
         await fetch(script.source, Bytes(), NoOtherSources(), sleep)
     assert pauses.count(5.0) == CIRCUIT_WAITS_MAX
@@ -75,13 +83,16 @@ async def test_a_blob_that_has_not_begun_waits_for_nobody(sleep: Sleep, pauses: 
     """B34: its client is to fall back."""
     with pytest.raises(UpstreamCircuitOpen):
         await fetch(
-            Script([Reply(error=OPEN_CIRCUIT, refuses=True)]).source, Bytes(), NoOtherSources(), sleep
+            Script([PlannedResponse(error=OPEN_CIRCUIT, refuses=True)]).source,
+            Bytes(),
+            NoOtherSources(),
+            sleep,
         )
     assert pauses == []
 
 
 async def test_other_failures_are_as_before(sleep: Sleep, pauses: list[float]) -> None:
-    script = Script([Reply(stop=HALF, error=broken), Reply(error=broken, refuses=True)])
+    script = Script([PlannedResponse(stop=HALF, error=broken), PlannedResponse(error=broken, refuses=True)])
     with pytest.raises(UpstreamFailed):
         await fetch(script.source, Bytes(), NoOtherSources(), sleep)
     assert pauses == list(PAUSES)
@@ -96,7 +107,7 @@ async def test_spliced_bytes_count_against_the_stated_size(sleep: Sleep) -> None
             return len(DATA) if self.calls == 1 else 0
 
     with pytest.raises(UpstreamContentInvalid, match="sent more than"):
-        await fetch(Script([Reply()]).source, Spliced(), NoOtherSources(), sleep)
+        await fetch(Script([PlannedResponse()]).source, Spliced(), NoOtherSources(), sleep)
 
 
 LATE = UpstreamTimeout("registry.test", "did not answer", reason="read")
@@ -106,7 +117,7 @@ LARGE = bytes(20 * TRICKLE)
 def stutter(brings: int) -> Script:
     """A source each of whose responses brings so many bytes, and then stalls."""
     stops = range(brings, 20 * brings, brings)
-    return Script([*(Reply(LARGE, stop, error=LATE) for stop in stops), Reply(LARGE)])
+    return Script([*(PlannedResponse(LARGE, stop, error=LATE) for stop in stops), PlannedResponse(LARGE)])
 
 
 async def test_bytes_that_trickle_do_not_reset_the_retries(sleep: Sleep, pauses: list[float]) -> None:

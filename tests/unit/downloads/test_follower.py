@@ -12,7 +12,16 @@ from regmirror.downloads.follower import Follower
 from regmirror.downloads.registry import Downloads
 from regmirror.errors import UpstreamContentInvalid, UpstreamFailed
 from regmirror.oci.names import Repository
-from tests.unit.downloads.scripted import DATA, DIGEST, REPOSITORY, Bench, Reply, Script, broken, read_all
+from tests.unit.downloads.scripted import (
+    DATA,
+    DIGEST,
+    REPOSITORY,
+    Bench,
+    PlannedResponse,
+    Script,
+    broken,
+    read_all,
+)
 
 OTHER = Repository("other.test", "team/app")
 
@@ -20,17 +29,17 @@ OTHER = Repository("other.test", "team/app")
 @pytest.fixture
 async def download(tmp_path: Path) -> Download:
     """A download of which all bytes are in the file, and nothing is verified."""
-    download = Download(DIGEST, Script([Reply()]).source)
+    download = Download(DIGEST, Script([PlannedResponse()]).source)
     (tmp_path / "bytes").write_bytes(DATA)
     download.use_descriptor(os.open(tmp_path / "bytes", os.O_RDONLY))
-    download.continue_provenance(Script([Reply()]).source, 0)
+    download.continue_provenance(Script([PlannedResponse()]).source, 0)
     download.begin(len(DATA))
     download.advance(len(DATA))
     return download
 
 
 def follow(download: Download, downloads: Downloads, repository: Repository = REPOSITORY) -> Follower:
-    return Follower(download, Script([Reply()], repository=repository).source, downloads)
+    return Follower(download, Script([PlannedResponse()], repository=repository).source, downloads)
 
 
 async def test_a_closed_follower_has_nothing_to_read(download: Download, downloads: Downloads) -> None:

@@ -25,7 +25,7 @@ from tests.unit.downloads.scripted import (
     DIGEST,
     Bench,
     OpenDownloads,
-    Reply,
+    PlannedResponse,
     Script,
     ScriptedBody,
     assert_nothing_stored,
@@ -50,7 +50,7 @@ async def test_a_blob_reaches_its_reader_without_the_disk(
 ) -> None:
     """B44: by the one request that would have stored it."""
     refuse_staging(monkeypatch, bench)
-    script = Script([Reply(size=size)])
+    script = Script([PlannedResponse(size=size)])
     blob, joined = await open_downloads(bench).join(DIGEST, script.source)
     assert (blob.size, blob.descriptor) == (None if size is None else SIZE, None)
     assert blob.is_passing
@@ -74,7 +74,7 @@ async def test_without_space_nothing_is_written(
         written.close()
         await refuse_room(digest, size)
 
-    script = Script([Reply(size=size)])
+    script = Script([PlannedResponse(size=size)])
     blob, _ = await open_downloads(bench, reserve=refuse).join(DIGEST, script.source)
     assert blob.is_passing
     assert await read_all(blob) == DATA
@@ -98,7 +98,7 @@ async def test_bytes_that_arrive_during_the_reservation_are_not_lost(
 
     @asynccontextmanager
     async def answer(offset: int) -> AsyncIterator[ScriptedBody]:
-        yield Broken(Reply(stop=1_000), offset)
+        yield Broken(PlannedResponse(stop=1_000), offset)
 
     async def reserve(digest: Digest, size: int | None) -> None:
         await requested.wait()
@@ -115,7 +115,7 @@ async def test_space_is_reserved_once(bench: Bench, open_downloads: OpenDownload
     async def reserve(digest: Digest, size: int | None) -> None:
         requested.append(size)
 
-    script = Script([Reply(stop=3_000, error=broken), Reply()])
+    script = Script([PlannedResponse(stop=3_000, error=broken), PlannedResponse()])
     blob, _ = await open_downloads(bench, reserve=reserve).join(DIGEST, script.source)
     assert await read_all(blob) == DATA
     blob.close()
@@ -128,7 +128,7 @@ async def test_the_next_pull_stores_once_the_disk_works_again(
     bench: Bench, open_downloads: OpenDownloads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """B44: without a restart."""
-    downloads, script = open_downloads(bench), Script([Reply()])
+    downloads, script = open_downloads(bench), Script([PlannedResponse()])
     with monkeypatch.context() as patched:
         refuse_staging(patched, bench)
         blob, _ = await downloads.join(DIGEST, script.source)
@@ -153,7 +153,7 @@ async def test_wrong_bytes_never_pass_as_a_whole(
 ) -> None:
     """B2: also when nothing is kept."""
     full_after(written)
-    script = Script([Reply(DATA[:-1] + b"?", size=size)])
+    script = Script([PlannedResponse(DATA[:-1] + b"?", size=size)])
     blob, _ = await open_downloads(bench).join(DIGEST, script.source)
     received = bytearray()
     with pytest.raises(UpstreamContentInvalid):
@@ -169,15 +169,15 @@ async def test_the_last_byte_waits_for_the_end_of_the_body(
 ) -> None:
     """B2: and all others do not."""
     refuse_staging(monkeypatch, bench)
-    reply = Reply(gate=asyncio.Event())
-    blob, _ = await open_downloads(bench).join(DIGEST, Script([reply]).source)
+    response = PlannedResponse(gate=asyncio.Event())
+    blob, _ = await open_downloads(bench).join(DIGEST, Script([response]).source)
     limit = 0
     while limit < SIZE - 1:
         limit = await blob.wait_until_readable(limit)
     waiting = asyncio.create_task(blob.wait_until_readable(limit))
     await asyncio.sleep(0)
     assert (limit, waiting.done()) == (SIZE - 1, False)
-    reply.release()
+    response.release()
     assert await waiting == SIZE
     blob.close()
 
@@ -189,8 +189,8 @@ async def test_an_empty_blob_passes_after_it_has_been_verified(
     refuse_staging(monkeypatch, bench)
     downloads = open_downloads(bench)
     with pytest.raises(UpstreamContentInvalid):
-        await downloads.join(DIGEST, Script([Reply(b"")]).source)
-    blob, _ = await downloads.join(Digest.of(b""), Script([Reply(b"")]).source)
+        await downloads.join(DIGEST, Script([PlannedResponse(b"")]).source)
+    blob, _ = await downloads.join(Digest.of(b""), Script([PlannedResponse(b"")]).source)
     assert blob.size == 0
     assert await read_all(blob) == b""
     blob.close()
@@ -203,7 +203,7 @@ async def test_an_upstream_that_has_no_such_blob_is_no_fault_of_the_disk(
     refuse_staging(monkeypatch, bench)
     absent = UpstreamNotFound("registry.test", "no")
     with pytest.raises(UpstreamNotFound):
-        await open_downloads(bench).join(DIGEST, Script([Reply(error=absent, refuses=True)]).source)
+        await open_downloads(bench).join(DIGEST, Script([PlannedResponse(error=absent, refuses=True)]).source)
 
 
 async def test_a_broken_body_is_resumed_by_range(
@@ -211,7 +211,13 @@ async def test_a_broken_body_is_resumed_by_range(
 ) -> None:
     """B19, B44: by Range, without the disk."""
     refuse_staging(monkeypatch, bench)
-    script = Script([Reply(stop=3_000, error=broken), Reply(stop=7_000, error=broken), Reply()])
+    script = Script(
+        [
+            PlannedResponse(stop=3_000, error=broken),
+            PlannedResponse(stop=7_000, error=broken),
+            PlannedResponse(),
+        ]
+    )
     blob, _ = await open_downloads(bench).join(DIGEST, script.source)
     assert await read_all(blob) == DATA
     blob.close()
@@ -223,7 +229,9 @@ async def test_a_body_that_stays_broken_is_an_error_of_the_reader(
 ) -> None:
     """B5: never a clean end."""
     refuse_staging(monkeypatch, bench)
-    blob, _ = await open_downloads(bench).join(DIGEST, Script([Reply(stop=3_000, error=broken)]).source)
+    blob, _ = await open_downloads(bench).join(
+        DIGEST, Script([PlannedResponse(stop=3_000, error=broken)]).source
+    )
     received = bytearray()
     with pytest.raises(UpstreamFailed, match="broke off"):
         await read_all(blob, into=received)
@@ -233,7 +241,7 @@ async def test_a_body_that_stays_broken_is_an_error_of_the_reader(
 
 async def test_a_slow_reader_occupies_no_more_than_a_piece(bulk: ThreadPoolExecutor) -> None:
     """B18, B44: memory does not grow with the blob."""
-    detach_point = DetachPoint(DIGEST, Script([Reply()]).source, 0, b"", DIGEST.hasher())
+    detach_point = DetachPoint(DIGEST, Script([PlannedResponse()]).source, 0, b"", DIGEST.hasher())
     pass_through = PassThrough(detach_point, 7, None, threads=bulk, emit=lambda event: None)
     await pass_through.append(bytes(PIECE - 1))
     appending = asyncio.create_task(pass_through.append(b"one more"))
@@ -250,7 +258,7 @@ async def test_closing_ends_a_pass_through(
 ) -> None:
     refuse_staging(monkeypatch, bench)
     downloads = open_downloads(bench)
-    blob, _ = await downloads.join(DIGEST, Script([Reply(stop=500, gate=asyncio.Event())]).source)
+    blob, _ = await downloads.join(DIGEST, Script([PlannedResponse(stop=500, gate=asyncio.Event())]).source)
     assert await blob.wait_until_readable(0) == 500
     await downloads.close()
     with pytest.raises(Unavailable, match="interrupted"):

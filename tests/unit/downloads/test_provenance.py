@@ -22,8 +22,17 @@ from regmirror.errors import (
 from regmirror.oci.names import Digest, Repository
 from regmirror.telemetry.events import DownloadEnded
 from tests.fake_registry import random_bytes
-from tests.mirror_fixture import until
-from tests.unit.downloads.scripted import DATA, DIGEST, REPOSITORY, Bench, Reply, Script, broken, read_all
+from tests.mirror_fixture import wait_until
+from tests.unit.downloads.scripted import (
+    DATA,
+    DIGEST,
+    REPOSITORY,
+    Bench,
+    PlannedResponse,
+    Script,
+    broken,
+    read_all,
+)
 
 OTHER = Repository("other.test", "team/app")
 LARGE = random_bytes(200_000)
@@ -41,7 +50,7 @@ def named(number: int) -> Repository:
     return Repository("registry.test", f"invented/name{number}")
 
 
-def from_other(*replies: Reply, **more: Any) -> Script:
+def from_other(*replies: PlannedResponse, **more: Any) -> Script:
     return Script([*replies], repository=OTHER, **more)
 
 
@@ -51,7 +60,7 @@ def from_other(*replies: Reply, **more: Any) -> Script:
 async def test_all_bytes_from_its_own_upstream_link_a_repository(downloads: Downloads, bench: Bench) -> None:
     """B67: and of no other one, which is recorded with the verified blob."""
     gate = asyncio.Event()
-    follower, _ = await downloads.join(DIGEST, Script([Reply(gate=gate)]).source)
+    follower, _ = await downloads.join(DIGEST, Script([PlannedResponse(gate=gate)]).source)
     assert follower.proves(REPOSITORY)
     assert not follower.proves(OTHER)
     gate.set()
@@ -65,8 +74,8 @@ async def test_a_reader_that_joins_for_another_repository_proves_nothing(
     downloads: Downloads, bench: Bench
 ) -> None:
     gate = asyncio.Event()
-    first, _ = await downloads.join(DIGEST, Script([Reply(gate=gate)]).source)
-    second, joined = await downloads.join(DIGEST, from_other(Reply()).source)
+    first, _ = await downloads.join(DIGEST, Script([PlannedResponse(gate=gate)]).source)
+    second, joined = await downloads.join(DIGEST, from_other(PlannedResponse()).source)
     assert joined
     assert (second.proves(OTHER), second.proves(REPOSITORY)) == (False, True)
     gate.set()
@@ -89,7 +98,7 @@ async def test_a_resumed_download_is_a_proof_if_its_provenance_is_known(
 ) -> None:
     """B67: a left-over is no evidence by itself."""
     bench.leave(DATA[:6_000], flowing=True, size=len(DATA), **note)
-    follower, _ = await downloads.join(DIGEST, Script([Reply()]).source)
+    follower, _ = await downloads.join(DIGEST, Script([PlannedResponse()]).source)
     assert follower.proves(REPOSITORY) == (proven == [{REPOSITORY}])
     assert await read_all(follower) == DATA
     follower.close()
@@ -101,7 +110,7 @@ async def test_a_complete_staged_file_proves_nothing_without_a_request(
     downloads: Downloads, bench: Bench
 ) -> None:
     bench.leave(DATA, flowing=True, size=len(DATA), origin=str(REPOSITORY))
-    follower, _ = await downloads.join(DIGEST, Script([Reply()]).source)
+    follower, _ = await downloads.join(DIGEST, Script([PlannedResponse()]).source)
     assert not follower.proves(REPOSITORY)
     follower.close()
     await bench.events.wait_for(DownloadEnded)
@@ -113,10 +122,10 @@ async def test_a_follower_in_another_process_knows_the_origin(
 ) -> None:
     """B13, B67: by the note."""
     gate = asyncio.Event()
-    first, _ = await downloads.join(DIGEST, Script([Reply(gate=gate)]).source)
-    unused = Script([Reply()])
+    first, _ = await downloads.join(DIGEST, Script([PlannedResponse(gate=gate)]).source)
+    unused = Script([PlannedResponse()])
     second, _ = await elsewhere.join(DIGEST, unused.source)
-    third, _ = await elsewhere.join(DIGEST, from_other(Reply()).source)
+    third, _ = await elsewhere.join(DIGEST, from_other(PlannedResponse()).source)
     assert (second.proves(REPOSITORY), third.proves(OTHER)) == (True, False)
     gate.set()
     assert await read_all(second) == DATA
@@ -133,12 +142,12 @@ async def change_upstreams(
 ) -> tuple[Follower, Follower, asyncio.Event]:
     """A reader of a repository whose upstream hangs after ``stop`` bytes, and then another one's."""
     rest = asyncio.Event()
-    hanging = Script([Reply(data, stop=stop, gate=asyncio.Event())])
-    going_on = from_other(Reply(data, gate=rest))
+    hanging = Script([PlannedResponse(data, stop=stop, gate=asyncio.Event())])
+    going_on = from_other(PlannedResponse(data, gate=rest))
     first, _ = await downloads.join(digest, hanging.source)
     assert first.proves(REPOSITORY)
     second, _ = await downloads.join(digest, going_on.source)
-    await until(lambda: going_on.requested == [stop], "the other one goes on")
+    await wait_until(lambda: going_on.requested == [stop], "the other one goes on")
     while await second.wait_until_readable(len(data) - 2) < len(data) - 1:
         pass
     return first, second, rest
@@ -181,10 +190,10 @@ async def test_a_rejection_reaches_only_the_readers_of_its_repository(
     downloads: Downloads, bench: Bench
 ) -> None:
     """B20: one request for all who wait for one repository; the others have theirs."""
-    absent = Script([Reply(error=ABSENT, refuses=True)])
+    absent = Script([PlannedResponse(error=ABSENT, refuses=True)])
     limited = UpstreamRateLimited("other.test", "limits the rate", retry_after=60.0)
-    others = from_other(Reply(error=limited, refuses=True))
-    third = Script([Reply()], repository=named(1))
+    others = from_other(PlannedResponse(error=limited, refuses=True))
+    third = Script([PlannedResponse()], repository=named(1))
     tasks = [
         asyncio.create_task(downloads.join(DIGEST, script.source))
         for script in (absent, others, third)
@@ -202,10 +211,12 @@ async def test_names_that_hang_do_not_delay_a_name_that_is_served(
     downloads: Downloads, bench: Bench, quick: None
 ) -> None:
     """B35: the more of them fail or hang, the more are requested at once."""
-    hung = [Script([Reply()], repository=named(number), gate=asyncio.Event()) for number in range(20)]
+    hung = [
+        Script([PlannedResponse()], repository=named(number), gate=asyncio.Event()) for number in range(20)
+    ]
     tasks = [asyncio.create_task(downloads.join(DIGEST, script.source)) for script in hung]
     await asyncio.sleep(0)
-    follower, _ = await downloads.join(DIGEST, from_other(Reply()).source)
+    follower, _ = await downloads.join(DIGEST, from_other(PlannedResponse()).source)
     assert await read_all(follower) == DATA
     follower.close()
     for task in tasks:
@@ -221,8 +232,8 @@ async def test_wrong_bytes_are_fetched_again_for_a_reader_that_has_none(
 ) -> None:
     """B2: the others end short."""
     gate = asyncio.Event()
-    wrong = Script([Reply(b"?" + DATA[1:], gate=gate)])
-    right = from_other(Reply())
+    wrong = Script([PlannedResponse(b"?" + DATA[1:], gate=gate)])
+    right = from_other(PlannedResponse())
     first, _ = await downloads.join(DIGEST, wrong.source)
     second, _ = await downloads.join(DIGEST, right.source)
     gate.set()
@@ -239,8 +250,8 @@ async def test_wrong_bytes_of_two_upstreams_are_no_fault_of_the_second(
     downloads: Downloads, bench: Bench, quick: None
 ) -> None:
     """B20: it may have sent the right ones to what the first one had begun."""
-    wrong = Script([Reply(b"?" * 1_000, size=len(DATA), gate=asyncio.Event())])
-    right = from_other(Reply())
+    wrong = Script([PlannedResponse(b"?" * 1_000, size=len(DATA), gate=asyncio.Event())])
+    right = from_other(PlannedResponse())
     first, _ = await downloads.join(DIGEST, wrong.source)
     second, _ = await downloads.join(DIGEST, right.source)
     assert await second.wait_until_readable(len(DATA) - 1) == len(DATA)
@@ -254,8 +265,8 @@ async def test_a_size_that_the_first_upstream_made_up_is_no_fault_of_the_second(
 ) -> None:
     """B20: where they disagree, each one's own readers have its own answer."""
     breaking = UpstreamFailed("registry.test", "broke off", reason="truncated")
-    lying = Script([Reply(stop=0, size=5, error=breaking)])
-    right = from_other(Reply())
+    lying = Script([PlannedResponse(stop=0, size=5, error=breaking)])
+    right = from_other(PlannedResponse())
     first = asyncio.create_task(downloads.join(DIGEST, lying.source))
     second = asyncio.create_task(downloads.join(DIGEST, right.source))
     follower, _ = await second
@@ -272,8 +283,8 @@ async def test_another_process_that_fails_for_another_repository_is_taken_over(
     downloads: Downloads, elsewhere: Downloads, bench: Bench
 ) -> None:
     """B13, B20: from where it stopped."""
-    breaking = Script([Reply(stop=3_000, error=broken)])
-    script = from_other(Reply())
+    breaking = Script([PlannedResponse(stop=3_000, error=broken)])
+    script = from_other(PlannedResponse())
     first, _ = await downloads.join(DIGEST, breaking.source)
     second, _ = await elsewhere.join(DIGEST, script.source)
     assert await read_all(second) == DATA
@@ -289,8 +300,8 @@ async def test_a_reader_that_joins_one_failure_after_the_other_is_told_to_come_a
 ) -> None:
     """B34: within a bound."""
     monkeypatch.setattr(sharing, "JOINS_MAX", 2)
-    hung = Script([Reply()], repository=named(1), gate=asyncio.Event())
-    other = from_other(Reply())
+    hung = Script([PlannedResponse()], repository=named(1), gate=asyncio.Event())
+    other = from_other(PlannedResponse())
     tries = []
 
     async def wait(download: Download, repository: Repository | None) -> None:

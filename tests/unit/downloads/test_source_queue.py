@@ -10,13 +10,13 @@ from regmirror.downloads.source import Source
 from regmirror.downloads.source_queue import NOBODY, SourceQueue
 from regmirror.errors import UpstreamNotFound
 from regmirror.oci.names import Repository
-from tests.unit.downloads.scripted import Reply, Script
+from tests.unit.downloads.scripted import PlannedResponse, Script
 
 ABSENT = UpstreamNotFound("registry.test", "has no such blob")
 
 
 def source(name: str) -> Source:
-    return Script([Reply()], repository=Repository("registry.test", name)).source
+    return Script([PlannedResponse()], repository=Repository("registry.test", name)).source
 
 
 FIRST, SECOND, THIRD = source("first"), source("second"), source("third")

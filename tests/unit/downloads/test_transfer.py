@@ -21,8 +21,8 @@ from regmirror.errors import (
 )
 from regmirror.oci.names import Digest
 from regmirror.telemetry.events import NotStored, VerificationFailed
-from tests.mirror_fixture import until
-from tests.unit.downloads.scripted import DATA, DIGEST, Bench, Reply, Script, broken, no_range
+from tests.mirror_fixture import wait_until
+from tests.unit.downloads.scripted import DATA, DIGEST, Bench, PlannedResponse, Script, broken, no_range
 
 SIZE = len(DATA)
 StartTransfer = Callable[..., tuple[Download, asyncio.Task[None]]]
@@ -50,7 +50,7 @@ def start() -> Iterator[StartTransfer]:
 async def test_a_verified_blob_is_stored_recorded_and_no_longer_staged(
     bench: Bench, start: StartTransfer
 ) -> None:
-    download, task = start(bench, Script([Reply()]))
+    download, task = start(bench, Script([PlannedResponse()]))
     await task
     assert bench.stored() == DATA
     assert bench.recorded == [(DIGEST, SIZE)]
@@ -63,12 +63,12 @@ async def test_the_last_byte_is_withheld_until_the_body_has_ended(
     bench: Bench, start: StartTransfer, size: int | None
 ) -> None:
     """B2: bytes flow at once, the last one is withheld until the hash matches."""
-    reply = Reply(size=size, gate=asyncio.Event())
-    download, task = start(bench, Script([reply]))
-    await until(lambda: download.written == SIZE, "all bytes are in the file")
+    response = PlannedResponse(size=size, gate=asyncio.Event())
+    download, task = start(bench, Script([response]))
+    await wait_until(lambda: download.written == SIZE, "all bytes are in the file")
     assert download.visible == SIZE - 1
     assert not download.verified
-    reply.release()
+    response.release()
     await task
     assert download.visible == SIZE
 
@@ -79,7 +79,7 @@ async def test_wrong_bytes_never_become_visible_as_a_whole(
 ) -> None:
     """B2: nothing is kept, and the events say so."""
     wrong = DATA[:-1] + b"?"
-    download, task = start(bench, Script([Reply(wrong, size=size)]))
+    download, task = start(bench, Script([PlannedResponse(wrong, size=size)]))
     with pytest.raises(UpstreamContentInvalid, match="other content"):
         await task
     assert download.visible == SIZE - 1
@@ -91,7 +91,7 @@ async def test_wrong_bytes_never_become_visible_as_a_whole(
 
 
 async def test_more_bytes_than_stated_are_wrong_content(bench: Bench, start: StartTransfer) -> None:
-    download, task = start(bench, Script([Reply(DATA + b"more", size=SIZE)]))
+    download, task = start(bench, Script([PlannedResponse(DATA + b"more", size=SIZE)]))
     with pytest.raises(UpstreamContentInvalid, match="sent more than"):
         await task
     assert download.visible < SIZE
@@ -100,7 +100,13 @@ async def test_more_bytes_than_stated_are_wrong_content(bench: Bench, start: Sta
 
 async def test_a_broken_body_is_resumed_by_range(bench: Bench, start: StartTransfer) -> None:
     """B19: resumed by Range, and nothing is fetched twice."""
-    script = Script([Reply(stop=3_000, error=broken), Reply(stop=7_000, error=broken), Reply()])
+    script = Script(
+        [
+            PlannedResponse(stop=3_000, error=broken),
+            PlannedResponse(stop=7_000, error=broken),
+            PlannedResponse(),
+        ]
+    )
     download, task = start(bench, script)
     await task
     assert script.requested == [0, 3_000, 7_000]
@@ -110,7 +116,7 @@ async def test_a_broken_body_is_resumed_by_range(bench: Bench, start: StartTrans
 
 async def test_bytes_that_come_again_are_skipped(bench: Bench, start: StartTransfer) -> None:
     """B19: an upstream that ignores Range."""
-    script = Script([Reply(stop=3_500, error=broken), Reply(whole=True)])
+    script = Script([PlannedResponse(stop=3_500, error=broken), PlannedResponse(whole=True)])
     _, task = start(bench, script)
     await task
     assert bench.stored() == DATA
@@ -120,7 +126,13 @@ async def test_an_upstream_whose_ranges_are_wrong_sends_everything_again(
     bench: Bench, start: StartTransfer
 ) -> None:
     """B19: a Content-Range of another place, or 416, must not end the download."""
-    script = Script([Reply(stop=3_500, error=broken), Reply(error=no_range, refuses=True), Reply()])
+    script = Script(
+        [
+            PlannedResponse(stop=3_500, error=broken),
+            PlannedResponse(error=no_range, refuses=True),
+            PlannedResponse(),
+        ]
+    )
     _, task = start(bench, script)
     await task
     assert script.requested == [0, 3_500, 0]
@@ -129,7 +141,7 @@ async def test_an_upstream_whose_ranges_are_wrong_sends_everything_again(
 
 async def test_another_size_at_the_resume_is_wrong_content(bench: Bench, start: StartTransfer) -> None:
     """B2: else what was promised to clients would end before the digest is known."""
-    script = Script([Reply(stop=3_000, error=broken), Reply(DATA + DATA)])
+    script = Script([PlannedResponse(stop=3_000, error=broken), PlannedResponse(DATA + DATA)])
     download, task = start(bench, script)
     with pytest.raises(UpstreamContentInvalid, match="size"):
         await task
@@ -138,7 +150,7 @@ async def test_another_size_at_the_resume_is_wrong_content(bench: Bench, start: 
 
 
 async def test_a_size_stated_once_is_kept(bench: Bench, start: StartTransfer) -> None:
-    script = Script([Reply(stop=3_000, error=broken), Reply(size=None)])
+    script = Script([PlannedResponse(stop=3_000, error=broken), PlannedResponse(size=None)])
     download, task = start(bench, script)
     await task
     assert download.size == SIZE
@@ -147,7 +159,7 @@ async def test_a_size_stated_once_is_kept(bench: Bench, start: StartTransfer) ->
 
 async def test_an_upstream_that_brings_nothing_more_is_given_up(bench: Bench, start: StartTransfer) -> None:
     """B5: what has arrived stays for the next pull."""
-    script = Script([Reply(stop=3_000, error=broken)])
+    script = Script([PlannedResponse(stop=3_000, error=broken)])
     _, task = start(bench, script)
     with pytest.raises(UpstreamFailed, match="broke off"):
         await task
@@ -159,7 +171,7 @@ async def test_an_upstream_that_brings_nothing_more_is_given_up(bench: Bench, st
 
 async def test_an_upstream_without_the_blob_is_requested_once(bench: Bench, start: StartTransfer) -> None:
     """B20: what failed before the first byte is not repeated here."""
-    script = Script([Reply(error=NOT_FOUND, refuses=True)])
+    script = Script([PlannedResponse(error=NOT_FOUND, refuses=True)])
     download, task = start(bench, script)
     with pytest.raises(UpstreamNotFound):
         await task
@@ -174,7 +186,7 @@ async def test_the_bytes_of_an_earlier_process_are_resumed(
 ) -> None:
     """B7: after kill -9 the rest is fetched, and what was there is hashed with it."""
     bench.leave(DATA[:6_000], flowing=True, size=size)
-    script = Script([Reply()])
+    script = Script([PlannedResponse()])
     download, task = start(bench, script)
     await task
     assert script.requested == [6_000]
@@ -184,7 +196,7 @@ async def test_the_bytes_of_an_earlier_process_are_resumed(
 
 async def test_a_complete_staged_file_needs_no_upstream(bench: Bench, start: StartTransfer) -> None:
     bench.leave(DATA, flowing=True, size=SIZE)
-    script = Script([Reply()])
+    script = Script([PlannedResponse()])
     _, task = start(bench, script)
     await task
     assert script.requested == []
@@ -196,7 +208,7 @@ async def test_a_complete_staged_file_of_unknown_size_is_recognised(
 ) -> None:
     """B7: its writer died after the last byte of a body without length; the upstream says 416."""
     bench.leave(DATA, flowing=True)
-    script = Script([Reply(error=no_range, refuses=True)])
+    script = Script([PlannedResponse(error=no_range, refuses=True)])
     _, task = start(bench, script)
     await task
     assert bench.stored() == DATA
@@ -212,7 +224,7 @@ async def test_wrong_bytes_of_an_earlier_process_fail_one_pull_at_most(
 ) -> None:
     """B7: it is never served, and the next pull works."""
     bench.leave(left, flowing=True)
-    script = Script([Reply(), Reply()])
+    script = Script([PlannedResponse(), PlannedResponse()])
     _, task = start(bench, script)
     with pytest.raises(RegistryError):
         await task
@@ -226,7 +238,7 @@ async def test_a_staged_file_longer_than_its_stated_size_is_fetched_again(
     bench: Bench, start: StartTransfer
 ) -> None:
     bench.leave(DATA + b"more", flowing=True, size=SIZE)
-    script = Script([Reply()])
+    script = Script([PlannedResponse()])
     _, task = start(bench, script)
     await task
     assert script.requested == [0]
@@ -236,8 +248,8 @@ async def test_a_staged_file_longer_than_its_stated_size_is_fetched_again(
 async def test_a_blob_that_was_stored_meanwhile_is_not_fetched(
     bench: Bench, other: Bench, start: StartTransfer
 ) -> None:
-    await start(other, Script([Reply()]))[1]
-    script = Script([Reply()])
+    await start(other, Script([PlannedResponse()]))[1]
+    script = Script([PlannedResponse()])
     download, task = start(bench, script)
     await task
     assert script.requested == []
@@ -249,7 +261,7 @@ async def test_a_blob_that_was_stored_meanwhile_is_not_fetched(
 async def test_an_empty_blob_is_stored(bench: Bench, start: StartTransfer) -> None:
     """B48: empty blobs exist."""
     empty = Digest.of(b"")
-    _, task = start(bench, Script([Reply(b"")]), empty)
+    _, task = start(bench, Script([PlannedResponse(b"")]), empty)
     await task
     assert bench.stored(empty) == b""
 
@@ -259,7 +271,7 @@ async def test_a_blob_that_cannot_be_committed_reaches_its_readers(
 ) -> None:
     """B44: all bytes are here and right; nothing is recorded, and nothing partial stays."""
     monkeypatch.setattr(bench.store, "commit", full)
-    download, task = start(bench, Script([Reply()]))
+    download, task = start(bench, Script([PlannedResponse()]))
     await task
     assert os.pread(download.descriptor, SIZE + 1, 0) == DATA
     assert download.visible == SIZE
@@ -277,7 +289,7 @@ async def test_a_disk_that_fails_without_a_reader_ends_the_transfer(
     bench: Bench, start: StartTransfer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """B44: what nobody waits for is not fetched to be thrown away."""
-    script = Script([Reply()])
+    script = Script([PlannedResponse()])
     monkeypatch.setattr(os, "pwrite", fail_to_write)
     _, task = start(bench, script)
     with pytest.raises(Unavailable, match="No space left on device"):
@@ -297,15 +309,15 @@ async def test_the_second_process_follows_the_first_without_a_request(
     bench: Bench, other: Bench, start: StartTransfer
 ) -> None:
     """B13: one writer, elected by the lock."""
-    reply = Reply(gate=asyncio.Event())
-    writer, written = start(bench, Script([reply]))
-    await until(lambda: writer.written == SIZE, "the writer has everything")
-    script = Script([Reply()])
+    response = PlannedResponse(gate=asyncio.Event())
+    writer, written = start(bench, Script([response]))
+    await wait_until(lambda: writer.written == SIZE, "the writer has everything")
+    script = Script([PlannedResponse()])
     follower, followed = start(other, script)
-    await until(lambda: follower.written == SIZE, "the follower sees everything")
+    await wait_until(lambda: follower.written == SIZE, "the follower sees everything")
     assert follower.size == SIZE
     assert follower.visible == SIZE - 1
-    reply.release()
+    response.release()
     await asyncio.gather(written, followed)
     assert script.requested == []
     assert follower.visible == SIZE
@@ -313,23 +325,23 @@ async def test_the_second_process_follows_the_first_without_a_request(
 
 
 @pytest.mark.parametrize(
-    ("reply", "kind"),
+    ("response", "kind"),
     [
-        (Reply(error=NOT_FOUND, refuses=True, gate=None), UpstreamNotFound),
-        (Reply(DATA[:-1] + b"?"), UpstreamContentInvalid),
+        (PlannedResponse(error=NOT_FOUND, refuses=True, gate=None), UpstreamNotFound),
+        (PlannedResponse(DATA[:-1] + b"?"), UpstreamContentInvalid),
     ],
 )
 async def test_the_writers_failure_is_the_followers_failure(
-    bench: Bench, other: Bench, start: StartTransfer, reply: Reply, kind: type[RegistryError]
+    bench: Bench, other: Bench, start: StartTransfer, response: PlannedResponse, kind: type[RegistryError]
 ) -> None:
     """B20: and the follower does not ask the upstream again."""
     gate = asyncio.Event()
-    script = Script([reply], gate=gate)
+    script = Script([response], gate=gate)
     _, written = start(bench, script)
-    await until(lambda: script.requested != [], "the writer has sent a request")
-    follower_script = Script([Reply()])
+    await wait_until(lambda: script.requested != [], "the writer has sent a request")
+    follower_script = Script([PlannedResponse()])
     _, followed = start(other, follower_script)
-    await until(lambda: other.pauses != [], "the follower waits")
+    await wait_until(lambda: other.pauses != [], "the follower waits")
     gate.set()
     results = await asyncio.gather(written, followed, return_exceptions=True)
     assert [type(result) for result in results] == [kind, kind]
@@ -341,13 +353,13 @@ async def test_a_commit_that_failed_costs_the_follower_no_request(
     bench: Bench, other: Bench, start: StartTransfer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """B44: the file has no name any more, but all its bytes are there and right."""
-    reply = Reply(gate=asyncio.Event())
+    response = PlannedResponse(gate=asyncio.Event())
     monkeypatch.setattr(bench.store, "commit", full)
-    _, written = start(bench, Script([reply]))
-    script = Script([Reply()])
+    _, written = start(bench, Script([response]))
+    script = Script([PlannedResponse()])
     follower, followed = start(other, script)
-    await until(lambda: follower.written == SIZE, "the follower follows")
-    reply.release()
+    await wait_until(lambda: follower.written == SIZE, "the follower follows")
+    response.release()
     await asyncio.gather(written, followed)
     assert script.requested == []
     assert follower.visible == SIZE
@@ -367,10 +379,10 @@ async def test_the_follower_has_the_last_byte_before_the_file_is_safe_on_disk(
         await commit(staged, digest)
 
     monkeypatch.setattr(bench.store, "commit", commit_later)
-    _, written = start(bench, Script([Reply()]))
-    script = Script([Reply()])
+    _, written = start(bench, Script([PlannedResponse()]))
+    script = Script([PlannedResponse()])
     follower, followed = start(other, script)
-    await until(lambda: follower.verified, "the follower knows that all is right")
+    await wait_until(lambda: follower.verified, "the follower knows that all is right")
     assert follower.visible == SIZE
     assert other.stored() is None
     is_safe.set()
@@ -386,9 +398,9 @@ async def test_a_state_that_a_killed_writer_left_verifies_no_other_file(
     bench.leave(b"", flowing=True, verified=True, size=SIZE, upstream="registry.test")
     writer = bench.staging.open(DIGEST)
     assert writer.try_lock()
-    script = Script([Reply()])
+    script = Script([PlannedResponse()])
     follower, followed = start(other, script)
-    await until(lambda: len(other.pauses) > 3, "the follower has read the state")
+    await wait_until(lambda: len(other.pauses) > 3, "the follower has read the state")
     assert not follower.verified
     assert follower.visible == 0
     writer.close()
@@ -401,11 +413,11 @@ async def test_the_follower_takes_over_where_a_dead_writer_stopped(
     bench: Bench, other: Bench, start: StartTransfer
 ) -> None:
     """B13, B19: a writer that ends in whatever way is replaced, by Range."""
-    writer, written = start(bench, Script([Reply(stop=6_000, gate=asyncio.Event())]))
-    await until(lambda: writer.written == 6_000, "the writer has a part")
-    script = Script([Reply()])
+    writer, written = start(bench, Script([PlannedResponse(stop=6_000, gate=asyncio.Event())]))
+    await wait_until(lambda: writer.written == 6_000, "the writer has a part")
+    script = Script([PlannedResponse()])
     follower, followed = start(other, script)
-    await until(lambda: follower.written == 6_000, "the follower sees it")
+    await wait_until(lambda: follower.written == 6_000, "the follower sees it")
     written.cancel()
     await followed
     assert script.requested == [6_000]
@@ -420,10 +432,12 @@ async def test_a_takeover_that_finds_wrong_bytes_withholds_the_last_byte(
     bench: Bench, other: Bench, start: StartTransfer
 ) -> None:
     """B2: what the dead writer had let through is hashed as well."""
-    writer, written = start(bench, Script([Reply(b"?" + DATA[1:6_000], size=SIZE, gate=asyncio.Event())]))
-    await until(lambda: writer.written == 6_000, "the writer has a part")
-    follower, followed = start(other, Script([Reply()]))
-    await until(lambda: follower.written == 6_000, "the follower sees it")
+    writer, written = start(
+        bench, Script([PlannedResponse(b"?" + DATA[1:6_000], size=SIZE, gate=asyncio.Event())])
+    )
+    await wait_until(lambda: writer.written == 6_000, "the writer has a part")
+    follower, followed = start(other, Script([PlannedResponse()]))
+    await wait_until(lambda: follower.written == 6_000, "the follower sees it")
     written.cancel()
     with pytest.raises(UpstreamContentInvalid):
         await followed

@@ -10,7 +10,7 @@ from yarl import URL
 
 from regmirror.config.schema import Upstream
 from regmirror.errors import UpstreamCircuitOpen, UpstreamFailed, UpstreamRateLimited, UpstreamUnreachable
-from regmirror.telemetry.events import RateLimitSeen, UpstreamAnswered
+from regmirror.telemetry.events import RateLimitSeen, UpstreamRequestEnded
 from regmirror.upstream.health.shared_state import SharedState
 from regmirror.upstream.requester import Requester, UpstreamRequest
 
@@ -55,7 +55,7 @@ async def test_a_response_of_any_status_is_returned_and_reported(bench: Bench) -
     """B81."""
     bench.responses = [web.Response(), web.Response(status=404)]
     assert [await bench.send(), await bench.send()] == [200, 404]
-    reported = [event.status for event in bench.events if isinstance(event, UpstreamAnswered)]
+    reported = [event.status for event in bench.events if isinstance(event, UpstreamRequestEnded)]
     assert reported == [200, 404]
 
 

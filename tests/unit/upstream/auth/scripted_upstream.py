@@ -20,7 +20,7 @@ ALPINE, BUSYBOX = "library/alpine", "library/busybox"
 
 
 @dataclass
-class Reply:
+class PlannedResponse:
     """A response of the upstream, as far as the auth flow reads it."""
 
     status: int = 200
@@ -34,7 +34,7 @@ class Reply:
 
 
 def refused(*challenges: Any) -> Any:
-    return Reply(401, challenges or (BEARER,))
+    return PlannedResponse(401, challenges or (BEARER,))
 
 
 def basic(credential: Any) -> Any:
@@ -57,10 +57,10 @@ class World:
     def __post_init__(self) -> None:
         self.auth = Authenticator("docker.io", self.base_url, self.auth_hosts, lambda: self.now)
 
-    def run(self, *answers: Any, repository: Any = ALPINE) -> Any:
+    def run(self, *responses: Any, repository: Any = ALPINE) -> Any:
         """The last answer of one request; the steps that it took are left in `steps`."""
         self.steps = []
-        waiting = list(answers)
+        waiting = list(responses)
         flow = self.auth.request(repository)
         try:
             step = next(flow)
