@@ -1,6 +1,10 @@
 """B35: the same blob at two upstreams, of which the first one hangs."""
 
+from __future__ import annotations
+
 import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -14,25 +18,27 @@ HUNG, WELL = "hung.test", "well.test"
 
 
 @pytest.fixture
-async def hung():
+async def hung() -> AsyncIterator[FakeRegistry]:
     async with FakeRegistry() as registry:
         yield registry
 
 
 @pytest.fixture
-async def well():
+async def well() -> AsyncIterator[FakeRegistry]:
     async with FakeRegistry() as registry:
         yield registry
 
 
 @pytest.fixture
-def path(hung, well):
+def path(hung: FakeRegistry, well: FakeRegistry) -> str:
     digest = hung.add_blob("team/app", BLOB)
     assert well.add_blob("team/app", BLOB) == digest
     return f"/v2/team/app/blobs/{digest}"
 
 
-async def test_an_upstream_that_does_not_answer_delays_no_other(hung, well, path, tmp_path):
+async def test_an_upstream_that_does_not_answer_delays_no_other(
+    hung: FakeRegistry, well: FakeRegistry, path: str, tmp_path: Path
+) -> None:
     """The download that waits for it continues with the other one, and the blob is stored."""
     hold = Hold()
     hung.fault(hold, kind="blob", times=None)
@@ -47,7 +53,9 @@ async def test_an_upstream_that_does_not_answer_delays_no_other(hung, well, path
         await asyncio.gather(first, return_exceptions=True)
 
 
-async def test_an_upstream_that_hangs_in_the_middle_delays_no_other(hung, well, path, tmp_path):
+async def test_an_upstream_that_hangs_in_the_middle_delays_no_other(
+    hung: FakeRegistry, well: FakeRegistry, path: str, tmp_path: Path
+) -> None:
     """Nor does its client get bytes that another upstream sends (B67)."""
     hold = hung.pause(after=100_000, kind="blob")
     async with run_mirror(tmp_path / "data", {HUNG: hung, WELL: well}) as mirror:
@@ -61,7 +69,9 @@ async def test_an_upstream_that_hangs_in_the_middle_delays_no_other(hung, well, 
         assert (await first).body == BLOB
 
 
-async def test_an_upstream_that_breaks_ends_only_its_own_clients(hung, well, path, tmp_path):
+async def test_an_upstream_that_breaks_ends_only_its_own_clients(
+    hung: FakeRegistry, well: FakeRegistry, path: str, tmp_path: Path
+) -> None:
     """B5: they resume when it is back."""
     hold = hung.pause(after=100_000, kind="blob")
     async with run_mirror(tmp_path / "data", {HUNG: hung, WELL: well}) as mirror:
@@ -76,7 +86,9 @@ async def test_an_upstream_that_breaks_ends_only_its_own_clients(hung, well, pat
         assert well.count("blob", "GET") == 1
 
 
-async def test_a_blob_that_another_process_waits_for_is_fetched_beside_it(hung, well, path, tmp_path):
+async def test_a_blob_that_another_process_waits_for_is_fetched_beside_it(
+    hung: FakeRegistry, well: FakeRegistry, path: str, tmp_path: Path
+) -> None:
     """It passes through and is not stored: the other process has the file."""
     hold = hung.pause(after=100_000, kind="blob")
     upstreams = {HUNG: hung, WELL: well}
