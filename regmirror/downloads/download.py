@@ -41,7 +41,7 @@ class Download:
         self.verified = False
         self.provenance = Provenance()
         self.error: RegistryError | None = None
-        self.failure = ""  # the same for the log
+        self.failure = ""  # the text of ``error`` for the log
         self.readers = 0
         self.descriptor = -1  # of the file, for readers
         self.not_cached_reason = ""

@@ -181,13 +181,14 @@ class Transfer:
         await self._fetch()
 
     async def watch(self, staged: StagedFile) -> None:
-        """Follow the writer of ``staged`` until the blob is verified, and never become the writer.
+        """Follow the writer of ``staged`` until the blob is verified or nobody reads it.
 
-        Raises the writer's failure, or Unavailable when the writer ends or makes no progress.
+        Never becomes the writer. Raises the writer's failure, or Unavailable when the writer ends or
+        makes no progress.
         """
         loop = asyncio.get_running_loop()
         size, since = staged.size, loop.time()
-        while not self._download.verified:
+        while self._download.readers and not self._download.verified:
             before, (size, state) = size, self._observe(staged)
             if size != before:
                 since = loop.time()

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from regmirror.blobs.staging import DownloadState
 from regmirror.downloads import transfer
 from regmirror.downloads.registry import Downloads
+from regmirror.downloads.source import Source
 from regmirror.errors import Unavailable, UpstreamFailed
 from regmirror.telemetry.events import DownloadEnded, FollowersChanged
 from tests.mirror_fixture import list_open_files, wait_until
@@ -182,6 +184,36 @@ async def test_a_follower_gives_no_right_and_leaves_no_file_open(
     await wait_until(
         lambda: not [name for name in list_open_files() if name.startswith(root)], "every file is closed"
     )
+
+
+async def test_without_readers_nothing_is_watched(writing: Downloads, elsewhere: Downloads) -> None:
+    """B17: no task and no descriptor is left while the writer continues."""
+    reader, _ = await writing.join(DIGEST, Script([Reply(gate=asyncio.Event())]).source)
+    follower = await elsewhere.follow(DIGEST)
+    assert follower is not None
+    follower.close()
+    await until(lambda: not elsewhere._tasks, "the watch has ended")
+    reader.close()
+
+
+async def test_a_writer_that_has_not_begun_is_no_download(elsewhere: Downloads, bench: Bench) -> None:
+    writer = bench.staging.open(DIGEST)
+    assert writer.try_lock()
+    assert await elsewhere.follow(DIGEST) is None
+    writer.close()
+
+
+async def test_a_writer_that_stands_still_is_not_waited_for(
+    elsewhere: Downloads, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """B35."""
+    monkeypatch.setattr(Source.__init__, "__defaults__", (0.05, True))
+    writer = bench.staging.open(DIGEST)
+    assert writer.try_lock()
+    writer.write_state(DownloadState(upstream="registry.test", repository=str(REPOSITORY)))
+    with pytest.raises(Unavailable, match="no progress"):
+        await elsewhere.follow(DIGEST)
+    writer.close()
 
 
 async def test_a_download_that_is_detached_ends_the_follower(

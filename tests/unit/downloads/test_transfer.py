@@ -444,3 +444,68 @@ async def test_a_takeover_that_finds_wrong_bytes_withholds_the_last_byte(
     assert follower.visible < SIZE
     assert other.stored() is None
     assert other.staged() == []
+
+
+# --- errors of the process and of the store ---
+
+
+async def test_a_process_without_descriptors_leaves_the_staged_file(
+    bench: Bench, start: StartTransfer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """B44: that is no fault of the disk."""
+
+    def fail(digest: Digest) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(bench.store, "open", fail)
+    _, task = start(bench, Script([Reply()]))
+    with pytest.raises(OSError, match="Too many open files"):
+        await task
+    assert bench.staged() != []
+
+
+async def test_a_stored_blob_that_cannot_be_opened_is_fetched_again(
+    bench: Bench, start: StartTransfer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """B6."""
+
+    def fail(digest: Digest) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(bench.store, "open", fail)
+    script = Script([Reply()])
+    await start(bench, script)[1]
+    assert script.requested == [0]
+    assert bench.stored() == DATA
+
+
+async def test_a_blob_that_another_process_committed_is_complete(
+    bench: Bench, other: Bench, start: StartTransfer
+) -> None:
+    """B13: the follower has its file open."""
+    reply = Reply(gate=asyncio.Event())
+    _, written = start(bench, Script([reply]))
+    script = Script([Reply()])
+    follower, followed = start(other, script)
+    await until(lambda: follower.written == SIZE, "the follower follows")
+    reply.release()
+    await asyncio.gather(written, followed)
+    assert follower.verified
+    assert script.requested == []
+
+
+async def test_a_writer_that_stands_still_is_passed_by(
+    bench: Bench, other: Bench, start: StartTransfer
+) -> None:
+    """B35: the bytes in the file are used, and the remaining ones are requested."""
+    writer, written = start(bench, Script([Reply(stop=6_000, gate=asyncio.Event())]))
+    await until(lambda: writer.written == 6_000, "the writer has a part")
+    script = Script([Reply()], read_timeout=0.05)
+    follower, followed = start(other, script)
+    follower.enter(script.source)
+    await followed
+    assert script.requested == [6_000]
+    assert follower.detach_point is not None
+    assert [event.reason for event in other.events.of(NotStored)] == ["stalled"]
+    written.cancel()
+    await asyncio.gather(written, return_exceptions=True)
