@@ -188,11 +188,11 @@ async def test_a_follower_gives_no_right_and_leaves_no_file_open(
 
 async def test_without_readers_nothing_is_watched(writing: Downloads, elsewhere: Downloads) -> None:
     """B17: no task and no descriptor is left while the writer continues."""
-    reader, _ = await writing.join(DIGEST, Script([Reply(gate=asyncio.Event())]).source)
+    reader, _ = await writing.join(DIGEST, Script([PlannedResponse(gate=asyncio.Event())]).source)
     follower = await elsewhere.follow(DIGEST)
     assert follower is not None
     follower.close()
-    await until(lambda: not elsewhere._tasks, "the watch has ended")
+    await wait_until(lambda: not elsewhere._tasks, "the watch has ended")
     reader.close()
 
 

@@ -19,7 +19,7 @@ from regmirror.telemetry.events import DownloadEnded, NotStored, RequestServed
 from tests.conftest import StartMirror
 from tests.e2e.parts.faults import MIB, full_disk, small_ext4, small_tmpfs
 from tests.fake_registry import Chunked, Corrupt, FakeRegistry, Reset, Status, random_bytes
-from tests.mirror_fixture import NAME, RunningMirror, open_files, run_mirror, run_program, until
+from tests.mirror_fixture import NAME, InProcessMirror, list_open_files, run_mirror, run_program, wait_until
 
 SIZE = 4_000_000
 BreakWrites = Callable[..., None]
@@ -32,12 +32,12 @@ lengths = pytest.mark.parametrize("chunked", [False, True], ids=["known length",
 
 
 @pytest.fixture
-async def mirror(start_mirror: StartMirror) -> RunningMirror:
+async def mirror(start_mirror: StartMirror) -> InProcessMirror:
     return await start_mirror(storage=NO_LIMITS)
 
 
 @pytest.fixture
-async def path(mirror: RunningMirror, upstream: FakeRegistry) -> str:
+async def path(mirror: InProcessMirror, upstream: FakeRegistry) -> str:
     """A cold blob of a linked repository."""
     image = upstream.add_image("team/app", "1", [BLOB])
     await mirror.get(f"{APP}/manifests/1")
@@ -79,19 +79,19 @@ def break_writes(monkeypatch: pytest.MonkeyPatch) -> BreakWrites:
 
 
 def blob_gets(upstream: FakeRegistry) -> list[str | None]:
-    return [seen.headers.get("Range") for seen in upstream.find("blob", "GET")]
+    return [request.headers.get("Range") for request in upstream.find("blob", "GET")]
 
 
-def reasons(mirror: RunningMirror) -> list[str]:
+def reasons(mirror: InProcessMirror) -> list[str]:
     return [event.reason for event in mirror.events.of(NotStored)]
 
 
-async def assert_stored_by_the_next_pull(mirror: RunningMirror, upstream: FakeRegistry, path: str) -> None:
+async def assert_stored_by_the_next_pull(mirror: InProcessMirror, upstream: FakeRegistry, path: str) -> None:
     before = len(blob_gets(upstream))
     got = await mirror.get(path)
     assert got.body == BLOB
     assert got.headers["Cache-Status"] == "regmirror; fwd=miss; stored"
-    await until(lambda: mirror.staged() == [], "it is committed")
+    await wait_until(lambda: mirror.staged() == [], "it is committed")
     assert (await mirror.get(path)).headers["Cache-Status"] == "regmirror; hit"
     assert len(blob_gets(upstream)) == before + 1
 
@@ -102,7 +102,7 @@ async def assert_stored_by_the_next_pull(mirror: RunningMirror, upstream: FakeRe
 @lengths
 @pytest.mark.parametrize("number", [28, 122, 30, 13, 5], ids=["ENOSPC", "EDQUOT", "EROFS", "EACCES", "EIO"])
 async def test_staging_that_cannot_be_opened(
-    mirror: RunningMirror,
+    mirror: InProcessMirror,
     upstream: FakeRegistry,
     path: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -135,7 +135,7 @@ async def test_staging_that_cannot_be_opened(
 @lengths
 @pytest.mark.parametrize("written", [0, 1, 1_500_000, SIZE - 1])
 async def test_writing_fails_in_the_middle(
-    mirror: RunningMirror,
+    mirror: InProcessMirror,
     upstream: FakeRegistry,
     path: str,
     break_writes: BreakWrites,
@@ -158,7 +158,7 @@ async def test_writing_fails_in_the_middle(
 
 
 async def test_bytes_flow_while_the_upstream_still_sends(
-    mirror: RunningMirror, upstream: FakeRegistry, path: str, break_writes: BreakWrites
+    mirror: InProcessMirror, upstream: FakeRegistry, path: str, break_writes: BreakWrites
 ) -> None:
     """B12, B44: a pass-through delays no more than the last byte."""
     break_writes(100_000)
@@ -172,7 +172,7 @@ async def test_bytes_flow_while_the_upstream_still_sends(
 
 @pytest.mark.parametrize("written", [0, 1_500_000])
 async def test_wrong_bytes_are_never_a_complete_response(
-    mirror: RunningMirror, upstream: FakeRegistry, path: str, break_writes: BreakWrites, written: int
+    mirror: InProcessMirror, upstream: FakeRegistry, path: str, break_writes: BreakWrites, written: int
 ) -> None:
     """B2, B44."""
     break_writes(written)
@@ -184,7 +184,7 @@ async def test_wrong_bytes_are_never_a_complete_response(
 
 
 async def test_an_upstream_that_breaks_off_is_resumed(
-    mirror: RunningMirror, upstream: FakeRegistry, path: str, break_writes: BreakWrites
+    mirror: InProcessMirror, upstream: FakeRegistry, path: str, break_writes: BreakWrites
 ) -> None:
     """B19, B44: by Range, and the bytes are still verified."""
     break_writes(500_000)
@@ -197,27 +197,29 @@ async def test_an_upstream_that_breaks_off_is_resumed(
 
 
 async def test_many_clients_cost_one_request_each_at_most(
-    mirror: RunningMirror, upstream: FakeRegistry, path: str, break_writes: BreakWrites
+    mirror: InProcessMirror, upstream: FakeRegistry, path: str, break_writes: BreakWrites
 ) -> None:
     """B44: 20 of them read the written bytes and continue from there."""
     break_writes(1_000_000)
     pause = upstream.pause(after=500_000, times=1)
     pulls = [asyncio.create_task(mirror.get(path)) for _ in range(20)]
-    await mirror.began(1 + 20)
+    await mirror.wait_for_started(1 + 20)
     pause.release()
     assert {got.body == BLOB for got in await asyncio.gather(*pulls)} == {True}
     assert len(blob_gets(upstream)) <= 20
     assert {requested for requested in blob_gets(upstream) if requested} == {"bytes=1000000-"}
     assert len(reasons(mirror)) == 20
     assert mirror.staged() == []
-    await until(lambda: not [name for name in open_files() if "/staging/" in name], "no file is open")
+    await wait_until(
+        lambda: not [name for name in list_open_files() if "/staging/" in name], "no file is open"
+    )
     results = [event.result for event in mirror.events.of(RequestServed) if event.kind == "blob"]
     assert "error" not in results
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 async def test_a_blob_that_cannot_be_committed_is_served(
-    mirror: RunningMirror, upstream: FakeRegistry, path: str, monkeypatch: pytest.MonkeyPatch, call: str
+    mirror: InProcessMirror, upstream: FakeRegistry, path: str, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     """B44: nothing partial stays, not even a whole file that may be gone after a crash."""
 
@@ -230,7 +232,7 @@ async def test_a_blob_that_cannot_be_committed_is_served(
         )
         assert (await mirror.get(path)).body == BLOB
         await mirror.events.wait_for(NotStored)
-        await until(lambda: mirror.staged() == [], "the file is gone")
+        await wait_until(lambda: mirror.staged() == [], "the file is gone")
     assert mirror.stored() == set()
     assert reasons(mirror) == ["disk"]
     assert mirror.events.of(DownloadEnded)[-1].error == "cannot be stored: Input/output error"
@@ -238,7 +240,7 @@ async def test_a_blob_that_cannot_be_committed_is_served(
 
 
 async def test_a_directory_that_cannot_be_synced_stores_nothing(
-    mirror: RunningMirror, upstream: FakeRegistry, path: str, monkeypatch: pytest.MonkeyPatch
+    mirror: InProcessMirror, upstream: FakeRegistry, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """B44: the rename may be undone by a crash, so it is undone at once."""
     real = os.fsync
@@ -252,12 +254,12 @@ async def test_a_directory_that_cannot_be_synced_stores_nothing(
         patched.setattr(os, "fsync", fail_there)
         assert (await mirror.get(path)).body == BLOB
         await mirror.events.wait_for(NotStored)
-    await until(lambda: mirror.staged() == [], "the state file is gone")
+    await wait_until(lambda: mirror.staged() == [], "the state file is gone")
     assert mirror.stored() == set()
 
 
 async def test_ranges_pass_through(
-    mirror: RunningMirror, upstream: FakeRegistry, path: str, break_writes: BreakWrites
+    mirror: InProcessMirror, upstream: FakeRegistry, path: str, break_writes: BreakWrites
 ) -> None:
     """B21, B44: one, several, and the end."""
     break_writes(0)
@@ -273,20 +275,20 @@ async def test_ranges_pass_through(
 
 
 async def test_http_1_0_without_a_size_fails_before_the_headers(
-    mirror: RunningMirror, upstream: FakeRegistry, path: str, break_writes: BreakWrites
+    mirror: InProcessMirror, upstream: FakeRegistry, path: str, break_writes: BreakWrites
 ) -> None:
     """B44, B57: there is nothing to count the bytes with."""
     upstream.fault(Chunked(), kind="blob", times=None)
     upstream.fault(Chunked(), kind="manifest", times=None)
     blob = upstream.add_blob("team/other", random_bytes(600_000, 7))
     break_writes(0)
-    response = await mirror.talk(f"GET /v2/team/other/blobs/{blob} HTTP/1.0\r\n\r\n".encode())
+    response = await mirror.send_raw(f"GET /v2/team/other/blobs/{blob} HTTP/1.0\r\n\r\n".encode())
     assert response.split(b"\r\n")[0].endswith(b"503 Service Unavailable")
     assert b"HTTP/1.0 needs it" in response
 
 
 async def test_a_rejection_by_the_upstream_comes_before_the_headers(
-    mirror: RunningMirror, upstream: FakeRegistry, path: str, break_writes: BreakWrites
+    mirror: InProcessMirror, upstream: FakeRegistry, path: str, break_writes: BreakWrites
 ) -> None:
     """B34, B44, B86: also when the disk fails."""
     break_writes(0)
@@ -296,7 +298,7 @@ async def test_a_rejection_by_the_upstream_comes_before_the_headers(
 
 
 async def test_clients_that_leave_end_their_pass_through(
-    mirror: RunningMirror,
+    mirror: InProcessMirror,
     upstream: FakeRegistry,
     path: str,
     break_writes: BreakWrites,
@@ -311,18 +313,20 @@ async def test_clients_that_leave_end_their_pass_through(
         async with mirror.open(path) as response:
             await response.content.readexactly(200_000)
             response.close()
-    await until(lambda: len(asyncio.all_tasks()) <= tasks, "their tasks are gone")
-    await until(lambda: not [name for name in open_files() if "/staging/" in name], "their files are closed")
+    await wait_until(lambda: len(asyncio.all_tasks()) <= tasks, "their tasks are gone")
+    await wait_until(
+        lambda: not [name for name in list_open_files() if "/staging/" in name], "their files are closed"
+    )
     pause.release()
     assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 async def test_a_stored_file_that_cannot_be_opened_is_replaced(
-    mirror: RunningMirror, upstream: FakeRegistry, path: str, monkeypatch: pytest.MonkeyPatch
+    mirror: InProcessMirror, upstream: FakeRegistry, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """B6, B44."""
     await mirror.get(path)
-    await mirror.running._resources.downloads.drain()
+    await mirror.worker._resources.downloads.drain()
     old = mirror.blob_path(path.rpartition("/")[2]).open("rb")
     real, broken = os.open, [2]
 
@@ -334,7 +338,7 @@ async def test_a_stored_file_that_cannot_be_opened_is_replaced(
 
     monkeypatch.setattr(os, "open", fail)
     assert (await mirror.get(path)).body == BLOB
-    await mirror.running._resources.downloads.drain()
+    await mirror.worker._resources.downloads.drain()
     got = await mirror.get(path)
     assert got.headers["Cache-Status"] == "regmirror; hit"
     assert not os.path.samestat(os.fstat(old.fileno()), mirror.blob_path(path.rpartition("/")[2]).stat())
@@ -343,10 +347,10 @@ async def test_a_stored_file_that_cannot_be_opened_is_replaced(
 
 
 async def test_without_space_a_pull_passes_through(
-    mirror: RunningMirror, upstream: FakeRegistry, path: str
+    mirror: InProcessMirror, upstream: FakeRegistry, path: str
 ) -> None:
     """B40, B44: counted as quota, and by one request."""
-    context = mirror.running._resources.downloads.context
+    context = mirror.worker._resources.downloads.context
 
     async def reserve(digest: Digest, size: int | None) -> None:
         raise InsufficientSpace("quota", "storage.max_size is reached")
@@ -384,20 +388,20 @@ async def test_a_blob_that_is_being_read_cannot_be_removed(
 
     for _ in ("cold", "warm"):
         responses = [await mirror.http.get(mirror.url + path) for mirror in mirrors]
-        await until(lambda: mirrors[0].stored() == {digest} and not mirrors[0].staged(), "it is stored")
+        await wait_until(lambda: mirrors[0].stored() == {digest} and not mirrors[0].staged(), "it is stored")
         for mirror in mirrors:
-            await mirror.running._resources.downloads.drain()
+            await mirror.worker._resources.downloads.drain()
         for response in (responses[1 - last], responses[last]):
             assert not may_remove()
             assert len(await response.read()) == size
-        await until(may_remove, "nobody reads it any more")
+        await wait_until(may_remove, "nobody reads it any more")
 
 
 # --- whether it is ready ---
 
 
 async def test_readyz_reports_that_nothing_can_be_stored(
-    mirror: RunningMirror, monkeypatch: pytest.MonkeyPatch, break_writes: BreakWrites
+    mirror: InProcessMirror, monkeypatch: pytest.MonkeyPatch, break_writes: BreakWrites
 ) -> None:
     """B44: pulls go on, so that it stays 200."""
     assert (await mirror.get("/readyz")).body == b"ready\n"
@@ -437,7 +441,7 @@ async def test_a_disk_that_is_too_small(upstream: FakeRegistry, tmp_path: Path) 
                 assert b"no space left" in (await mirror.get("/readyz")).body
                 assert (await mirror.get(f"{APP}/manifests/1")).body == image.manifest
             assert (await mirror.get(small)).body == random_bytes(300_000, 2)
-            await until(lambda: mirror.stored() == {image.layer_digests[1]}, "the small one is stored")
+            await wait_until(lambda: mirror.stored() == {image.layer_digests[1]}, "the small one is stored")
             assert (await mirror.get(small)).headers["Cache-Status"] == "regmirror; hit"
 
 
@@ -452,7 +456,7 @@ async def test_several_workers_on_a_disk_that_is_too_small(upstream: FakeRegistr
             pulls = await asyncio.gather(*(program.get(f"{APP}/blobs/{digest}") for _ in range(12)))
             assert {got.body == data for got in pulls} == {True}
             assert upstream.count("blob", "GET", reference=digest) <= 12 + 2
-            await until(lambda: not list((disk / "data/staging").iterdir()), "nothing is staged")
+            await wait_until(lambda: not list((disk / "data/staging").iterdir()), "nothing is staged")
             assert list((disk / "data/blobs").glob("*/*")) == []
 
 
@@ -466,7 +470,7 @@ async def test_a_disk_that_goes_read_only(upstream: FakeRegistry, tmp_path: Path
         async with run_mirror(disk.path / "data", {NAME: upstream}, storage=NO_LIMITS) as mirror:
             await mirror.get(f"{APP}/manifests/1")
             await mirror.get(first)
-            await until(lambda: mirror.staged() == [], "it is committed")
+            await wait_until(lambda: mirror.staged() == [], "it is committed")
             disk.fail()
             assert not disk.is_writable()
             assert (await mirror.get(first)).headers["Cache-Status"] == "regmirror; hit"

@@ -17,7 +17,7 @@ from regmirror.downloads.growing_file import GrowingFile
 from regmirror.telemetry.events import DownloadEnded
 from regmirror.upstream import detached_body as rawbody
 from tests.fake_registry import Chunked, Corrupt, FakeRegistry, Reset, Truncate, random_bytes
-from tests.mirror_fixture import NAME, RunningMirror, run_mirror, until
+from tests.mirror_fixture import NAME, InProcessMirror, run_mirror, wait_until
 
 BLOB = random_bytes(12_000_000, seed=11)
 CUT = 7_000_001
@@ -44,7 +44,7 @@ async def upstream(request: pytest.FixtureRequest) -> AsyncIterator[FakeRegistry
 
 
 @pytest.fixture
-async def mirror(upstream: FakeRegistry, tmp_path: Path) -> AsyncIterator[RunningMirror]:
+async def mirror(upstream: FakeRegistry, tmp_path: Path) -> AsyncIterator[InProcessMirror]:
     options = {"read_timeout": "300ms"}
     if isinstance(upstream, SecureRegistry):
         file = tmp_path / "ca.pem"
@@ -73,11 +73,11 @@ def path_of(upstream: FakeRegistry, data: bytes = BLOB) -> str:
 
 
 def ranges(upstream: FakeRegistry) -> list[str | None]:
-    return [seen.headers.get("Range") for seen in upstream.find("blob", "GET")]
+    return [request.headers.get("Range") for request in upstream.find("blob", "GET")]
 
 
-async def assert_stored(mirror: RunningMirror, path: str, data: bytes = BLOB) -> None:
-    await until(lambda: len(mirror.stored()) == 1, "the blob is stored")
+async def assert_stored(mirror: InProcessMirror, path: str, data: bytes = BLOB) -> None:
+    await wait_until(lambda: len(mirror.stored()) == 1, "the blob is stored")
     (stored,) = mirror.stored()
     assert stored == path.rsplit("/", 1)[1]
     again = await mirror.get(path)
@@ -86,7 +86,7 @@ async def assert_stored(mirror: RunningMirror, path: str, data: bytes = BLOB) ->
 
 
 async def test_a_large_blob_is_fetched_by_one_request(
-    mirror: RunningMirror, upstream: FakeRegistry, appended: dict[type, list[int]]
+    mirror: InProcessMirror, upstream: FakeRegistry, appended: dict[type, list[int]]
 ) -> None:
     """B1, B2: and only bytes that are encrypted, or were read already, pass through the process."""
     path = path_of(upstream)
@@ -101,7 +101,7 @@ async def test_a_large_blob_is_fetched_by_one_request(
 @pytest.mark.parametrize("border", [rawbody.PLAIN_MIN, rawbody.ENCRYPTED_MIN])
 @pytest.mark.parametrize("more", [-1, 0, 1, 300_000])
 async def test_sizes_around_the_limit_are_fetched(
-    mirror: RunningMirror, upstream: FakeRegistry, border: int, more: int
+    mirror: InProcessMirror, upstream: FakeRegistry, border: int, more: int
 ) -> None:
     data = random_bytes(border + more, seed=12)
     path = path_of(upstream, data)
@@ -111,7 +111,7 @@ async def test_sizes_around_the_limit_are_fetched(
 
 @pytest.mark.parametrize("fault", [Truncate, Reset])
 async def test_a_broken_body_is_resumed_by_range(
-    mirror: RunningMirror, upstream: FakeRegistry, fault: type[Truncate | Reset]
+    mirror: InProcessMirror, upstream: FakeRegistry, fault: type[Truncate | Reset]
 ) -> None:
     """B19: nothing is fetched twice and nothing is missing."""
     upstream.fault(fault(CUT), kind="blob")
@@ -128,7 +128,7 @@ async def test_a_broken_body_is_resumed_by_range(
 
 
 async def test_an_upstream_that_hangs_in_the_middle_is_resumed(
-    mirror: RunningMirror, upstream: FakeRegistry
+    mirror: InProcessMirror, upstream: FakeRegistry
 ) -> None:
     """B19, B30: after read_timeout, by Range."""
     pause = upstream.pause(after=CUT, kind="blob")
@@ -140,7 +140,7 @@ async def test_an_upstream_that_hangs_in_the_middle_is_resumed(
 
 
 async def test_bytes_flow_while_the_upstream_still_sends(
-    mirror: RunningMirror, upstream: FakeRegistry
+    mirror: InProcessMirror, upstream: FakeRegistry
 ) -> None:
     """B2: bytes that have arrived do not wait for later ones."""
     pause = upstream.pause(after=CUT, kind="blob")
@@ -152,7 +152,7 @@ async def test_bytes_flow_while_the_upstream_still_sends(
 
 
 async def test_wrong_bytes_are_never_a_complete_response(
-    mirror: RunningMirror, upstream: FakeRegistry
+    mirror: InProcessMirror, upstream: FakeRegistry
 ) -> None:
     """B2: the last byte waits for the hash, which runs behind the spliced bytes."""
     upstream.fault(Corrupt(CUT), kind="blob", times=None)
@@ -166,7 +166,7 @@ async def test_wrong_bytes_are_never_a_complete_response(
 
 
 async def test_a_body_of_unknown_length_is_read(
-    mirror: RunningMirror, upstream: FakeRegistry, appended: dict[type, list[int]]
+    mirror: InProcessMirror, upstream: FakeRegistry, appended: dict[type, list[int]]
 ) -> None:
     upstream.fault(Chunked(), kind="blob")
     path = path_of(upstream)
@@ -175,19 +175,19 @@ async def test_a_body_of_unknown_length_is_read(
     await assert_stored(mirror, path)
 
 
-async def test_many_at_once(mirror: RunningMirror, upstream: FakeRegistry) -> None:
+async def test_many_at_once(mirror: InProcessMirror, upstream: FakeRegistry) -> None:
     """B13: one request each, besides all others."""
     blobs = [random_bytes(9_000_000 + number, seed=number) for number in range(6)]
     paths = [path_of(upstream, data) for data in blobs]
-    answers = await asyncio.gather(*(mirror.get(path) for path in paths * 3))
-    assert [response.body for response in answers] == blobs * 3
+    responses = await asyncio.gather(*(mirror.get(path) for path in paths * 3))
+    assert [response.body for response in responses] == blobs * 3
     assert len(ranges(upstream)) == len(blobs)
 
 
 @pytest.mark.parametrize("upstream", ["plain"], indirect=True)  # what is decrypted is hashed from memory
 @pytest.mark.parametrize("is_far_behind", [True, False])
 async def test_a_disk_that_cannot_be_read_back_is_no_fault_of_the_upstream(
-    mirror: RunningMirror, upstream: FakeRegistry, monkeypatch: pytest.MonkeyPatch, is_far_behind: bool
+    mirror: InProcessMirror, upstream: FakeRegistry, monkeypatch: pytest.MonkeyPatch, is_far_behind: bool
 ) -> None:
     """B44: nothing is stored, no client gets a complete response, and one request is made."""
 
@@ -211,7 +211,7 @@ async def test_a_disk_that_cannot_be_read_back_is_no_fault_of_the_upstream(
 
 
 async def test_a_file_system_without_splice_is_written(
-    mirror: RunningMirror, upstream: FakeRegistry, monkeypatch: pytest.MonkeyPatch
+    mirror: InProcessMirror, upstream: FakeRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = os.splice
 

@@ -28,7 +28,7 @@ from tests.fake_registry import (
 )
 from tests.fake_registry.content import Image
 from tests.fake_registry.faults import Action
-from tests.mirror_fixture import NAME, RunningMirror, open_files, run_mirror, run_program, until
+from tests.mirror_fixture import NAME, InProcessMirror, list_open_files, run_mirror, run_program, wait_until
 
 SIZE = 4_000_000
 BLOB = random_bytes(SIZE)
@@ -41,7 +41,7 @@ async def image(upstream: FakeRegistry) -> Image:
 
 
 @pytest.fixture
-async def path(mirror: RunningMirror, image: Image) -> str:
+async def path(mirror: InProcessMirror, image: Image) -> str:
     """A cold blob of a linked repository: a GET starts the download at once.
 
     Two requests have been made for that, one of each kind.
@@ -69,7 +69,7 @@ def assert_fetched_once(upstream: FakeRegistry, most: float = 1.01) -> None:
 
 
 async def test_many_clients_cause_one_fetch_and_read_before_it_has_ended(
-    mirror: RunningMirror, upstream: FakeRegistry, path: str
+    mirror: InProcessMirror, upstream: FakeRegistry, path: str
 ) -> None:
     """B12: each of 50 has its first bytes while the upstream has not sent the remaining ones."""
     pause = upstream.pause(after=1_000_000)
@@ -103,13 +103,13 @@ async def test_two_repositories_and_several_workers_share_one_fetch(
     pause = upstream.pause(after=1_000_000)
     paths = [f"{name}/blobs/{image.layer_digests[0]}" for name in (APP, OTHER)]
     pulls = [asyncio.create_task(mirror.get(path)) for mirror in mirrors for path in paths * 5]
-    await pause.reached()
+    await pause.wait_for_arrivals()
     for mirror in mirrors:
-        await until(partial(_has_followers, mirror, 10), "all ten follow")
+        await wait_until(partial(_has_followers, mirror, 10), "all ten follow")
     pause.release()
     for got in await asyncio.gather(*pulls):
         assert got.body == BLOB
-    proofs = [seen for seen in upstream.find("blob", "GET") if "Range" in seen.headers]
+    proofs = [request for request in upstream.find("blob", "GET") if "Range" in request.headers]
     assert blob_gets(upstream) - len(proofs) == 1
     assert 1 <= len(proofs) <= 2 * workers  # of what arrives, and of what is stored
     assert upstream.sent_bytes("blob") <= 1.02 * SIZE
@@ -123,7 +123,7 @@ async def test_many_cold_pulls_of_a_tag_cause_one_request(start_mirror: StartMir
         mirror = await start_mirror({NAME: upstream})
         hold = upstream.hold(kind="manifest")
         pulls = [asyncio.create_task(mirror.get(f"{APP}/manifests/1")) for _ in range(50)]
-        await mirror.began(50)
+        await mirror.wait_for_started(50)
         hold.release()
         for got in await asyncio.gather(*pulls):
             assert got.body == image.manifest
@@ -133,7 +133,7 @@ async def test_many_cold_pulls_of_a_tag_cause_one_request(start_mirror: StartMir
 
 
 async def test_a_late_joiner_gets_the_present_bytes_and_ends_with_the_others(
-    mirror: RunningMirror, upstream: FakeRegistry, path: str
+    mirror: InProcessMirror, upstream: FakeRegistry, path: str
 ) -> None:
     """B15: from the file, while the upstream pauses at one half."""
     pause = upstream.pause(after=SIZE // 2)
@@ -149,7 +149,7 @@ async def test_a_late_joiner_gets_the_present_bytes_and_ends_with_the_others(
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["known length", "unknown length"])
 async def test_headers_come_with_those_of_the_upstream(
-    mirror: RunningMirror, upstream: FakeRegistry, path: str, chunked: bool
+    mirror: InProcessMirror, upstream: FakeRegistry, path: str, chunked: bool
 ) -> None:
     """B23: before the first byte of the body."""
     if chunked:
@@ -165,13 +165,13 @@ async def test_headers_come_with_those_of_the_upstream(
 # --- clients that leave ---
 
 
-async def test_the_first_client_may_leave(mirror: RunningMirror, upstream: FakeRegistry, path: str) -> None:
+async def test_the_first_client_may_leave(mirror: InProcessMirror, upstream: FakeRegistry, path: str) -> None:
     """B16: the download belongs to the mirror."""
     pause = upstream.pause(after=SIZE // 10)
     first = await mirror.http.get(mirror.url + path)
     await first.content.readexactly(SIZE // 20)
     second = asyncio.create_task(mirror.get(path))
-    await mirror.began(PREPARED + 2)
+    await mirror.wait_for_started(PREPARED + 2)
     first.close()
     pause.release()
     assert (await second).body == BLOB
@@ -179,7 +179,7 @@ async def test_the_first_client_may_leave(mirror: RunningMirror, upstream: FakeR
 
 
 async def test_a_download_ends_without_any_client(
-    mirror: RunningMirror, upstream: FakeRegistry, path: str, image: Image
+    mirror: InProcessMirror, upstream: FakeRegistry, path: str, image: Image
 ) -> None:
     """B16: the next pull finds it stored."""
     pause = upstream.pause(after=SIZE // 10)
@@ -196,7 +196,7 @@ async def test_a_download_ends_without_any_client(
 
 
 async def test_a_slow_client_slows_neither_the_download_nor_others(
-    mirror: RunningMirror, upstream: FakeRegistry, path: str
+    mirror: InProcessMirror, upstream: FakeRegistry, path: str
 ) -> None:
     """B17: and gets every byte in the end."""
     loop = asyncio.get_running_loop()
@@ -216,7 +216,7 @@ async def test_a_slow_client_slows_neither_the_download_nor_others(
 
 @pytest.mark.parametrize("temperature", ["cold", "warm"])
 async def test_clients_that_close_early_leave_nothing_behind(
-    mirror: RunningMirror,
+    mirror: InProcessMirror,
     upstream: FakeRegistry,
     path: str,
     caplog: pytest.LogCaptureFixture,
@@ -227,21 +227,21 @@ async def test_clients_that_close_early_leave_nothing_behind(
     await _pull_and_leave(mirror, path)
     if temperature == "warm":
         await mirror.events.wait_for(DownloadEnded)
-    tasks, files = len(asyncio.all_tasks()), len(open_files())
+    tasks, files = len(asyncio.all_tasks()), len(list_open_files())
     await asyncio.gather(*(_pull_and_leave(mirror, path) for _ in range(100)))
     pause.release()
     assert (await mirror.get(path)).body == BLOB
-    await until(lambda: _count_served(mirror) == PREPARED + 102, "all have ended")
-    await until(lambda: len(asyncio.all_tasks()) <= tasks, "their tasks are gone")
-    await until(
-        lambda: len(open_files()) <= files + 2, "their files are closed"
+    await wait_until(lambda: _count_served(mirror) == PREPARED + 102, "all have ended")
+    await wait_until(lambda: len(asyncio.all_tasks()) <= tasks, "their tasks are gone")
+    await wait_until(
+        lambda: len(list_open_files()) <= files + 2, "their files are closed"
     )  # of the last pull's connection
     assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
     assert sum(event.delta for event in mirror.events.of(FollowersChanged)) == 0
     assert_fetched_once(upstream)
 
 
-async def _pull_and_leave(mirror: RunningMirror, path: str) -> None:
+async def _pull_and_leave(mirror: InProcessMirror, path: str) -> None:
     loop = asyncio.get_running_loop()
     with socket.create_connection(("127.0.0.1", mirror.port)) as connection:
         connection.setblocking(False)
@@ -249,7 +249,7 @@ async def _pull_and_leave(mirror: RunningMirror, path: str) -> None:
         assert await loop.sock_recv(connection, 1_000)
 
 
-def _count_served(mirror: RunningMirror) -> int:
+def _count_served(mirror: InProcessMirror) -> int:
     return len(mirror.events.of(RequestServed))
 
 
@@ -280,7 +280,7 @@ async def test_memory_does_not_grow_with_the_bytes(upstream: FakeRegistry, stora
 
 @pytest.mark.parametrize("ranges", [None, IgnoreRange(), WrongContentRange()], ids=["", "ignored", "wrong"])
 async def test_a_download_that_breaks_twice_is_one_clean_body(
-    mirror: RunningMirror, upstream: FakeRegistry, path: str, ranges: Action | None
+    mirror: InProcessMirror, upstream: FakeRegistry, path: str, ranges: Action | None
 ) -> None:
     """B19: resumed by Range; an upstream that ignores it is skipped through, never appended."""
     breaks = [(SIZE * 3 // 10, SIZE * 3 // 10), (SIZE * 7 // 10, SIZE * 4 // 10)]
@@ -291,12 +291,12 @@ async def test_a_download_that_breaks_twice_is_one_clean_body(
         upstream.fault(ranges, kind="blob", method="GET", skip=1, times=None)
     pull = asyncio.create_task(mirror.get(path))
     for (stop, _), pause in zip(breaks, pauses, strict=True):
-        await pause.reached()
+        await pause.wait_for_arrivals()
         if ranges is None:
-            await until(partial(_has_staged, mirror, stop), "all sent bytes are on disk")
+            await wait_until(partial(_has_staged, mirror, stop), "all sent bytes are on disk")
         pause.release()
     assert (await pull).body == BLOB
-    requested = [seen.headers.get("Range") for seen in upstream.find("blob", "GET")]
+    requested = [request.headers.get("Range") for request in upstream.find("blob", "GET")]
     assert requested[0] is None
     if ranges is None:
         assert requested[1:] == [f"bytes={SIZE * 3 // 10}-", f"bytes={SIZE * 7 // 10}-"]
@@ -313,35 +313,35 @@ async def test_a_download_is_resumed_after_a_restart(
     pause = upstream.pause(after=SIZE // 2, times=1)
     async with run_mirror(storage, {NAME: upstream}) as mirror, mirror.open(path) as response:
         await response.content.readexactly(SIZE // 4)
-        await until(lambda: _staged_bytes(mirror) == SIZE // 2, "one half is on disk")
-    await pause.left()
+        await wait_until(lambda: _staged_bytes(mirror) == SIZE // 2, "one half is on disk")
+    await pause.wait_until_empty()
     async with run_mirror(storage, {NAME: upstream}) as mirror:
         assert (await mirror.get(path)).body == BLOB
     assert upstream.find("blob", "GET")[-1].headers["Range"] == f"bytes={SIZE // 2}-"
     assert upstream.sent_bytes("blob") <= 1.02 * SIZE
 
 
-def _has_followers(mirror: RunningMirror, count: int) -> bool:
+def _has_followers(mirror: InProcessMirror, count: int) -> bool:
     return len(mirror.events.of(FollowersChanged)) == count
 
 
-def _has_staged(mirror: RunningMirror, count: int) -> bool:
+def _has_staged(mirror: InProcessMirror, count: int) -> bool:
     return _staged_bytes(mirror) == count
 
 
-def _staged_bytes(mirror: RunningMirror) -> int:
+def _staged_bytes(mirror: InProcessMirror) -> int:
     return sum(path.stat().st_size for path in (mirror.root / "staging").glob("sha256-*[!e]"))
 
 
 async def test_a_failed_download_reaches_all_waiting_clients_and_is_retried_once(
-    mirror: RunningMirror, upstream: FakeRegistry, path: str
+    mirror: InProcessMirror, upstream: FakeRegistry, path: str
 ) -> None:
     """B20: one retry, not one for each of them."""
     for round_ in (1, 2):
         hold = Hold()
         upstream.fault(hold, Status(503), kind="blob", method="GET")
         pulls = [asyncio.create_task(mirror.get(path)) for _ in range(20)]
-        await mirror.began(PREPARED + 20 * round_)
+        await mirror.wait_for_started(PREPARED + 20 * round_)
         hold.release()
         assert [got.status for got in await asyncio.gather(*pulls)] == [502] * 20
         assert blob_gets(upstream) == round_
@@ -349,14 +349,14 @@ async def test_a_failed_download_reaches_all_waiting_clients_and_is_retried_once
 
 
 async def test_a_download_that_breaks_in_the_middle_breaks_for_all(
-    mirror: RunningMirror, upstream: FakeRegistry, path: str
+    mirror: InProcessMirror, upstream: FakeRegistry, path: str
 ) -> None:
     """B5, B20: no client waits for ever or gets a complete response, and the next pull resumes."""
     pause = upstream.pause(after=SIZE // 2)
     upstream.fault(Reset(SIZE // 2 + 1), kind="blob", method="GET")
     gone = upstream.fault(Status(404), kind="blob", method="GET", skip=1, times=None)
     pulls = [asyncio.create_task(mirror.get(path)) for _ in range(10)]
-    await mirror.began(PREPARED + 10)
+    await mirror.wait_for_started(PREPARED + 10)
     pause.release()
     results = await asyncio.gather(*pulls, return_exceptions=True)
     assert {type(result) for result in results} == {aiohttp.ClientPayloadError}
@@ -369,7 +369,7 @@ async def test_a_download_that_breaks_in_the_middle_breaks_for_all(
 
 
 async def test_parallel_ranges_of_a_cold_blob_are_served_from_one_fetch(
-    mirror: RunningMirror, upstream: FakeRegistry, path: str
+    mirror: InProcessMirror, upstream: FakeRegistry, path: str
 ) -> None:
     """B21: in any order."""
     part = SIZE // 20
@@ -377,7 +377,7 @@ async def test_parallel_ranges_of_a_cold_blob_are_served_from_one_fetch(
     spans = [(number * part, (number + 1) * part) for number in reversed(range(20))]
     headers = [{"Range": f"bytes={start}-{stop - 1}"} for start, stop in spans]
     pulls = [asyncio.create_task(mirror.get(path, header)) for header in headers]
-    await mirror.began(PREPARED + 20)
+    await mirror.wait_for_started(PREPARED + 20)
     pause.release()
     for (start, stop), got in zip(spans, await asyncio.gather(*pulls), strict=True):
         assert got.status == 206
@@ -387,7 +387,7 @@ async def test_parallel_ranges_of_a_cold_blob_are_served_from_one_fetch(
 
 
 async def test_a_small_range_at_the_end_has_its_headers_at_once(
-    mirror: RunningMirror, upstream: FakeRegistry, path: str
+    mirror: InProcessMirror, upstream: FakeRegistry, path: str
 ) -> None:
     """B21: containerd gives up on headers that take as long as the whole blob."""
     pause = upstream.pause(after=1_000)
@@ -401,7 +401,7 @@ async def test_a_small_range_at_the_end_has_its_headers_at_once(
 
 
 async def test_a_range_at_the_start_ends_before_the_download_does(
-    mirror: RunningMirror, upstream: FakeRegistry, path: str
+    mirror: InProcessMirror, upstream: FakeRegistry, path: str
 ) -> None:
     """B21: the bytes on disk are enough."""
     pause = upstream.pause(after=100_000)
@@ -412,7 +412,7 @@ async def test_a_range_at_the_start_ends_before_the_download_does(
 
 
 async def test_the_end_of_a_wrong_blob_is_never_a_whole_part(
-    mirror: RunningMirror, upstream: FakeRegistry, path: str
+    mirror: InProcessMirror, upstream: FakeRegistry, path: str
 ) -> None:
     """B2, B21: the last byte is withheld from ranges as well."""
     upstream.fault(Reset(SIZE - 1), kind="blob", method="GET")
@@ -426,7 +426,7 @@ async def test_the_end_of_a_wrong_blob_is_never_a_whole_part(
 
 @pytest.mark.parametrize("what", ["blob", "manifest"])
 async def test_head_of_cold_content_fetches_nothing(
-    mirror: RunningMirror, upstream: FakeRegistry, image: Image, what: Literal["blob", "manifest"]
+    mirror: InProcessMirror, upstream: FakeRegistry, image: Image, what: Literal["blob", "manifest"]
 ) -> None:
     """B22: a HEAD request goes to the upstream."""
     reference = image.layer_digests[0] if what == "blob" else "1"
@@ -439,7 +439,7 @@ async def test_head_of_cold_content_fetches_nothing(
 
 
 async def test_head_does_not_follow_a_redirect_into_storage(
-    mirror: RunningMirror, upstream: FakeRegistry, image: Image
+    mirror: InProcessMirror, upstream: FakeRegistry, image: Image
 ) -> None:
     """B22: a signed URL is valid for GET only; the size comes with a GET of one byte."""
     await mirror.get(f"{APP}/manifests/1")

@@ -16,7 +16,7 @@ from regmirror.blobs.staging import Staging
 from regmirror.telemetry.events import DownloadEnded
 from tests.conftest import StartMirror
 from tests.fake_registry import FakeRegistry, random_bytes
-from tests.mirror_fixture import RunningMirror, until
+from tests.mirror_fixture import InProcessMirror, wait_until
 
 SYNCING = 40  # blobs; more than any pool of threads here has
 
@@ -60,7 +60,7 @@ async def test_blobs_that_are_being_synced_delay_no_other(
     others = [f"/v2/team/app/blobs/{upstream.add_blob('team/app', blob)}" for blob in blobs]
     with waiting(monkeypatch, os, "fsync") as begun:
         assert [response.body for response in await asyncio.gather(*map(mirror.get, others))] == blobs
-        await until(lambda: bool(begun), "they are being synced")
+        await wait_until(lambda: bool(begun), "they are being synced")
         for path, blob in zip(paths, (warm, cold), strict=True):
             assert (await mirror.get(path)).body == blob
         assert (await mirror.get("/readyz")).body == b"ready\n"
@@ -69,15 +69,15 @@ async def test_blobs_that_are_being_synced_delay_no_other(
 
 
 async def test_probes_of_a_slow_disk_are_one_and_delay_nothing(
-    mirror: RunningMirror, upstream: FakeRegistry, monkeypatch: pytest.MonkeyPatch
+    mirror: InProcessMirror, upstream: FakeRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """B23, B100: for any number of requests for /readyz."""
     blob = random_bytes(1_000)
     path = f"/v2/team/app/blobs/{upstream.add_blob('team/app', blob)}"
     with waiting(monkeypatch, Staging, "find_write_error") as begun:
         asking = [asyncio.create_task(mirror.get("/readyz")) for _ in range(SYNCING)]
-        await mirror.began(SYNCING)
-        await until(lambda: bool(begun), "the disk is tried")
+        await mirror.wait_for_started(SYNCING)
+        await wait_until(lambda: bool(begun), "the disk is tried")
         assert (await mirror.get(path)).body == blob
         assert len(begun) == 1
     assert {(await response).body for response in asking} == {b"ready\n"}
@@ -95,8 +95,8 @@ async def test_slow_reads_for_tls_delay_no_download(
     monkeypatch.setattr("regmirror.blobs.local.read_cached", lambda *_: 0)
     with waiting(monkeypatch, os, "pread", lambda _, count, __: count > 100_000) as begun:
         reading = [asyncio.create_task(mirror.get(paths[0])) for _ in range(SYNCING)]
-        await mirror.began(SYNCING)
-        await until(lambda: bool(begun), "they are being read")
+        await mirror.wait_for_started(SYNCING)
+        await wait_until(lambda: bool(begun), "they are being read")
         async with mirror.open(paths[1]) as response:
             assert (response.status, response.headers["Content-Length"]) == (200, str(len(cold)))
     assert {response.body for response in await asyncio.gather(*reading)} == {warm}

@@ -14,7 +14,7 @@ from regmirror.downloads.download import PREFIX_MIN, Download
 from regmirror.downloads.source import Source
 from regmirror.errors import Unavailable, UpstreamNotFound
 from regmirror.oci.names import Repository
-from tests.unit.downloads.scripted import DIGEST, REPOSITORY, Reply, Script
+from tests.unit.downloads.scripted import DIGEST, REPOSITORY, PlannedResponse, Script
 
 OTHER = Repository("other.test", "team/app")
 ABSENT = UpstreamNotFound("registry.test", "has no such blob")
@@ -22,7 +22,7 @@ MODULE = Path(module.__file__)
 
 
 def source(repository: Repository = REPOSITORY) -> Source:
-    return Script([Reply()], repository=repository).source
+    return Script([PlannedResponse()], repository=repository).source
 
 
 @pytest.fixture

@@ -458,7 +458,7 @@ async def test_a_process_without_descriptors_leaves_the_staged_file(
         raise OSError(24, "Too many open files")
 
     monkeypatch.setattr(bench.store, "open", fail)
-    _, task = start(bench, Script([Reply()]))
+    _, task = start(bench, Script([PlannedResponse()]))
     with pytest.raises(OSError, match="Too many open files"):
         await task
     assert bench.staged() != []
@@ -473,7 +473,7 @@ async def test_a_stored_blob_that_cannot_be_opened_is_fetched_again(
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(bench.store, "open", fail)
-    script = Script([Reply()])
+    script = Script([PlannedResponse()])
     await start(bench, script)[1]
     assert script.requested == [0]
     assert bench.stored() == DATA
@@ -483,12 +483,12 @@ async def test_a_blob_that_another_process_committed_is_complete(
     bench: Bench, other: Bench, start: StartTransfer
 ) -> None:
     """B13: the follower has its file open."""
-    reply = Reply(gate=asyncio.Event())
-    _, written = start(bench, Script([reply]))
-    script = Script([Reply()])
+    response = PlannedResponse(gate=asyncio.Event())
+    _, written = start(bench, Script([response]))
+    script = Script([PlannedResponse()])
     follower, followed = start(other, script)
-    await until(lambda: follower.written == SIZE, "the follower follows")
-    reply.release()
+    await wait_until(lambda: follower.written == SIZE, "the follower follows")
+    response.release()
     await asyncio.gather(written, followed)
     assert follower.verified
     assert script.requested == []
@@ -498,9 +498,9 @@ async def test_a_writer_that_stands_still_is_passed_by(
     bench: Bench, other: Bench, start: StartTransfer
 ) -> None:
     """B35: the bytes in the file are used, and the remaining ones are requested."""
-    writer, written = start(bench, Script([Reply(stop=6_000, gate=asyncio.Event())]))
-    await until(lambda: writer.written == 6_000, "the writer has a part")
-    script = Script([Reply()], read_timeout=0.05)
+    writer, written = start(bench, Script([PlannedResponse(stop=6_000, gate=asyncio.Event())]))
+    await wait_until(lambda: writer.written == 6_000, "the writer has a part")
+    script = Script([PlannedResponse()], read_timeout=0.05)
     follower, followed = start(other, script)
     follower.enter(script.source)
     await followed
