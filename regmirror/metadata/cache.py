@@ -3,7 +3,7 @@
 Fresh tags, manifests and proven (repository, digest) pairs live in bounded memory; what is
 learnt is written through; times of last pull are gathered and written in batches. A database
 that fails costs memory of things, never a pull that the upstream can answer: what cannot be read
-is unknown (``bounded_reads.py``), every write may be lost without serving a wrong byte, and nobody waits
+is unknown (``bounded_access.py``), every write may be lost without serving a wrong byte, and nobody waits
 long for either. A database that is gone or damaged is replaced while running, and told again what
 is in memory.
 """
@@ -19,14 +19,13 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from regmirror.errors import BlobUnknown, ManifestUnknown, MetadataUnavailable, RegistryError
 from regmirror.lru import Lru, weigh_texts
-from regmirror.metadata.bounded_reads import BoundedReads
+from regmirror.metadata.bounded_access import BoundedReads, Transaction, WriteQueue
 from regmirror.metadata.database import ListsBusy
 from regmirror.metadata.list_queries import CatalogPage
 from regmirror.metadata.negative_cache import NegativeCache
 from regmirror.metadata.records import TagRecord
 from regmirror.metadata.recovery import DatabaseMonitor, RecoveryFailed, looks_damaged
 from regmirror.metadata.store import MetadataStore, is_storable
-from regmirror.metadata.write_queue import Transaction, WriteQueue
 from regmirror.oci.manifests import Descriptor, Manifest, NotAManifest, parse_document, references
 from regmirror.oci.names import Digest, Reference, Repository, Tag
 from regmirror.offload import run_by_size
@@ -326,7 +325,7 @@ class MetadataCache:
             raise MetadataUnavailable from error
 
     async def _write(self, transaction: Transaction, size: int = 0) -> None:
-        await self._writes.do(transaction, size)
+        await self._writes.write(transaction, size)
 
     def _tell_failure(self, error: Exception) -> None:
         message = str(getattr(error, "orig", error))

@@ -16,7 +16,7 @@ from typing import Final
 
 from regmirror.blobs.base import BlobStore
 from regmirror.lru import Lru, weigh_texts
-from regmirror.metadata.bounded_reads import is_in_doubt
+from regmirror.metadata.bounded_access import has_failed_read
 from regmirror.metadata.cache import MetadataCache
 from regmirror.mirror.possession import COMMON
 from regmirror.oci.manifests import Manifest, NotAManifest, parse_document, references
@@ -80,7 +80,7 @@ class Completeness:
         inspection = _Inspection(key[0])
         gap = await self._find_gap(inspection, manifest, 0)
         is_expensive = manifest.size >= LARGE or len(inspection.gaps) >= EXPENSIVE
-        if is_expensive and not is_in_doubt():
+        if is_expensive and not has_failed_read():
             self._verdicts.put(key, (self._clock() + VERDICT_MAX_AGE, gap))
         return gap
 

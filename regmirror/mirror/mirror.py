@@ -13,7 +13,7 @@ from regmirror.downloads.follower import Follower
 from regmirror.downloads.registry import Downloads
 from regmirror.downloads.source import Source
 from regmirror.errors import BlobUnknown
-from regmirror.metadata.bounded_reads import is_in_doubt
+from regmirror.metadata.bounded_access import has_failed_read
 from regmirror.metadata.cache import MetadataCache
 from regmirror.mirror.cache_status import COALESCED, HIT, MISS, STORED, CachedResult
 from regmirror.mirror.possession import COMMON, RESPONSE_TIMEOUT, Possession
@@ -103,7 +103,7 @@ class Mirror:
             return None
         size = await self._metadata_cache.find_size(digest)
         if size is None and blob.size > 0:
-            if not is_in_doubt():
+            if not has_failed_read():
                 await self._metadata_cache.save_blob(digest, blob.size)  # a file without its row
             return blob
         if blob.size != size:  # another worker may have replaced the file since memory learnt its size
@@ -111,7 +111,7 @@ class Mirror:
         if blob.size == size or digest == Digest.of(b"", digest.algorithm):
             return blob
         blob.close()
-        if not is_in_doubt():
+        if not has_failed_read():
             await self._quarantine(digest, blob.size)
         return None
 

@@ -20,7 +20,7 @@ from regmirror.errors import (
     UpstreamNotFound,
     UpstreamRateLimited,
 )
-from regmirror.metadata.bounded_reads import is_in_doubt
+from regmirror.metadata.bounded_access import has_failed_read
 from regmirror.metadata.cache import MetadataCache
 from regmirror.metadata.records import TagRecord
 from regmirror.mirror.cache_status import HIT, MISS, STALE, CachedResult
@@ -287,7 +287,7 @@ class Resolver:
                 raise
             if fallback.manifest is not None:
                 return convert(CachedResult(fallback.manifest, STALE, error.message))
-            if is_in_doubt():
+            if has_failed_read():
                 raise MetadataUnavailable from error
             raise
         return await request(False)

@@ -32,7 +32,7 @@ from regmirror.errors import (
     UpstreamNotFound,
     UpstreamTimeout,
 )
-from regmirror.metadata.bounded_reads import is_in_doubt
+from regmirror.metadata.bounded_access import has_failed_read
 from regmirror.metadata.cache import MetadataCache
 from regmirror.mirror.cache_status import COALESCED, CachedResult
 from regmirror.oci.names import Reference, Repository, Tag
@@ -161,7 +161,7 @@ class UpstreamAccess:
             missing = unknown(error.message)
             # Only the upstream defines a tag. A digest that it does not have may still be stored here.
             missing.is_definite = isinstance(key[1], Tag) and not self.offline
-            if missing.is_definite or not is_in_doubt():
+            if missing.is_definite or not has_failed_read():
                 denied = isinstance(error, UpstreamDenied)
                 self._metadata_cache.cache_missing(*key, missing, denied=denied)
             raise missing from error

@@ -15,7 +15,7 @@ from aiohttp import web
 from aiohttp.web_request import BaseRequest
 
 from regmirror.errors import MetadataUnavailable, NameUnknown, RegistryError, Unsupported
-from regmirror.metadata.bounded_reads import tracking_doubt
+from regmirror.metadata.bounded_access import tracking_reads
 from regmirror.oci.names import Digest, parse_reference
 from regmirror.oci.paths import Path, UpstreamTable, decode, split
 from regmirror.telemetry.events import Emit
@@ -72,11 +72,11 @@ class Routes:
         if path is None:
             raise NameUnknown("nothing is served here; the registry is at /v2/")
         context.kind = _KINDS.get(path.endpoint, "")  # type: ignore[assignment]
-        with tracking_doubt() as doubt:
+        with tracking_reads() as doubt:
             try:
                 response = await self._dispatch(context, path)
             except RegistryError as error:
-                if doubt.is_noted and error.status == 404 and not error.is_definite:
+                if doubt.has_failed and error.status == 404 and not error.is_definite:
                     raise MetadataUnavailable from error  # it may well be stored
                 raise
         if not response.prepared:

@@ -84,8 +84,8 @@ async def test_offline_a_late_read_is_not_absence(mirror, database, image, paths
         await gate.wait()
         return await real(query)
 
-    monkeypatch.setattr("regmirror.metadata.bounded_reads.READ_PATIENCE", 0.05)
-    monkeypatch.setattr("regmirror.metadata.bounded_reads.PING_PATIENCE", 0)
+    monkeypatch.setattr("regmirror.metadata.bounded_access.READ_DEADLINE", 0.05)
+    monkeypatch.setattr("regmirror.metadata.bounded_access.PING_DEADLINE", 0)
     monkeypatch.setattr(database, "_first", hang)
     mirror.worker._resources.metadata_cache.invalidate_all()
     assert [told(await mirror.get(path)) for path in paths] == [(503, "1")] * 3

@@ -7,8 +7,8 @@ import asyncio
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from regmirror.metadata.write_queue import PENDING_BYTES, WriteQueue
-from tests.mirror_fixture import wait_until
+from regmirror.metadata.bounded_access import QUEUED_BYTES, WriteQueue
+from tests.mirror_fixture import until
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def done():
 
 @pytest.fixture
 async def writes(told):
-    writes = WriteQueue(told.append, patience=0.02, limit=3)
+    writes = WriteQueue(told.append, deadline=0.02, limit=3)
     yield writes
     await writes.close()
 
@@ -48,95 +48,95 @@ async def fail():
 
 
 async def test_a_write_has_ended_when_its_caller_goes_on(writes, done):
-    await writes.do(quick(done, "first"))
+    await writes.write(quick(done, "first"))
     assert done == ["first"]
     assert not writes.is_late
 
 
 async def test_a_late_write_goes_on_without_its_caller(writes, done, lock):
     """B44: the caller has not waited for the lock."""
-    await writes.do(locked(done, "late", lock))
+    await writes.write(locked(done, "late", lock))
     assert done == []
     assert writes.is_late
     lock.set()
-    await wait_until(lambda: not writes.is_late, "it has ended")
+    await until(lambda: not writes.is_late, "it has ended")
     assert done == ["late"]
 
 
 async def test_while_one_is_late_the_others_wait_in_order(writes, done, lock):
     """B44: at once, and they are written as soon as the database keeps up again."""
-    await writes.do(locked(done, "late", lock))
-    writes._patience = 1_000  # nobody is to wait by now
+    await writes.write(locked(done, "late", lock))
+    writes._deadline = 1_000  # nobody is to wait by now
     for name in ("second", "third"):
-        await writes.do(quick(done, name))
+        await writes.write(quick(done, name))
     assert done == []
     lock.set()
-    await wait_until(lambda: not writes.is_late, "they have ended")
+    await until(lambda: not writes.is_late, "they have ended")
     assert done == ["late", "second", "third"]
-    await writes.do(quick(done, "fourth"))
+    await writes.write(quick(done, "fourth"))
     assert done[-1] == "fourth"
 
 
 async def test_what_waits_is_bounded_and_what_is_dropped_is_told(writes, done, told, lock):
     """B18, B44."""
-    await writes.do(locked(done, "late", lock))
+    await writes.write(locked(done, "late", lock))
     for name in "abcde":
-        await writes.do(quick(done, name))
-    assert [str(error) for error in told] == ["not written: 3 writes are waiting already"] * 2
+        await writes.write(quick(done, name))
+    assert [str(error) for error in told] == ["not written: the queue is full with 3 writes"] * 2
     lock.set()
-    await wait_until(lambda: not writes.is_late, "the rest has ended")
+    await until(lambda: not writes.is_late, "the rest has ended")
     assert done == ["late", "a", "b", "c"]
 
 
 async def test_a_failure_is_told_and_nothing_else(writes, done, told):
     """B44: no pull fails for it, and the next one is written."""
-    await writes.do(fail())
+    await writes.write(fail())
     assert [str(error.orig) for error in told] == ["database is locked"]
-    await writes.do(quick(done, "next"))
+    await writes.write(quick(done, "next"))
     assert done == ["next"]
 
 
 async def test_one_that_waited_and_fails_stops_nobody(writes, done, told, lock):
-    await writes.do(locked(done, "late", lock))
-    await writes.do(fail())
-    await writes.do(quick(done, "last"))
+    await writes.write(locked(done, "late", lock))
+    await writes.write(fail())
+    await writes.write(quick(done, "last"))
     lock.set()
-    await wait_until(lambda: not writes.is_late, "all have ended")
+    await until(lambda: not writes.is_late, "all have ended")
     assert done == ["late", "last"]
     assert len(told) == 1
 
 
 async def test_a_caller_that_is_cancelled_stops_no_write(writes, done, lock):
-    task = asyncio.create_task(writes.do(locked(done, "whole", lock)))
+    task = asyncio.create_task(writes.write(locked(done, "whole", lock)))
     await asyncio.sleep(0)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     lock.set()
-    await wait_until(lambda: bool(done), "it has ended")
+    await until(lambda: bool(done), "it has ended")
     assert done == ["whole"]
 
 
 async def test_closing_drops_what_has_not_begun(told, done, lock):
     """B79: the end does not wait for a database that nobody can write."""
-    writes = WriteQueue(told.append, patience=0.02)
-    await writes.do(locked(done, "late", lock))
-    await writes.do(quick(done, "never"))
+    writes = WriteQueue(told.append, deadline=0.02)
+    await writes.write(locked(done, "late", lock))
+    await writes.write(quick(done, "never"))
     await writes.close()
     assert done == []
     assert [str(error) for error in told] == ["not written: the server is stopping"]
     lock.set()
-    await wait_until(lambda: done == ["late"], "what was running has ended")
+    await until(lambda: done == ["late"], "what was running has ended")
 
 
 async def test_writes_that_wait_hold_no_more_than_their_bytes(writes, done, lock, told):
     """B100: a manifest of 8 MiB waits in each, and any client causes one."""
-    await writes.do(locked(done, "late", lock))
-    await writes.do(quick(done, "large"), PENDING_BYTES)
-    await writes.do(quick(done, "more"), 1)
-    await writes.do(quick(done, "small"))
+    await writes.write(locked(done, "late", lock))
+    await writes.write(quick(done, "large"), QUEUED_BYTES)
+    await writes.write(quick(done, "more"), 1)
+    await writes.write(quick(done, "small"))
     assert len(told) == 1
     lock.set()
-    await wait_until(lambda: not writes.is_late, "all are written")
+    await until(lambda: not writes.is_late, "all are written")
     assert done == ["late", "large", "small"]
-    await writes.do(quick(done, "again"), PENDING_BYTES)
+    await writes.write(quick(done, "again"), QUEUED_BYTES)
     assert done[-1] == "again"

@@ -13,7 +13,7 @@ import pytest
 from regmirror.blobs.local import LocalBlobStore
 from regmirror.downloads.registry import Downloads
 from regmirror.errors import BlobUnknown, Unavailable, UpstreamTimeout
-from regmirror.metadata.bounded_reads import tracking_doubt
+from regmirror.metadata.bounded_access import tracking_reads
 from regmirror.mirror.cache_status import HIT, MISS
 from regmirror.mirror.mirror import Mirror
 from regmirror.oci.names import Digest
@@ -118,8 +118,8 @@ async def test_a_blob_of_the_wrong_size_is_quarantined(setup: Setup) -> None:
 async def test_a_blob_of_the_wrong_size_stays_while_the_database_does_not_respond(setup: Setup) -> None:
     """B44: its recorded size may be an old one."""
     await setup.add(DATA[:-1])
-    with tracking_doubt() as doubt:
-        doubt.is_noted = True
+    with tracking_reads() as doubt:
+        doubt.has_failed = True
         with pytest.raises(BlobUnknown):
             await setup.mirror.get_blob(APP, DIGEST)
     assert setup.store.exists(DIGEST)

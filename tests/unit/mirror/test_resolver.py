@@ -16,7 +16,7 @@ from regmirror.errors import (
     UpstreamNotFound,
     UpstreamRateLimited,
 )
-from regmirror.metadata.bounded_reads import tracking_doubt
+from regmirror.metadata.bounded_access import tracking_reads
 from regmirror.mirror.cache_status import HIT, MISS, REVALIDATED, STALE, STORED
 from regmirror.mirror.resolver import Resolver
 from tests.unit.mirror.world import APP, MAX_AGE, NAME, TAG, Complete, World, manifest
@@ -201,8 +201,8 @@ async def test_a_tag_with_denied_access_is_not_kept(setup: Setup) -> None:
 async def test_a_tag_that_the_database_may_have_is_unavailable_and_not_unknown(setup: Setup) -> None:
     """B44."""
     setup.upstream.manifests.clear()
-    with tracking_doubt() as doubt:
-        doubt.is_noted = True
+    with tracking_reads() as doubt:
+        doubt.has_failed = True
         with pytest.raises(MetadataUnavailable):
             await setup.resolver.get_manifest(APP, TAG)
 

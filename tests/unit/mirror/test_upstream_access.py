@@ -17,7 +17,7 @@ from regmirror.errors import (
     UpstreamNotFound,
     UpstreamTimeout,
 )
-from regmirror.metadata.bounded_reads import tracking_doubt
+from regmirror.metadata.bounded_access import tracking_reads
 from regmirror.mirror.cache_status import COALESCED, HIT, MISS, CachedResult, CacheStatus
 from regmirror.mirror.upstream_access import UpstreamAccess
 from regmirror.oci.names import Digest
@@ -96,8 +96,8 @@ async def test_a_digest_that_may_be_stored_is_not_remembered_as_missing(
         raise UpstreamNotFound(NAME, "has no such blob")
 
     for _ in range(2):
-        with tracking_doubt() as doubt:
-            doubt.is_noted = is_noted
+        with tracking_reads() as doubt:
+            doubt.has_failed = is_noted
             with pytest.raises(BlobUnknown) as caught:
                 await world.access.share(flight, (APP, DIGEST), work, BlobUnknown)
     assert len(made) == calls
