@@ -45,12 +45,12 @@ class Follower:
     def descriptor(self) -> int | None:
         """The file; None after the detach point, where ``read`` has the bytes."""
         download = self._download
-        if download is None or download.descriptor < 0 or self.is_passing:
+        if download is None or download.descriptor < 0 or self.is_passed_through:
             return None
         return download.descriptor
 
     @property
-    def is_passing(self) -> bool:
+    def is_passed_through(self) -> bool:
         """Whether the blob will not be stored."""
         return self._download is not None and self._download.detach_point is not None
 

@@ -142,7 +142,7 @@ class Mirror:
         A blob in flight from another upstream may be wrong, and what it is compared with may be all
         that this repository's upstream has: no proof is possible. Raises as ``Possession.prove``.
         """
-        if isinstance(blob, Follower) and (blob.is_foreign or blob.is_passing):
+        if isinstance(blob, Follower) and (blob.is_foreign or blob.is_passed_through):
             return False
         if digest in COMMON or await self._metadata_cache.is_linked(repository, digest):
             return True
@@ -163,7 +163,7 @@ class Mirror:
                 age=self._download_age(repository, digest),
                 subject=digest,
             )
-        return CachedResult(follower, MISS if follower.is_passing else COALESCED if joined else STORED)
+        return CachedResult(follower, MISS if follower.is_passed_through else COALESCED if joined else STORED)
 
     def _download_age(self, repository: Repository, digest: Digest) -> float:
         """Seconds since the blob was requested from the repository's own upstream; 0 if it was not."""

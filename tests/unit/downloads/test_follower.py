@@ -47,7 +47,7 @@ async def test_a_closed_follower_has_nothing_to_read(download: Download, downloa
     follower.close()
     follower.close()
     assert follower.descriptor is None
-    assert not follower.is_passing
+    assert not follower.is_passed_through
     assert not follower.is_verified
     assert not follower.is_foreign
     assert not follower.proves(REPOSITORY)

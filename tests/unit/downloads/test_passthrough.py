@@ -53,7 +53,7 @@ async def test_a_blob_reaches_its_reader_without_the_disk(
     script = Script([PlannedResponse(size=size)])
     blob, joined = await open_downloads(bench).join(DIGEST, script.source)
     assert (blob.size, blob.descriptor) == (None if size is None else SIZE, None)
-    assert blob.is_passing
+    assert blob.is_passed_through
     assert not joined
     assert await read_all(blob) == DATA
     blob.close()
@@ -76,7 +76,7 @@ async def test_without_space_nothing_is_written(
 
     script = Script([PlannedResponse(size=size)])
     blob, _ = await open_downloads(bench, reserve=refuse).join(DIGEST, script.source)
-    assert blob.is_passing
+    assert blob.is_passed_through
     assert await read_all(blob) == DATA
     blob.close()
     assert requested == [(DIGEST, None if size is None else SIZE, 0)]
@@ -135,7 +135,7 @@ async def test_the_next_pull_stores_once_the_disk_works_again(
         assert await read_all(blob) == DATA
         blob.close()
     blob, _ = await downloads.join(DIGEST, script.source)
-    assert not blob.is_passing
+    assert not blob.is_passed_through
     assert await read_all(blob) == DATA
     blob.close()
     await bench.events.wait_for(DownloadEnded, 2)
