@@ -14,7 +14,7 @@ from regmirror.metadata.cache import SUSPICION
 from regmirror.oci.names import Repository, Tag
 from regmirror.telemetry.events import NotStored
 from tests.fake_registry import random_bytes
-from tests.mirror_fixture import NAME, run_mirror, run_program, until
+from tests.mirror_fixture import NAME, run_mirror, run_program, wait_until
 
 APP = "/v2/team/app"
 TAG = f"{APP}/manifests/1"
@@ -47,7 +47,7 @@ def rows(mirror, query):
 
 
 def metadata_cache(mirror):
-    return mirror.running._resources.metadata_cache
+    return mirror.worker._resources.metadata_cache
 
 
 async def pull(mirror, path):
@@ -58,13 +58,13 @@ async def pull(mirror, path):
     assert (await mirror.get(f"{APP}/blobs/{config}")).status == 200
     blob = await mirror.get(path)
     assert blob.body == LAYER
-    await mirror.running._resources.downloads.drain()
+    await mirror.worker._resources.downloads.drain()
     return manifest, blob
 
 
 async def drain(mirror):
     """Until everything that was told to the database has been written or given up."""
-    await until(lambda: not metadata_cache(mirror)._writes.is_late, "no write is late", timeout=30)
+    await wait_until(lambda: not metadata_cache(mirror)._writes.is_late, "no write is late", timeout=30)
 
 
 def details(mirror):
@@ -99,8 +99,8 @@ async def test_many_pulls_wait_for_the_lock_no_longer_than_one(mirror, upstream)
         await mirror.get(f"{APP}/manifests/t0")
         assert metadata_cache(mirror)._writes.is_late
         metadata_cache(mirror)._writes._deadline = 1_000  # nobody is to wait by now
-        answers = [await mirror.get(f"{APP}/manifests/t{number}") for number in range(1, 30)]
-        assert {got.status for got in answers} == {200}
+        responses = [await mirror.get(f"{APP}/manifests/t{number}") for number in range(1, 30)]
+        assert {got.status for got in responses} == {200}
         other.execute("ROLLBACK")
     await drain(mirror)
     assert rows(mirror, "SELECT count(*) FROM tags") == [(30,)]
@@ -108,14 +108,14 @@ async def test_many_pulls_wait_for_the_lock_no_longer_than_one(mirror, upstream)
 
 async def test_a_database_that_cannot_grow(mirror, image, path):
     """B44: what cannot be written is counted, and is written again once it can."""
-    store = mirror.running._resources.metadata
+    store = mirror.worker._resources.metadata
     async with store.database.write() as connection:
         pages = (await connection.exec_driver_sql("PRAGMA page_count")).scalar()
         await connection.exec_driver_sql(f"PRAGMA max_page_count={pages}")
     big = [b"%d" % number for number in range(3)]
     for number in range(40):
-        answer = await mirror.get(f"{APP}/manifests/1")
-        assert answer.body == image.manifest
+        response = await mirror.get(f"{APP}/manifests/1")
+        assert response.body == image.manifest
         if not number:
             await pull(mirror, path)
         for data in big:
@@ -142,7 +142,7 @@ async def test_a_database_that_does_not_answer(mirror, upstream, image, path, mo
     await pull(mirror, path)
     await drain(mirror)
     gate = asyncio.Event()
-    store = mirror.running._resources.metadata
+    store = mirror.worker._resources.metadata
     real = store.database._first
 
     async def hang(query):
@@ -159,7 +159,7 @@ async def test_a_database_that_does_not_answer(mirror, upstream, image, path, mo
     mirror.clock.advance(3_600)
     assert (await mirror.get(TAG)).body == image.manifest
     gate.set()
-    await until(lambda: not len(metadata_cache(mirror)._reads), "it has answered")
+    await wait_until(lambda: not len(metadata_cache(mirror)._reads), "it has answered")
     monkeypatch.undo()
     assert await metadata_cache(mirror).list_tags(*_app()) == ["1"]
 
@@ -207,7 +207,7 @@ async def test_a_database_that_goes_wrong_is_replaced(mirror, upstream, image, p
     mirror.clock.advance(3_600)  # past the tag's age, so that the database is asked
     await pull(mirror, path)
     await metadata_cache(mirror).check_database()
-    await until(lambda: _is_known(mirror), "the new one knows the tag")
+    await wait_until(lambda: _is_known(mirror), "the new one knows the tag")
     await drain(mirror)
     assert rows(mirror, "PRAGMA integrity_check") == [("ok",)]
     kept = [
@@ -238,11 +238,11 @@ async def test_of_several_processes_one_repairs(start_mirror, upstream, image, p
     garbage(database(mirrors[0]))
     for mirror in mirrors:
         mirror.clock.advance(3_600)
-    answers = await asyncio.gather(*(mirror.get(TAG) for mirror in mirrors * 3))
-    assert {got.body for got in answers} == {image.manifest}
+    responses = await asyncio.gather(*(mirror.get(TAG) for mirror in mirrors * 3))
+    assert {got.body for got in responses} == {image.manifest}
     for _ in range(2):
         await asyncio.gather(*(metadata_cache(mirror).check_database() for mirror in mirrors))
-    await until(lambda: _is_known(mirrors[0]), "the new one is there")
+    await wait_until(lambda: _is_known(mirrors[0]), "the new one is there")
     for mirror in mirrors:
         mirror.clock.advance(3_600)
         assert (await mirror.get(TAG)).status == 200
@@ -267,10 +267,10 @@ async def test_a_damaged_database_is_not_examined_for_each_error(mirror, monkeyp
     monkeypatch.setattr(metadata_cache(mirror).store, "find_tag", lambda *_: fail())
     for _ in range(5):
         assert await metadata_cache(mirror).find_tag(app, tag) is None
-    await until(lambda: examined == [True], "it is examined")
+    await wait_until(lambda: examined == [True], "it is examined")
     mirror.clock.advance(SUSPICION)
     await metadata_cache(mirror).find_tag(app, tag)
-    await until(lambda: examined == [True, True], "it is examined again")
+    await wait_until(lambda: examined == [True, True], "it is examined again")
 
 
 async def test_ready_tells_that_the_database_cannot_be_read(mirror, image, path):
@@ -278,7 +278,7 @@ async def test_ready_tells_that_the_database_cannot_be_read(mirror, image, path)
     await pull(mirror, path)
     garbage(database(mirror))
     metadata_cache(mirror)._watch = None
-    await mirror.running._resources.metadata.database.reconnect()
+    await mirror.worker._resources.metadata.database.reconnect()
     got = await mirror.get("/readyz")
     assert got.status == 503
     assert b"the database cannot be read" in got.body
@@ -296,12 +296,16 @@ async def test_a_lost_database_is_made_anew_at_the_start(upstream, image, path, 
     for file in storage.glob("regmirror.db*"):
         file.unlink()
     async with run_program(storage, {NAME: upstream}, storage=NO_LIMITS) as program:
-        assert len(program.said("the database")) == 1
+        assert len(program.messages("the database")) == 1
         assert "was lost; a new one knows the 2 stored blobs" in program.log
         assert (await program.get(TAG)).body == image.manifest
         for _ in range(2):
             assert (await program.get(path)).headers["Cache-Status"] == "regmirror; hit"
-    assert [seen.headers.get("Range") is None for seen in upstream.find("blob", "GET")] == [True, True, False]
+    assert [request.headers.get("Range") is None for request in upstream.find("blob", "GET")] == [
+        True,
+        True,
+        False,
+    ]
 
 
 async def test_a_damaged_database_does_not_keep_it_from_starting(upstream, image, path, storage):
@@ -310,7 +314,7 @@ async def test_a_damaged_database_does_not_keep_it_from_starting(upstream, image
         await pull(mirror, path)
     (storage / "regmirror.db").write_bytes(b"no database " * 1_000)
     async with run_program(storage, {NAME: upstream}, storage=NO_LIMITS) as program:
-        assert len(program.said("the database")) == 1
+        assert len(program.messages("the database")) == 1
         assert "was damaged (file is not a database)" in program.log
         assert (await program.get(path)).body == LAYER
     (kept,) = (storage / "quarantine").iterdir()

@@ -12,13 +12,13 @@ from regmirror.errors import (
     UpstreamContentInvalid,
 )
 from regmirror.telemetry.events import DownloadEnded
-from tests.mirror_fixture import open_files, until
+from tests.mirror_fixture import list_open_files, wait_until
 from tests.unit.downloads.scripted import (
     DATA,
     DIGEST,
     Bench,
     OpenDownloads,
-    Reply,
+    PlannedResponse,
     Script,
     assert_nothing_stored,
     broken,
@@ -37,7 +37,7 @@ async def test_written_bytes_are_read_and_the_following_ones_pass_through(
 ) -> None:
     """B44: from the connection that is open, nothing is fetched twice; the file goes at once."""
     full_after(4_321)
-    script = Script([Reply(size=size)])
+    script = Script([PlannedResponse(size=size)])
     blob, _ = await open_downloads(bench).join(DIGEST, script.source)
     assert await read_all(blob) == DATA
     assert blob.descriptor is None
@@ -53,7 +53,7 @@ async def test_each_further_reader_continues_by_its_own_request(
     full_after(4_000)
     gate = asyncio.Event()
 
-    downloads, script = open_downloads(bench), Script([Reply()], gate=gate)
+    downloads, script = open_downloads(bench), Script([PlannedResponse()], gate=gate)
     joins = [asyncio.create_task(downloads.join(DIGEST, script.source)) for _ in range(5)]
     await asyncio.sleep(0)
     gate.set()
@@ -70,7 +70,7 @@ async def test_a_part_that_begins_elsewhere_passes_unverified(
 ) -> None:
     """B44: the client asked for a part, and has the digest of the whole."""
     full_after(4_000)
-    script = Script([Reply()])
+    script = Script([PlannedResponse()])
     blob, _ = await open_downloads(bench).join(DIGEST, script.source)
     assert await read_all(blob, start=9_000) == DATA[9_000:]
     assert await read_all(blob, start=2_000) == DATA[2_000:]
@@ -87,10 +87,10 @@ async def test_a_reader_that_comes_later_tries_the_disk_again(
     """B44: and what he starts is not disturbed by the end of theirs."""
     full_after(4_000)
     first_gate, second_gate = asyncio.Event(), asyncio.Event()
-    script = Script([Reply(gate=first_gate), Reply(gate=second_gate)])
+    script = Script([PlannedResponse(gate=first_gate), PlannedResponse(gate=second_gate)])
     downloads = open_downloads(bench)
     first, _ = await downloads.join(DIGEST, script.source)
-    await until(lambda: first.is_passed_through, "the disk has failed")
+    await wait_until(lambda: first.is_passed_through, "the disk has failed")
     monkeypatch.undo()
     second, joined = await downloads.join(DIGEST, script.source)
     assert not joined
@@ -114,8 +114,8 @@ async def test_a_reader_that_begins_elsewhere_ends_the_fetch_in_progress(
 ) -> None:
     """B44: it may be the connection that he is waiting for."""
     full_after(4_000)
-    reply = Reply(stop=6_000, gate=asyncio.Event())
-    blob, _ = await open_downloads(bench).join(DIGEST, Script([reply, Reply()]).source)
+    response = PlannedResponse(stop=6_000, gate=asyncio.Event())
+    blob, _ = await open_downloads(bench).join(DIGEST, Script([response, PlannedResponse()]).source)
     assert await read_all(blob, start=9_000) == DATA[9_000:]
     (ended,) = await bench.events.wait_for(DownloadEnded)
     assert "No space left on device" in ended.error
@@ -127,15 +127,15 @@ async def test_without_a_reader_the_fetch_ends(
 ) -> None:
     """B16, B17: a reader that leaves ends its fetching, and leaves no task and no file behind."""
     full_after(4_000)
-    reply = Reply(stop=6_000, gate=asyncio.Event())
+    response = PlannedResponse(stop=6_000, gate=asyncio.Event())
     downloads = open_downloads(bench)
-    blob, _ = await downloads.join(DIGEST, Script([reply]).source)
-    await until(lambda: blob.is_passed_through, "the disk has failed")
+    blob, _ = await downloads.join(DIGEST, Script([response]).source)
+    await wait_until(lambda: blob.is_passed_through, "the disk has failed")
     assert await blob.wait_until_readable(0) == 4_000
     blob.close()
     await bench.events.wait_for(DownloadEnded)
-    await until(lambda: not downloads._tasks, "the tasks have ended")
-    assert [name for name in open_files() if name.startswith(str(bench.store.root))] == []
+    await wait_until(lambda: not downloads._tasks, "the tasks have ended")
+    assert [name for name in list_open_files() if name.startswith(str(bench.store.root))] == []
     assert "No space left on device" in bench.events.of(DownloadEnded)[0].error
 
 
@@ -145,16 +145,16 @@ async def test_the_file_is_closed_when_its_readers_are_past_it(
     """B44: a file without a name frees its bytes when it is closed."""
 
     def ours() -> list[str]:
-        return [name for name in open_files() if name.startswith(str(bench.store.root))]
+        return [name for name in list_open_files() if name.startswith(str(bench.store.root))]
 
     full_after(4_000)
-    reply = Reply(gate=asyncio.Event())
-    blob, _ = await open_downloads(bench).join(DIGEST, Script([reply]).source)
+    response = PlannedResponse(gate=asyncio.Event())
+    blob, _ = await open_downloads(bench).join(DIGEST, Script([response]).source)
     limit = 0
     while (limit := await blob.wait_until_readable(limit)) <= 4_000:
         pass
     assert ours() == []
-    reply.release()
+    response.release()
     blob.close()
 
 
@@ -168,7 +168,7 @@ async def test_another_process_meets_the_same_fault(
     full_after(6_000)
     gate = asyncio.Event()
 
-    first, second = Script([Reply(gate=gate)]), Script([Reply()])
+    first, second = Script([PlannedResponse(gate=gate)]), Script([PlannedResponse()])
     mine, _ = await open_downloads(bench).join(DIGEST, first.source)
     theirs, _ = await open_downloads(other).join(DIGEST, second.source)
     gate.set()
@@ -188,10 +188,10 @@ async def test_another_process_hashes_the_written_bytes(
     """B2, B44: wrong bytes that are in the file already do not pass as a whole."""
     gate = asyncio.Event()
     wrong = b"?" + DATA[1:]
-    reply = Reply(wrong, stop=6_000, size=SIZE, gate=gate, error=broken)
-    mine, _ = await open_downloads(bench).join(DIGEST, Script([reply, Reply(wrong)]).source)
+    response = PlannedResponse(wrong, stop=6_000, size=SIZE, gate=gate, error=broken)
+    mine, _ = await open_downloads(bench).join(DIGEST, Script([response, PlannedResponse(wrong)]).source)
     downloads = open_downloads(other)
-    theirs, _ = await downloads.join(DIGEST, Script([Reply()]).source)
+    theirs, _ = await downloads.join(DIGEST, Script([PlannedResponse()]).source)
     limit = 0
     while limit < 6_000:
         limit = await theirs.wait_until_readable(limit)

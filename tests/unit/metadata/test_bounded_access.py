@@ -7,7 +7,7 @@ from sqlalchemy.exc import OperationalError
 
 from regmirror.metadata import bounded_access as reads
 from regmirror.metadata.bounded_access import READS_MAX, BoundedReads, has_failed_read, tracking_reads
-from tests.mirror_fixture import until
+from tests.mirror_fixture import wait_until
 
 
 class World:
@@ -29,7 +29,7 @@ class World:
     async def end(self):
         self.answer.set()
         self.pong.set()
-        await until(lambda: not len(self.reads), "every read has ended")
+        await wait_until(lambda: not len(self.reads), "every read has ended")
         await self.reads.close()
 
 
@@ -67,7 +67,7 @@ async def test_a_database_that_answers_no_ping_is_not_waited_for(world, monkeypa
     assert world.begun == 1
     world.pong.set()
     world.answer.set()
-    await until(lambda: not world.reads.is_stuck, "the ping is answered")
+    await wait_until(lambda: not world.reads.is_stuck, "the ping is answered")
     assert await world.reads.find(world.read()) == "answer"
 
 

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from regmirror.metadata.bounded_access import QUEUED_BYTES, WriteQueue
-from tests.mirror_fixture import until
+from tests.mirror_fixture import wait_until
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ async def test_a_late_write_goes_on_without_its_caller(writes, done, lock):
     assert done == []
     assert writes.is_late
     lock.set()
-    await until(lambda: not writes.is_late, "it has ended")
+    await wait_until(lambda: not writes.is_late, "it has ended")
     assert done == ["late"]
 
 
@@ -71,7 +71,7 @@ async def test_while_one_is_late_the_others_wait_in_order(writes, done, lock):
         await writes.write(quick(done, name))
     assert done == []
     lock.set()
-    await until(lambda: not writes.is_late, "they have ended")
+    await wait_until(lambda: not writes.is_late, "they have ended")
     assert done == ["late", "second", "third"]
     await writes.write(quick(done, "fourth"))
     assert done[-1] == "fourth"
@@ -84,7 +84,7 @@ async def test_what_waits_is_bounded_and_what_is_dropped_is_told(writes, done, t
         await writes.write(quick(done, name))
     assert [str(error) for error in told] == ["not written: the queue is full with 3 writes"] * 2
     lock.set()
-    await until(lambda: not writes.is_late, "the rest has ended")
+    await wait_until(lambda: not writes.is_late, "the rest has ended")
     assert done == ["late", "a", "b", "c"]
 
 
@@ -101,7 +101,7 @@ async def test_one_that_waited_and_fails_stops_nobody(writes, done, told, lock):
     await writes.write(fail())
     await writes.write(quick(done, "last"))
     lock.set()
-    await until(lambda: not writes.is_late, "all have ended")
+    await wait_until(lambda: not writes.is_late, "all have ended")
     assert done == ["late", "last"]
     assert len(told) == 1
 
@@ -112,7 +112,7 @@ async def test_a_caller_that_is_cancelled_stops_no_write(writes, done, lock):
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     lock.set()
-    await until(lambda: bool(done), "it has ended")
+    await wait_until(lambda: bool(done), "it has ended")
     assert done == ["whole"]
 
 
@@ -125,7 +125,7 @@ async def test_closing_drops_what_has_not_begun(told, done, lock):
     assert done == []
     assert [str(error) for error in told] == ["not written: the server is stopping"]
     lock.set()
-    await until(lambda: done == ["late"], "what was running has ended")
+    await wait_until(lambda: done == ["late"], "what was running has ended")
 
 
 async def test_writes_that_wait_hold_no_more_than_their_bytes(writes, done, lock, told):
@@ -136,7 +136,7 @@ async def test_writes_that_wait_hold_no_more_than_their_bytes(writes, done, lock
     await writes.write(quick(done, "small"))
     assert len(told) == 1
     lock.set()
-    await until(lambda: not writes.is_late, "all are written")
+    await wait_until(lambda: not writes.is_late, "all are written")
     assert done == ["late", "large", "small"]
     await writes.write(quick(done, "again"), QUEUED_BYTES)
     assert done[-1] == "again"
