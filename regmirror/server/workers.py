@@ -60,7 +60,7 @@ def _serve(config: Config, read: Read, signals: Signals) -> int:
         # prometheus-client looks for this when it is imported, so it is set before ``app`` is.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="regmirror-metrics-")
     from regmirror.server.app import prepare
-    from regmirror.v2.acceptor import raise_descriptor_limit
+    from regmirror.server.acceptor import raise_descriptor_limit
 
     raise_descriptor_limit()
     sockets = bind(config.server.listen, count)

@@ -11,8 +11,8 @@ import sys
 import pytest
 import trustme
 
-from regmirror.v2 import delivery_monitor as connections
-from regmirror.v2.delivery_monitor import LEAST, STALLED, WINDOW
+from regmirror.server import delivery_monitor as connections
+from regmirror.server.delivery_monitor import LEAST, STALLED, WINDOW
 from tests.fake_registry import random_bytes
 from tests.mirror_fixture import NAME, list_open_files, run_program, wait_until
 
