@@ -30,16 +30,17 @@ from typing import Any, TypeVar
 
 import aiohttp
 import trustme
-from aiohttp import web
 from multidict import CIMultiDictProxy
 from yarl import URL
 
 from regmirror.config.schema import BUILT_IN, Config
 from regmirror.oci.names import Digest
-from regmirror.server.app import WORKER, Worker, create_app, prepare
+from regmirror.server.app import open_http_server, open_worker, prepare
 from regmirror.server.generation import Times
+from regmirror.server.http_server import HttpServer
+from regmirror.server.listener import bind, url_of
+from regmirror.server.worker import Worker
 from regmirror.telemetry.events import Event
-from regmirror.v2.connection import Runner
 from tests.fake_registry import FakeRegistry
 from tests.fake_registry.notifier import TIMEOUT, Notifier
 
@@ -177,7 +178,7 @@ class InProcessMirror:
 
     config: Config
     client: Client
-    server: web.Server
+    server: HttpServer
     worker: Worker
     rewrite: Callable[..., Config]
     clock: Clock = field(default_factory=Clock)
@@ -273,29 +274,22 @@ async def run_mirror(
     clock, events = clock or Clock(), EventLog()
     config = make_config(storage, upstreams, **tables)
     prepare(config)
-    runner = Runner(
-        create_app(config, events, times=Times(clock.now, clock.monotonic, stale_deadline, cold_deadline)),
-        access_log=None,
-        shutdown_timeout=0.5,
-        keepalive_timeout=150.0,
-        max_field_size=65_536,
-        max_line_size=16_384,
+    times = Times(
+        now=clock.now, clock=clock.monotonic, stale_deadline=stale_deadline, cold_deadline=cold_deadline
     )
-    await runner.setup()
 
     def rewrite(others: Mapping[str, FakeRegistry | str] | None, /, **changed: Any) -> Config:
         return make_config(storage, others or upstreams, **{**tables, **changed})
 
-    try:
-        tls = _server_context(authority) if authority else None
-        await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls, backlog=1024).start()
-        url = f"{'https' if tls else 'http'}://127.0.0.1:{runner.addresses[0][1]}"
-        async with _open_session(authority) as http:
-            assert runner.server is not None
-            client, worker = Client(url, http), runner.app[WORKER]
-            yield InProcessMirror(config, client, runner.server, worker, rewrite, clock, events)
-    finally:
-        await runner.cleanup()
+    async with open_worker(config, events, times=times) as worker:
+        [sock], server = bind("127.0.0.1:0", 1), open_http_server(worker)
+        url = url_of(sock, is_secure=authority is not None)
+        server.listen(sock, _server_context(authority) if authority else None)
+        try:
+            async with _open_session(authority) as http:
+                yield InProcessMirror(config, Client(url, http), server, worker, rewrite, clock, events)
+        finally:
+            await server.close()
 
 
 def _server_context(authority: trustme.CA) -> ssl.SSLContext:

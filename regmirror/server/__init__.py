@@ -1,1 +1,1 @@
-"""Processes of a server and what one configuration of it is made of."""
+"""Processes of a server, their composition, and their connections."""

@@ -1,4 +1,4 @@
-"""Accepts connections, and keeps enough descriptors for the files and upstreams they need.
+"""The acceptor of a listening socket. It keeps enough descriptors for files and upstreams.
 
 asyncio's own accept loop repeats an error as often as its backlog is long, and logs it each time.
 """
@@ -10,10 +10,9 @@ import errno
 import resource
 import socket
 import ssl
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
-
-from aiohttp import web
 
 from regmirror.telemetry import logs
 
@@ -32,48 +31,50 @@ _EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 def raise_descriptor_limit() -> None:
-    """Allow this process as many descriptors as it may allow itself.
+    """Raise this process's soft limit of descriptors to its hard limit.
 
     systemd and shells start processes with a soft limit of 1024, for programs that use ``select``.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(OSError, ValueError):  # a hard limit that is above what the kernel allows by now
+    with suppress(OSError, ValueError):  # the hard limit is above what the kernel allows by now
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-class Listener(web.BaseSite):
-    """The listening socket of one worker; the socket listens already and does not block."""
+class Acceptor:
+    """Accepts connections on one socket, which listens already and does not block.
+
+    ``protocol`` makes the protocol of a connection. When descriptors run out, the acceptor makes
+    room: ``close_idle`` and ``drop_reader`` close connections and return whether there was one.
+    """
 
     def __init__(
-        self, runner: web.AppRunner, server: ConnectionServer, sock: socket.socket, tls: ssl.SSLContext | None
+        self,
+        sock: socket.socket,
+        tls: ssl.SSLContext | None,
+        protocol: Callable[[], asyncio.BaseProtocol],
+        *,
+        close_idle: Callable[[], bool],
+        drop_reader: Callable[[], bool],
     ) -> None:
-        super().__init__(runner, ssl_context=tls)
-        self._clients, self._sock, self._tls = server, sock, tls
+        self._sock, self._tls, self._protocol = sock, tls, protocol
+        self._close_idle, self._drop_reader = close_idle, drop_reader
         self._loop = asyncio.get_running_loop()
         self._opening: dict[asyncio.Task[None], None] = {}  # the oldest first
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self._most = min(limit // SHARE, TLS_DESCRIPTORS_MAX if tls else DESCRIPTORS_MAX)
+        self._descriptors_max = min(limit // SHARE, TLS_DESCRIPTORS_MAX if tls else DESCRIPTORS_MAX)
         self._resuming: asyncio.TimerHandle | None = None
         self._rejected = 0
         self._logged_at = -LOG_EVERY
+        self._loop.add_reader(sock, self._accept)
 
-    @property
-    def name(self) -> str:
-        host, port = self._sock.getsockname()[:2]
-        return f"{'https' if self._tls else 'http'}://{host}:{port}"
-
-    async def start(self) -> None:
-        await super().start()
-        self._loop.add_reader(self._sock, self._accept)
-
-    async def stop(self) -> None:
+    def stop(self) -> None:
+        """Accept no more, and close the socket and connections whose TLS handshake has not ended."""
         if self._resuming is not None:
             self._resuming.cancel()
         self._loop.remove_reader(self._sock)
         self._sock.close()
         for task in self._opening:
             task.cancel()
-        await super().stop()
 
     def _accept(self) -> None:
         for _ in range(BATCH):
@@ -84,57 +85,47 @@ class Listener(web.BaseSite):
                     self._pause(error)
                 return
             client.setblocking(False)
-            # The kernel gives the lowest free number: at least so many descriptors are in use.
-            is_full = client.fileno() >= self._most
+            # The kernel assigns the lowest free number: at least so many descriptors are in use.
+            is_full = client.fileno() >= self._descriptors_max
             if is_full and not self._make_room():
                 client.close()
-                self._note_rejected("too many connections")
+                self._count_rejected("too many connections")
                 continue
             task = self._loop.create_task(self._open(client))
             self._opening[task] = None
             task.add_done_callback(self._opening.pop)
             if is_full:
-                return  # what was closed gives its descriptor back in the next turn of the loop
+                return  # the descriptor of the closed connection is free in the next turn of the loop
 
     async def _open(self, client: socket.socket) -> None:
         try:
             limit = HANDSHAKE_MAX if self._tls else None
             await self._loop.connect_accepted_socket(
-                self._clients, client, ssl=self._tls, ssl_handshake_timeout=limit
+                self._protocol, client, ssl=self._tls, ssl_handshake_timeout=limit
             )
         except OSError:  # the client has left, or does not speak TLS
             client.close()
 
     def _make_room(self) -> bool:
-        """Close idle connections, else the TLS handshake that takes longest, else the reader that takes
-        least; whether there was one.
+        """Close idle connections; if there is none, the oldest TLS handshake; if there is none, the
+        slowest reader. Returns whether anything was closed.
         """
-        if self._clients.close_longest_idle():
+        if self._close_idle():
             return True
         oldest = next((task for task in self._opening if not (task.done() or task.cancelling())), None)
         if self._tls and oldest and oldest.cancel():
             return True
-        return self._clients.drop_slowest_reader()
+        return self._drop_reader()
 
     def _pause(self, error: OSError) -> None:
         self._make_room()
-        self._note_rejected(error.strerror or str(error))
+        self._count_rejected(error.strerror or str(error))
         self._loop.remove_reader(self._sock)
         self._resuming = self._loop.call_later(PAUSE, self._loop.add_reader, self._sock, self._accept)
 
-    def _note_rejected(self, reason: str) -> None:
+    def _count_rejected(self, reason: str) -> None:
         self._rejected += 1
         now = self._loop.time()
         if now - self._logged_at >= LOG_EVERY:
             logs.log_warning("connections rejected", count=self._rejected, reason=reason)
             self._rejected, self._logged_at = 0, now
-
-
-class ConnectionServer(web.Server):
-    """What a listener needs of a server: it makes a protocol for each connection and can close some."""
-
-    def close_longest_idle(self) -> int:
-        raise NotImplementedError
-
-    def drop_slowest_reader(self) -> bool:
-        raise NotImplementedError

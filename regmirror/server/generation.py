@@ -1,22 +1,20 @@
-"""What a reload replaces: everything between the HTTP edge and the parts that last.
+"""A generation: the parts of a worker that are built from one configuration.
 
-A service is made of one configuration and never changes. A request ends by the service that it
-began with; a service that has been replaced ends with its last request.
+A reload replaces the generation of a worker. A request is served by one generation to its end; a
+replaced generation is closed when its last request has ended.
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from regmirror.blobs.base import BlobStore
 from regmirror.config.schema import Config
 from regmirror.downloads.registry import Downloads
 from regmirror.maintenance.scheduler import MaintenanceScheduler
+from regmirror.maintenance.toolkit import Toolkit
 from regmirror.metadata.cache import MetadataCache
 from regmirror.metadata.store import MetadataStore
 from regmirror.mirror.completeness import Completeness
@@ -32,96 +30,87 @@ from regmirror.upstream.registry import Upstreams
 from regmirror.v2.lists import Lists
 from regmirror.v2.pull import Pull
 from regmirror.v2.response_cache import ResponseCache
-from regmirror.v2.routes import Routes
+from regmirror.v2.routes import Handler, Routes
 from regmirror.v2.sender import Sender
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Times:
-    """What a worker measures time by: the wall clock, a monotonic one, and how long a client waits
-    for an upstream with and without a stale answer at hand. Tests replace them.
+    """The clocks and deadlines of a worker, which tests replace.
+
+    ``now`` is the wall clock, ``clock`` a monotonic one. A client waits ``stale_deadline`` seconds
+    for an upstream when a stale response is possible, and ``cold_deadline`` otherwise.
     """
 
     now: Callable[[], float] = time.time
     clock: Callable[[], float] = time.monotonic
-    patience: float = STALE_DEADLINE
+    stale_deadline: float = STALE_DEADLINE
     cold_deadline: float = COLD_DEADLINE
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class WorkerResources:
-    """The parts of a worker that live as long as it does, whatever is configured meanwhile."""
+    """The parts of a worker that outlive a reload."""
 
-    root: Path
     times: Times
     metrics: Metrics
     emit: Emit
-    metadata: MetadataStore
+    toolkit: Toolkit
     upstreams: Upstreams
     metadata_cache: MetadataCache
-    store: BlobStore
     downloads: Downloads
     sender: Sender
-    upkeep: MaintenanceScheduler
+    scheduler: MaintenanceScheduler
     lists: ListCache = field(default_factory=ListCache)
 
+    @property
+    def metadata(self) -> MetadataStore:
+        """The database."""
+        return self.toolkit.metadata
 
-@dataclass(eq=False)
+    @property
+    def store(self) -> BlobStore:
+        """The stored blobs."""
+        return self.toolkit.store
+
+
+@dataclass(eq=False, kw_only=True)
 class Generation:
-    """One configuration at work."""
+    """The parts that serve by one configuration."""
 
     resolver: Resolver
     mirror: Mirror
     listings: Listings
     routes: Routes
-    response_cache: ResponseCache
-    _uses: int = 0
-    _unused: asyncio.Event = field(default_factory=asyncio.Event)
-
-    @contextmanager
-    def in_use(self) -> Iterator[None]:
-        """Held while a request is answered."""
-        self._uses += 1
-        try:
-            yield
-        finally:
-            self._uses -= 1
-            if not self._uses:
-                self._unused.set()
-
-    async def drain(self) -> None:
-        """Wait until no request uses it; for one that gets no new ones."""
-        while self._uses:
-            self._unused.clear()
-            await self._unused.wait()
 
     async def repair(self, repository: Repository, digest: Digest) -> None:
-        """Fetch a blob anew and store it; raises RegistryError if it cannot be had."""
-        answer = await self.mirror.get_blob(repository, digest)
+        """Download a blob again and store it; raises RegistryError if no upstream sends it."""
+        result = await self.mirror.get_blob(repository, digest)
+        blob = result.content
         try:
-            read = 0
-            while (
-                limit := await answer.content.wait_until_readable(read)
-            ) > read and limit != answer.content.size:
-                read = limit
+            end = 0
+            while (limit := await blob.wait_until_readable(end)) > end and limit != blob.size:
+                end = limit
         finally:
-            answer.content.close()
+            blob.close()
 
     async def close(self) -> None:
-        """End what is still being asked of upstreams, although nobody waits for it."""
+        """Cancel requests to upstreams that no client waits for."""
         await self.listings.close()
         await self.resolver.close()
         await self.mirror.close()
 
 
-def open_generation(resources: WorkerResources, config: Config) -> Generation:
-    """From the use cases up to the edge."""
+def open_generation(
+    resources: WorkerResources, config: Config, operations: Mapping[str, Handler]
+) -> Generation:
+    """The parts that serve by ``config``; ``operations`` are the handlers outside the registry API."""
     times, metadata_cache = resources.times, resources.metadata_cache
     upstream_access = UpstreamAccess(
         metadata_cache,
-        dict(resources.upstreams),  # those of now, whatever comes later
+        dict(resources.upstreams),  # later reloads change the mapping itself
         offline=config.freshness.offline,
-        stale_deadline=times.patience,
+        stale_deadline=times.stale_deadline,
         cold_deadline=times.cold_deadline,
     )
     resolver = Resolver(
@@ -146,11 +135,16 @@ def open_generation(resources: WorkerResources, config: Config) -> Generation:
         clock=times.clock,
         cache=resources.lists,
     )
-    listing = Lists(listings, config.known_hosts()[config.default_upstream])
     response_cache = ResponseCache(resources.emit)
-    pull = Pull(resolver, mirror, resources.sender, response_cache)
-    routes = Routes(_upstream_table(config), pull, listing, resources.emit)
-    return Generation(resolver, mirror, listings, routes, response_cache)
+    routes = Routes(
+        table=_upstream_table(config),
+        pull=Pull(resolver, mirror, resources.sender, response_cache),
+        lists=Lists(listings, config.known_hosts()[config.default_upstream]),
+        response_cache=response_cache,
+        operations=operations,
+        emit=resources.emit,
+    )
+    return Generation(resolver=resolver, mirror=mirror, listings=listings, routes=routes)
 
 
 def _upstream_table(config: Config) -> UpstreamTable:

@@ -1,4 +1,4 @@
-"""Where a server listens: sockets and their certificate."""
+"""Listening sockets, and the certificate of a server."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from regmirror.config.schema import Config, Tls, split_address
 from regmirror.errors import ConfigError
 
 BACKLOG: Final = 1024
-LOOK: Final = 10.0  # seconds between looks whether the certificate was replaced
+POLL: Final = 10.0  # seconds between two polls whether the certificate was replaced
 _TLS_REASONS: Final = {"KEY_VALUES_MISMATCH": "the key belongs to another certificate"}
 
 
 def bind(listen: str, count: int) -> list[socket.socket]:
-    """One listening socket for each worker, all on one port; raises ConfigError if in use."""
+    """``count`` listening sockets on one port; raises ConfigError if the port is in use."""
     host, port = split_address(listen)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     probe = _bind_one(listen, family, host, port, shared=False)
     if count == 1:
         return [probe]
-    # The probe showed that nobody else has the port: sockets that share it would not notice.
+    # Another program with SO_REUSEPORT could share the port unnoticed: the probe does not share it.
     port = probe.getsockname()[1]
     probe.close()
     return [_bind_one(listen, family, host, port, shared=True) for _ in range(count)]
@@ -49,7 +49,7 @@ def _bind_one(
 
 
 def url_of(sock: socket.socket, *, is_secure: bool) -> str:
-    """How the socket is reached."""
+    """The URL under which clients reach the socket."""
     host, port = sock.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     return f"{'https' if is_secure else 'http'}://{shown}:{port}"
@@ -63,53 +63,53 @@ def load_tls(tls: Tls) -> ssl.SSLContext | None:
     try:
         _load_into(context, tls)
     except (OSError, ssl.SSLError) as error:
-        why = _TLS_REASONS.get(getattr(error, "reason", None) or "", "is it PEM, without pass phrase?")
-        reason = f"does not load with the key {tls.key}; {why}"
+        hint = _TLS_REASONS.get(getattr(error, "reason", None) or "", "is it PEM, without pass phrase?")
+        reason = f"does not load with the key {tls.key}; {hint}"
         raise ConfigError("server.tls.certificate", tls.certificate, reason) from None
     return context
 
 
 def _load_into(context: ssl.SSLContext, tls: Tls) -> None:
-    # A pass phrase is not asked for on the terminal: a service has none to answer there.
+    # An empty pass phrase, so that OpenSSL does not read one from the terminal.
     context.load_cert_chain(tls.certificate, tls.key, password="")
 
 
 class Certificate:
-    """The server's certificate, renewed without a restart; ``context`` stays the same."""
+    """The server's certificate, which is renewed in place: ``context`` stays the same object."""
 
     def __init__(self, context: ssl.SSLContext, tls: Tls, seen: list[int]) -> None:
         self.context, self._tls, self._seen = context, tls, seen
 
     @classmethod
     def load(cls, config: Config) -> Certificate | None:
-        """The one that is configured, if any; raises ConfigError."""
+        """The configured certificate, or None for plain HTTP; raises ConfigError."""
         tls = config.server.tls
         seen = _stamps(tls)
         context = load_tls(tls)
         return None if context is None else cls(context, tls, seen)
 
     def renew(self, tls: Tls) -> None:
-        """Show new connections what these files hold now.
+        """Use the present content of these files for new connections.
 
-        Raises ConfigError for what cannot be used, and then nothing has changed.
+        Raises ConfigError, and then nothing has changed.
         """
         seen = _stamps(tls)
-        load_tls(tls)  # elsewhere first: a load that fails half-way leaves a context without a key
-        with suppress(OSError, ssl.SSLError):  # replaced in this very moment: the next look sees it
+        load_tls(tls)  # into another context first: a load that fails leaves a context without a key
+        with suppress(OSError, ssl.SSLError):  # replaced at this moment: the next poll sees it
             _load_into(self.context, tls)
             self._tls, self._seen = tls, seen
 
     async def watch(self) -> None:
-        """Renew it when its files were replaced; a bad one changes nothing."""
+        """Renew the certificate when its files are replaced; invalid files change nothing."""
         while True:
             if _stamps(self._tls) != self._seen:
                 with suppress(ConfigError):
                     self.renew(self._tls)
-            await asyncio.sleep(LOOK)
+            await asyncio.sleep(POLL)
 
 
 def _stamps(tls: Tls) -> list[int]:
-    """The times of the files; none if one of them is not there."""
+    """The modification times of the files; empty if one of them does not exist."""
     try:
         return [Path(path).stat().st_mtime_ns for path in (tls.certificate, tls.key)]
     except OSError:

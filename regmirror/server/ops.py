@@ -1,13 +1,11 @@
-"""Operating: is the process alive, can it work, what are its figures."""
+"""Operations: ``/healthz``, ``/readyz`` and ``/metrics``. None of them contacts an upstream."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Final
 
 from aiohttp import web
@@ -15,77 +13,90 @@ from aiohttp.web_request import BaseRequest
 from prometheus_client import CONTENT_TYPE_LATEST
 from sqlalchemy.exc import SQLAlchemyError
 
-from regmirror.blobs.staging import Staging
 from regmirror.metadata.store import MetadataStore
 from regmirror.metadata.totals import Totals
 from regmirror.singleflight import SingleFlight
 from regmirror.telemetry.metrics import Metrics
 from regmirror.v2.responses import SERVER, whole_response
+from regmirror.v2.routes import Handler
 
 DATABASE_MAX: Final = 2.0  # seconds to wait for the database
-PROBE_AGE: Final = 5.0  # seconds for which the result of a write probe is repeated
+PROBE_MAX_AGE: Final = 5.0  # seconds for which the result of a write probe is repeated
 
 
 class Ops:
-    """The handlers of ``/healthz``, ``/readyz`` and ``/metrics``; none of them asks upstream."""
+    """The handlers of operations.
+
+    ``find_read_error`` and ``find_write_error`` probe the store: they return why it cannot be read
+    or written at the moment, or an empty text. Writing waits for the disk and runs in a thread.
+    """
 
     def __init__(
         self,
-        storage: Path,
+        *,
+        find_read_error: Callable[[], str],
+        find_write_error: Callable[[], str],
         metadata: MetadataStore,
         metrics: Metrics,
-        *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._storage, self._metadata, self._metrics = storage, metadata, metrics
-        self._staging, self._clock = Staging(storage / "staging"), clock
-        self._probing, self._probed_at, self._obstacle = asyncio.Lock(), float("-inf"), ""
+        self._find_read_error, self._find_write_error = find_read_error, find_write_error
+        self._metadata, self._metrics, self._clock = metadata, metrics, clock
+        self._probing, self._probed_at, self._write_error = asyncio.Lock(), float("-inf"), ""
         self._thread = ThreadPoolExecutor(1, "probe")
         self._pings: SingleFlight[str, None] = SingleFlight()
-        self._figures: SingleFlight[str, Totals] = SingleFlight()
-        self.handlers = {"/healthz": self.healthz, "/readyz": self.readyz, "/metrics": self.metrics}
+        self._totals: SingleFlight[str, Totals] = SingleFlight()
+        self.handlers: Mapping[str, Handler] = {
+            "/healthz": self.healthz,
+            "/readyz": self.readyz,
+            "/metrics": self.metrics,
+        }
 
-    async def healthz(self, request: BaseRequest) -> web.Response:
+    async def healthz(self, _: BaseRequest) -> web.Response:
         """200 while the process serves."""
         return _text("ok\n")
 
-    async def readyz(self, request: BaseRequest) -> web.Response:
-        """200, or 503 with the reason why store or database cannot be used.
+    async def readyz(self, _: BaseRequest) -> web.Response:
+        """200; 503 with the reason if the store or the database cannot be read.
 
-        A second line says why nothing can be stored, if that is so: pulls go on without it.
+        A second line of a 200 is the reason why nothing can be stored: pulls work without it.
         """
-        if not os.access(self._storage / "blobs", os.R_OK | os.X_OK):
-            return _text(f"the store at {self._storage} cannot be read\n", 503)
+        if error := self._find_read_error():
+            return _text(f"{error}\n", 503)
         try:
             async with asyncio.timeout(DATABASE_MAX):
                 await self._pings.do("ping", self._metadata.ping)
         except TimeoutError:
-            return _text("the database does not answer\n", 503)
+            return _text("the database does not respond\n", 503)
         except SQLAlchemyError as error:
             return _text(f"the database cannot be read: {getattr(error, 'orig', error)}\n", 503)
-        obstacle = await self._find_write_error()
-        return _text(f"ready\nnothing can be stored: {obstacle}\n" if obstacle else "ready\n")
+        write_error = await self._probe_writing()
+        return _text(f"ready\nnothing can be stored: {write_error}\n" if write_error else "ready\n")
 
-    async def _find_write_error(self) -> str:
-        """Try to write: once in ``PROBE_AGE`` seconds for all requests, and never twice at once."""
+    async def _probe_writing(self) -> str:
+        """The error of the last write probe; there is one probe at a time, one in PROBE_MAX_AGE seconds."""
         async with self._probing:
-            if self._clock() >= self._probed_at + PROBE_AGE:
+            if self._clock() >= self._probed_at + PROBE_MAX_AGE:
                 loop = asyncio.get_running_loop()
-                self._obstacle = await loop.run_in_executor(self._thread, self._staging.find_write_error)
+                self._write_error = await loop.run_in_executor(self._thread, self._find_write_error)
                 self._probed_at = self._clock()
-            return self._obstacle
+            return self._write_error
 
-    async def metrics(self, request: BaseRequest) -> web.Response:
-        """Prometheus text format."""
+    async def metrics(self, _: BaseRequest) -> web.Response:
+        """All metrics in the text format of Prometheus."""
         try:
             async with asyncio.timeout(DATABASE_MAX):
-                found = await self._figures.do("figures", self._metadata.figures)
-            size = found.blob_bytes + found.manifest_bytes
-            self._metrics.set_store(found.blobs, size, found.manifests)
+                totals = await self._totals.do("totals", self._metadata.figures)
+            size = totals.blob_bytes + totals.manifest_bytes
+            self._metrics.set_store(totals.blobs, size, totals.manifests)
         except (SQLAlchemyError, TimeoutError):
-            pass  # the figures of the last time; /readyz says what is wrong
+            pass  # the totals of the last time are repeated; /readyz reports the error
         headers = {"Content-Type": CONTENT_TYPE_LATEST, "Server": SERVER}
         return whole_response(self._metrics.render(), headers)
+
+    def close(self) -> None:
+        """End the thread of the write probe, without waiting for it."""
+        self._thread.shutdown(wait=False)
 
 
 def _text(text: str, status: int = 200) -> web.Response:

@@ -12,11 +12,11 @@ _READ = 4096  # bytes, one for each signal
 
 
 class Signals:
-    """The signals that were taken: each that arrives makes ``fileno`` readable.
+    """Signals that make ``fileno`` readable when they arrive.
 
-    Not ``loop.add_signal_handler``, since a loop gives its signals back their deadly default
-    when it closes: a second SIGTERM would then kill a server that is about to end well. Closing
-    this leaves them ignored, without a gap.
+    Not ``loop.add_signal_handler``: a loop restores the default action when it closes, so that a
+    second SIGTERM would kill a server that is about to end. ``close`` leaves the signals ignored,
+    without a gap.
     """
 
     def __init__(self, *numbers: int) -> None:
@@ -28,11 +28,11 @@ class Signals:
         self._receiver, self._sender = socket.socketpair()
         self._receiver.setblocking(False)
         self._sender.setblocking(False)
-        # Without it a signal that arrives just before a wait would be noticed after it.
+        # Without it, a wait would not end for a signal that arrived just before.
         signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
 
     def take(self, *numbers: int) -> None:
-        """Wait for these as well, instead of what they did so far."""
+        """Replace the action of these signals: from now on they make ``fileno`` readable."""
         for number in numbers:
             signal.signal(number, _do_nothing)
             self._taken.add(number)
@@ -41,18 +41,18 @@ class Signals:
         return self._receiver.fileno()
 
     def read(self) -> set[int]:
-        """Those that have arrived since the last look, however often."""
+        """The signals that have arrived since the last call, each once."""
         with suppress(BlockingIOError):
             return set(self._receiver.recv(_READ)) & self._taken
         return set()
 
     def wait(self, *others: int) -> set[int]:
-        """Wait for a signal, or until one of the descriptors ``others`` can be read."""
+        """Wait for a signal, or until one of the descriptors ``others`` is readable."""
         select.select([self.fileno(), *others], [], [])
         return self.read()
 
     def close(self) -> None:
-        """Ignore them from now on."""
+        """Ignore the signals from now on."""
         for number in self._taken:
             signal.signal(number, signal.SIG_IGN)
         signal.set_wakeup_fd(-1)
@@ -60,10 +60,10 @@ class Signals:
         self._sender.close()
 
     def fork(self, *kept: int) -> int:
-        """``os.fork``; in the child this is its own, with the signals ``kept`` alone.
+        """Fork; the child's own ``Signals`` has the signals ``kept`` alone.
 
-        The others have their default there. A signal that arrives meanwhile is neither lost
-        nor told to the wrong process.
+        The others have their default action there. No signal that arrives meanwhile is lost, or
+        delivered to the wrong process.
         """
         before = signal.pthread_sigmask(signal.SIG_BLOCK, self._taken | set(kept))
         try:
@@ -82,4 +82,4 @@ class Signals:
 
 
 def _do_nothing(_number: int, _frame: object) -> None:
-    """Python writes the signal's number to the wake-up descriptor; that is all that is wanted."""
+    """Nothing: Python has written the signal's number to the wake-up descriptor already."""

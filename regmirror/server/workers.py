@@ -1,9 +1,9 @@
-"""Processes and signals: from a configuration to a serving port, and from there to a good end.
+"""Worker processes: bind, fork, supervise, reload, drain.
 
-One worker runs in this process. Several are forked from it, each with its own listening
-socket on the one port (``SO_REUSEPORT``); this process then only watches: it passes signals on
-and replaces a worker that died. It holds no state, and keeps the sockets open, so that
-connections to a worker that is being replaced wait instead of failing.
+One worker runs in this process. Several are forked from it, each with its own listening socket on
+the one port (``SO_REUSEPORT``); this process then only supervises them: it forwards signals and
+replaces a worker that ended. It stores nothing, and keeps the sockets open, so that connections to
+a worker that is being replaced wait instead of failing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import os
 import shutil
 import signal
 import socket
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,27 +21,33 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
-from regmirror import __version__
 from regmirror.config.diff import plan_changes
 from regmirror.config.loader import take_snapshot
+from regmirror.server.console import (
+    log_changes,
+    print_changes,
+    print_line,
+    print_ready,
+    reporting_failed_reload,
+)
 from regmirror.server.listener import Certificate, bind, load_tls, url_of
-from regmirror.server.reload import Read, keeping_the_old, log_reloaded, say, say_reloaded
 from regmirror.server.signals import Signals
 from regmirror.telemetry import logs
 
 if TYPE_CHECKING:
     from regmirror.config.schema import Config
-    from regmirror.server.app import Worker
+    from regmirror.server.worker import Worker
 
-RESPAWN_PAUSE: Final = 1.0  # seconds between replacements, should workers die at once
-BREAKING: Final = 0.1  # seconds for connections that are still open after the drain
+RESPAWN_PAUSE: Final = 1.0  # seconds between two starts of a worker that ends at once
+#: Reads the configuration as at the start: from the same file, environment and command line.
+ReadConfig = Callable[[], "Config"]
 
 
-def serve(read: Read) -> int:
-    """Serve by the configuration that ``read`` reads, until SIGTERM or SIGINT; the exit status.
+def serve(read: ReadConfig) -> int:
+    """Serve by the configuration that ``read`` returns, until SIGTERM or SIGINT; the exit status.
 
-    SIGHUP reads it again. Raises ConfigError before serving. Whoever calls ends soon: the
-    signals are ignored from then on.
+    SIGHUP reads it again. Raises ConfigError before serving. Afterwards the process ignores these
+    signals, and should end soon.
     """
     signals = Signals(signal.SIGHUP)  # before the first reading, so that no change is missed
     try:
@@ -53,24 +58,26 @@ def serve(read: Read) -> int:
         signals.close()
 
 
-def _serve(config: Config, read: Read, signals: Signals) -> int:
+def _serve(config: Config, read: ReadConfig, signals: Signals) -> int:
     certificate = Certificate.load(config)
     count = config.server.workers or os.cpu_count() or 1
     if count > 1:
-        # prometheus-client looks for this when it is imported, so it is set before ``app`` is.
+        # prometheus-client reads this when it is imported, so it is set before ``app`` is imported.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="regmirror-metrics-")
-    from regmirror.server.app import prepare
     from regmirror.server.acceptor import raise_descriptor_limit
+    from regmirror.server.app import prepare
 
     raise_descriptor_limit()
     sockets = bind(config.server.listen, count)
     try:
         prepare(config)
         url = url_of(sockets[0], is_secure=certificate is not None)
-        start = _Start(config, read, signals, certificate)
-        if count == 1:
-            return asyncio.run(_serve_worker(start, sockets[0], lambda: _say_ready(url, 1)))
-        return _Parent(start, sockets, url).run()
+        start = _Start(
+            config=config, read=read, signals=signals, certificate=certificate, is_alone=count == 1
+        )
+        if start.is_alone:
+            return asyncio.run(_run_worker(start, sockets[0], lambda: print_ready(url, 1)))
+        return _Supervisor(start, sockets, url).run()
     finally:
         for sock in sockets:
             sock.close()
@@ -78,202 +85,188 @@ def _serve(config: Config, read: Read, signals: Signals) -> int:
             shutil.rmtree(os.environ.pop("PROMETHEUS_MULTIPROC_DIR"), ignore_errors=True)
 
 
-def _say_ready(url: str, workers: int) -> None:
-    more = f" with {workers} workers" if workers > 1 else ""
-    sys.stdout.write(f"regmirror {__version__} serves {url}{more}\n")
-    sys.stdout.flush()
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Start:
-    """What a worker begins with. ``speaks``: it is alone, so it talks to people itself."""
+    """What a worker starts with. ``is_alone``: without a supervisor, so it prints to the console."""
 
     config: Config
-    read: Read
+    read: ReadConfig
     signals: Signals
     certificate: Certificate | None
-    speaks: bool = True
+    is_alone: bool
 
 
 @dataclass
-class _Wishes:
-    """What signals want of a worker. Many of a kind are one."""
+class _PendingSignals:
+    """The signals that a worker has yet to handle. Several of a kind count as one."""
 
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     reload: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def take(self, numbers: set[int]) -> None:
+    def add(self, numbers: set[int]) -> None:
         if signal.SIGHUP in numbers:
             self.reload.set()
         if numbers & {signal.SIGTERM, signal.SIGINT}:
             self.stop.set()
 
 
-async def _serve_worker(
-    start: _Start, sock: socket.socket, ready: Callable[[], None], life: int | None = None
+async def _run_worker(
+    start: _Start, sock: socket.socket, report_ready: Callable[[], None], liveness: int | None = None
 ) -> int:
-    """Serve on ``sock`` until told to stop, then let what is in flight end.
+    """Serve on ``sock`` until a signal to stop, then drain; the exit status.
 
-    The end of the pipe ``life`` is such a sign as well.
+    The end of the pipe ``liveness`` means that the supervisor has ended, and stops the worker too.
     """
-    from regmirror.server.app import WORKER, create_app
-    from regmirror.v2.connection import Runner
+    from regmirror.server.app import open_http_server, open_worker
 
-    wishes, signals = _Wishes(), start.signals
+    pending, signals = _PendingSignals(), start.signals
     loop = asyncio.get_running_loop()
     signals.take(signal.SIGTERM, signal.SIGINT)
-    loop.add_reader(signals.fileno(), lambda: wishes.take(signals.read()))
-    if life is not None:
-        loop.add_reader(life, _end_with, loop, life, wishes.stop)
-    app = create_app(start.config)
-    runner = Runner(
-        app,
-        access_log=None,
-        shutdown_timeout=BREAKING,
-        keepalive_timeout=150.0,  # longer than clients keep idle connections
-        max_field_size=65_536,  # podman asks for up to 1024 ranges in one header
-        max_line_size=16_384,
-    )
-    await runner.setup()
-    running, certificate = app[WORKER], start.certificate
-    tasks = [asyncio.create_task(_follow_reloads(start, wishes, running))]
-    if certificate:
-        tasks.append(asyncio.create_task(certificate.watch()))
-    try:
-        tls = certificate.context if certificate else None
-        await runner.listen(sock, tls)
-        # What is there by now stays, so that no collection has to look at it again.
-        gc.freeze()
-        ready()
-        await wishes.stop.wait()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await runner.drain(running.config.server.drain_timeout)
-        await runner.cleanup()
-        loop.remove_reader(signals.fileno())
+    loop.add_reader(signals.fileno(), lambda: pending.add(signals.read()))
+    if liveness is not None:
+        loop.add_reader(liveness, _stop_at_end, loop, liveness, pending.stop)
+    certificate = start.certificate
+    async with open_worker(start.config) as worker:
+        server = open_http_server(worker)
+        tasks = [asyncio.create_task(_follow_reloads(start, pending, worker))]
+        if certificate:
+            tasks.append(asyncio.create_task(certificate.watch()))
+        try:
+            server.listen(sock, certificate.context if certificate else None)
+            gc.freeze()  # the objects of the start stay for good: no collection has to visit them
+            report_ready()
+            await pending.stop.wait()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await server.drain(worker.config.server.drain_timeout)
+            await server.close()
+    loop.remove_reader(signals.fileno())
     return 0
 
 
-def _end_with(loop: asyncio.AbstractEventLoop, life: int, stop: asyncio.Event) -> None:
-    loop.remove_reader(life)
+def _stop_at_end(loop: asyncio.AbstractEventLoop, liveness: int, stop: asyncio.Event) -> None:
+    loop.remove_reader(liveness)
     stop.set()
 
 
-async def _follow_reloads(start: _Start, wishes: _Wishes, running: Worker) -> None:
-    """One reload after the other; those asked for during one are one more."""
+async def _follow_reloads(start: _Start, pending: _PendingSignals, worker: Worker) -> None:
+    """Reload one after the other; all signals that arrive during a reload cause one more."""
     while True:
-        await wishes.reload.wait()
-        wishes.reload.clear()
-        with keeping_the_old():
+        await pending.reload.wait()
+        pending.reload.clear()
+        with reporting_failed_reload():
             config = await asyncio.to_thread(start.read)
-            load_tls(config.server.tls)  # judged before anything changes
-            changes = await running.reload(config)
+            load_tls(config.server.tls)  # rejected before anything changes
+            changes = await worker.reload(config)
             if start.certificate:
-                start.certificate.renew(running.config.server.tls)
-            log_reloaded(changes)
-            if start.speaks:
-                say_reloaded(changes)
+                start.certificate.renew(worker.config.server.tls)
+            log_changes(changes)
+            if start.is_alone:
+                print_changes(changes)
 
 
-class _Parent:
-    """The process that watches the workers.
+class _Supervisor:
+    """The process that supervises the workers.
 
-    Two pipes lead to them: through ``ready`` each says that it serves; ``life`` ends when this
-    process does, however it ends, and workers stop then instead of holding the port.
+    Two pipes lead to them: each worker writes to ``ready`` when it serves; ``liveness`` ends when
+    this process ends, in whichever way, and workers stop then instead of keeping the port.
     """
 
     def __init__(self, start: _Start, sockets: list[socket.socket], url: str) -> None:
-        self._begin, self._sockets, self._url = replace(start, speaks=False), sockets, url
+        self._begin, self._sockets, self._url = start, sockets, url
         self._snapshot = take_snapshot(start.config)
         self._signals = start.signals
-        self._ready, self._life = os.pipe(), os.pipe()
+        self._ready, self._liveness = os.pipe(), os.pipe()
         os.set_blocking(self._ready[0], False)
-        self._workers: dict[int, int] = {}  # process id to place
+        self._workers: dict[int, int] = {}  # process id to index of its socket
         self._started_at = [0.0] * len(sockets)
         self._stopping = False
 
     def run(self) -> int:
+        """Start the workers and supervise them until the last one has ended; the exit status."""
         self._signals.take(signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
         gc.freeze()  # a collection would write to the pages that the workers share with this process
-        for place in range(len(self._sockets)):
-            self._start(place)
-        is_ready = self._all_are_ready()
+        for index in range(len(self._sockets)):
+            self._start(index)
+        is_ready = self._wait_ready()
         if not is_ready:
             self._stop()
         elif not self._stopping:
-            _say_ready(self._url, len(self._sockets))
+            print_ready(self._url, len(self._sockets))
         while self._workers:
-            self._obey(self._signals.wait())
-            for pid, status, place in self._reap():
-                say(f"worker {pid} ended with {status}; starting another")
-                self._replace(pid, place)
+            self._handle(self._signals.wait())
+            for pid, status, index in self._reap():
+                print_line(f"worker {pid} ended with {status}; starting another")
+                self._replace(pid, index)
         return 0 if is_ready else 1
 
-    def _all_are_ready(self) -> bool:
+    def _wait_ready(self) -> bool:
         """Wait until every worker serves; false if one ended instead."""
-        said = 0
-        while said < len(self._sockets) and not self._stopping:
-            self._obey(self._signals.wait(self._ready[0]))
+        ready = 0
+        while ready < len(self._sockets) and not self._stopping:
+            self._handle(self._signals.wait(self._ready[0]))
             with suppress(BlockingIOError):
-                said += len(os.read(self._ready[0], len(self._sockets)))
+                ready += len(os.read(self._ready[0], len(self._sockets)))
             if self._reap():
                 return False
         return True
 
-    def _obey(self, numbers: set[int]) -> None:
+    def _handle(self, numbers: set[int]) -> None:
         if numbers & {signal.SIGTERM, signal.SIGINT}:
             self._stop()
         if signal.SIGHUP in numbers and not self._stopping:
             self._reload()
 
-    def _start(self, place: int) -> None:
-        self._started_at[place] = time.monotonic()
+    def _start(self, index: int) -> None:
+        self._started_at[index] = time.monotonic()
         pid = self._signals.fork(signal.SIGHUP)
         if pid:
-            self._workers[pid] = place
+            self._workers[pid] = index
             return
         status = 1
         try:
-            self._keep_only(place)
+            self._close_other_descriptors(index)
             status = asyncio.run(
-                _serve_worker(self._begin, self._sockets[place], self._say_ready, self._life[0])
+                _run_worker(self._begin, self._sockets[index], self._report_ready, self._liveness[0])
             )
         finally:
-            os._exit(status)  # the clean-up is the parent's
+            os._exit(status)  # the supervisor cleans up
 
-    def _keep_only(self, place: int) -> None:
-        """In the child: a socket that another worker closes must not stay open here."""
-        os.close(self._life[1])
-        for number, sock in enumerate(self._sockets):
-            if number != place:
+    def _close_other_descriptors(self, index: int) -> None:
+        """In a worker: a socket that its own worker closes must not stay open here."""
+        os.close(self._liveness[1])
+        for other, sock in enumerate(self._sockets):
+            if other != index:
                 sock.close()
 
-    def _say_ready(self) -> None:
+    def _report_ready(self) -> None:
         os.write(self._ready[1], b".")
 
     def _reap(self) -> list[tuple[int, int, int]]:
-        """Workers that have ended without being told to: process id, status, place."""
+        """Workers that ended without a signal to stop: process id, status, index of the socket."""
         ended = []
-        with suppress(ChildProcessError):  # the last one has ended
+        with suppress(ChildProcessError):  # no worker is left
             while (found := os.waitpid(-1, os.WNOHANG))[0]:
-                place = self._workers.pop(found[0], None)
-                if place is not None and not self._stopping:
-                    ended.append((*found, place))
+                index = self._workers.pop(found[0], None)
+                if index is not None and not self._stopping:
+                    ended.append((*found, index))
         return ended
 
-    def _replace(self, pid: int, place: int) -> None:
-        _forget_gauges(pid)
-        if time.monotonic() - self._started_at[place] < RESPAWN_PAUSE:
+    def _replace(self, pid: int, index: int) -> None:
+        from prometheus_client.multiprocess import mark_process_dead
+
+        mark_process_dead(pid)  # type: ignore[no-untyped-call]
+        if time.monotonic() - self._started_at[index] < RESPAWN_PAUSE:
             time.sleep(RESPAWN_PAUSE)
-        self._start(place)
+        self._start(index)
 
     def _reload(self) -> None:
-        """Judge the new configuration here, so that the workers all take it or all keep the old."""
+        """Check the new configuration here, so that all workers use it or all keep the old one."""
         from regmirror.server.app import check_upstreams
 
-        with keeping_the_old():
+        with reporting_failed_reload():
             config = self._begin.read()
             load_tls(config.server.tls)
             check_upstreams(config)
@@ -282,23 +275,17 @@ class _Parent:
             self._begin = replace(self._begin, config=changes.target.config)
             if self._begin.certificate:
                 self._begin.certificate.renew(changes.target.config.server.tls)
-            say_reloaded(changes)
-            self._tell(signal.SIGHUP)
+            print_changes(changes)
+            self._send(signal.SIGHUP)
 
     def _stop(self) -> None:
-        """Workers drain; connections that come now are refused instead of waiting for nobody."""
+        """Workers drain; new connections are refused by the kernel instead of waiting in vain."""
         self._stopping = True
         for sock in self._sockets:
             sock.close()
-        self._tell(signal.SIGTERM)
+        self._send(signal.SIGTERM)
 
-    def _tell(self, number: int) -> None:
+    def _send(self, number: int) -> None:
         for pid in list(self._workers):
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
-
-
-def _forget_gauges(pid: int) -> None:
-    from prometheus_client.multiprocess import mark_process_dead
-
-    mark_process_dead(pid)  # type: ignore[no-untyped-call]

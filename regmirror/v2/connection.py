@@ -1,188 +1,79 @@
-"""What aiohttp refuses before any handler sees it, answered as the registry API has it.
+"""One client's HTTP connection.
+
+``Connection`` uses the public names of aiohttp alone. ``FastConnection`` also sends responses from
+the response cache, before aiohttp parses the request; for that it relies on ``PRIVATE_NAMES`` of
+aiohttp (decision record 0029).
 
 Requests that cannot be parsed (headers too large, both ``Content-Length`` and
-``Transfer-Encoding``, no HTTP at all) get aiohttp's own plain text otherwise, which makes
-clients complain about the answer instead of saying what is wrong.
+``Transfer-Encoding``, no HTTP at all) get a response in the form of the registry API: clients
+report aiohttp's own plain text as an invalid response.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-import socket
-import ssl
-from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, ClassVar, Final, cast
 
 from aiohttp import web
-from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_request import BaseRequest
 
 from regmirror.errors import RegistryError
-from regmirror.v2.acceptor import ConnectionServer, Listener
-from regmirror.v2.delivery_monitor import DeliveryMonitor, close_longest_idle
-from regmirror.v2.response_cache import REPLAY, ResponseCache, is_plain
+from regmirror.v2.response_cache import REPLAY, is_plain
 from regmirror.v2.responses import Internal, error_response
+from regmirror.v2.routes import CurrentRoutes
 
-DRAIN_LOOK: Final = 0.02  # seconds between looks whether the last connection has closed
 HEAD_END: Final = b"\r\n\r\n"
 HAS_BODY: Final = re.compile(rb"\r\n(?:transfer-encoding|content-length(?!:[ \t]*0[ \t]*\r))", re.IGNORECASE)
 HEADS_MAX: Final = 32  # requests of one piece that are parsed one by one; aiohttp queues as many
+#: Undocumented attributes of ``web.RequestHandler`` that ``FastConnection`` reads or writes.
+PRIVATE_NAMES: Final = (
+    "_close",
+    "_force_close",
+    "_keepalive_timeout",
+    "_loop",
+    "_messages",
+    "_next_keepalive_close_time",
+    "_upgraded",
+    "_waiter",
+)
 
 
-@dataclass(frozen=True)
-class Edge:
-    """What answers requests: ``serve`` any of them, ``prepared`` some of them before they are parsed."""
-
-    serve: Callable[[BaseRequest], Awaitable[web.StreamResponse]]
-    prepared: Callable[[], ResponseCache]
+def find_missing_names(handler: type = web.RequestHandler) -> list[str]:
+    """The ``PRIVATE_NAMES`` that ``handler`` lacks; ``FastConnection`` needs all of them."""
+    return [name for name in PRIVATE_NAMES if not hasattr(handler, name)]
 
 
-EDGE: Final = web.AppKey("edge", Edge)
+class Connection(web.RequestHandler):
+    """One client's connection, served by aiohttp's own path."""
 
+    __slots__ = ("_begun", "_ended", "_ended_at", "_tail", "wire")
 
-class Runner(web.AppRunner):
-    """Serves the ``EDGE`` that an application has once it has started.
-
-    The application's own router and middlewares are passed over: they cost as much as an answer.
-    """
-
-    _watching: asyncio.Task[None] | None = None
-
-    async def listen(self, sock: socket.socket, tls: ssl.SSLContext | None) -> None:
-        """Serve on a socket that listens already."""
-        await Listener(self, cast("_Server", self.server), sock, tls).start()
-
-    async def drain(self, timeout: float) -> None:
-        """Take no more connections, and wait until the answers in progress have left.
-
-        After ``timeout`` seconds what is left is for ``cleanup`` to break. aiohttp's own waiting
-        takes up to twice its time, and forgets what is still in the buffers of a slow client.
-        """
-        for site in self.sites:
-            await site.stop()
-        loop = asyncio.get_running_loop()
-        end = loop.time() + timeout
-        while self.server is not None and loop.time() < end:
-            await asyncio.sleep(DRAIN_LOOK)
-            self.server.pre_shutdown()  # also closes those that have become idle since
-            if not self.server.connections:
-                return
-
-    async def _make_server(self) -> web.Server:
-        await super()._make_server()
-        server = _Server(self.app[EDGE], **self._kwargs)
-        self._watching = asyncio.create_task(server.watch())
-        return server
-
-    async def cleanup(self) -> None:
-        if self._watching is not None:
-            self._watching.cancel()
-        await super().cleanup()
-
-
-class _Server(ConnectionServer):
-    def __init__(self, edge: Edge, **options: Any) -> None:
-        super().__init__(edge.serve, **options)
-        self._prepared = edge.prepared
-        self.monitor = DeliveryMonitor()
-
-    def __call__(self) -> web.RequestHandler:
-        return _Connection(self, self._prepared, loop=self._loop, **self._kwargs)
-
-    async def watch(self) -> None:
-        """Drop readers that have stopped, until cancelled."""
-        await self.monitor.watch(self.open)
-
-    def open(self) -> Iterable[tuple[_Connection, asyncio.Transport]]:
-        """The open connections."""
-        return cast("dict[_Connection, asyncio.Transport]", self._connections).items()
-
-    def close_longest_idle(self) -> int:
-        return close_longest_idle(connection for connection, _ in self.open())
-
-    def drop_slowest_reader(self) -> bool:
-        return self.monitor.drop_slowest(self.open(), asyncio.get_running_loop().time())
-
-
-class _Connection(web.RequestHandler):
-    """One client. What it sends is looked up among the prepared answers first, as long as each
-    piece that arrived was one whole request without a body: the parser then holds nothing back.
-    """
-
-    __slots__ = (
-        "_client",
-        "_is_aligned",
-        "_last",
-        "_plain_headers",
-        "_plain_request",
-        "_prepared",
-        "_server",
-    )
-
-    def __init__(self, server: web.Server, prepared: Callable[[], ResponseCache], **options: Any) -> None:
+    def __init__(self, server: web.Server, routes: CurrentRoutes, **options: Any) -> None:
         super().__init__(server, **options)
-        self._server, self._prepared = server, prepared
-        self._is_aligned = True
-        self._last = b""  # bytes of the piece that was parsed before
-        self._plain_request = b""  # the bytes of the last request, if its answer may be kept,
-        self._plain_headers: Any = None  # and whose bytes they are
-        self._client = ""
+        self._begun = self._ended = 0  # requests
+        self._ended_at = 0.0
+        self._tail = b""  # bytes of the piece that was parsed before
+        #: The transport. ``force_close`` removes ``transport``, although bytes may be left to send.
+        self.wire: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        peer = self.peername
-        self._client = str(peer[0] if isinstance(peer, (list, tuple)) else peer or "")
+        self.wire = cast("asyncio.Transport", transport)
+
+    def begin(self, message: Any, payload: Any, writer: Any, task: asyncio.Task[None]) -> BaseRequest:
+        """The request that a parsed message stands for; aiohttp serves it next."""
+        self._begun += 1
+        return BaseRequest(message, payload, self, writer, task, asyncio.get_running_loop())
 
     def data_received(self, data: bytes) -> None:
-        if not self._is_aligned:
-            self._feed(data)
-            return
-        if self.is_idle():
-            answer = self._prepared().find(data, self._client)
-            if answer is not None:
-                self._server.requests_count += 1
-                cast("asyncio.Transport", self.transport).write(answer)
-                self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
-                return
-        self._parse(data)
-
-    def idle_since(self) -> float:
-        """When it was last used, to compare with others."""
-        return self._next_keepalive_close_time
-
-    def is_idle(self) -> bool:
-        """Whether nothing is in progress, in either direction, and the connection goes on."""
-        return (
-            self._waiter is not None
-            and not self._waiter.done()
-            and not (self._messages or self._upgraded or self._close or self._force_close)
-            and self.transport is not None
-            and not self.transport.is_closing()
-            and self.transport.get_write_buffer_size() == 0
-        )
-
-    def _parse(self, data: bytes) -> None:
-        is_waited_for = not self._messages and data.find(HEAD_END) == len(data) - len(HEAD_END)
-        self._feed(data)
-        self._plain_request = b""
-        self._is_aligned = is_waited_for and len(self._messages) == 1
-        if self._is_aligned:
-            message, payload = self._messages[0]
-            headers = getattr(message, "headers", None)  # what could not be parsed has none
-            self._is_aligned = payload is EMPTY_PAYLOAD and headers is not None
-            if self._is_aligned and is_plain(message):
-                self._plain_request, self._plain_headers = data, headers
-
-    def _feed(self, data: bytes) -> None:
         """Parse each request without a body apart from what follows it.
 
-        The parser fails at bytes behind a request that ends the connection, and then drops that
+        aiohttp's parser fails at bytes behind a request that ends the connection, and then drops that
         request as well. It drops what follows a request with ``Upgrade``.
         """
-        before, self._last = self._last, data[-3:]
+        before, self._tail = self._tail, data[-3:]
         split = (before + data[:3]).find(HEAD_END)  # an end that arrived in two pieces
         start = 0 if split < 0 else split + len(HEAD_END) - len(before)
         if start:
@@ -193,23 +84,39 @@ class _Connection(web.RequestHandler):
                 break
             super().data_received(data[start:end])
             start = end
-        if start < len(data) or not data:  # aiohttp gives nothing to have the parser go on
+        if start < len(data) or not data:  # aiohttp passes nothing to have the parser continue
             super().data_received(data[start:])
 
     async def finish_response(
         self, request: BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """Send an answer, and keep it where it may be given again."""
+        """Send a response."""
         sent = await super().finish_response(request, resp, start_time)
-        if self._plain_request and request.headers is self._plain_headers and REPLAY in resp:
-            resp[REPLAY].keep(self._plain_request, resp)
+        self._ended, self._ended_at = self._begun, asyncio.get_running_loop().time()
         return sent
 
+    def is_waiting(self) -> bool:
+        """Whether no request is in progress."""
+        return self._begun == self._ended
+
+    def is_idle(self) -> bool:
+        """Whether no request is in progress, and everything has been written."""
+        return (
+            self.is_waiting()
+            and self.wire is not None
+            and not self.wire.is_closing()
+            and self.wire.get_write_buffer_size() == 0
+        )
+
+    def idle_since(self) -> float:
+        """When the connection was last used, to compare with others."""
+        return self._ended_at
+
     def close(self) -> None:
-        """Close after the answer in progress, which aiohttp does, or else at once."""
-        is_idle = self._waiter is not None and not self._waiter.done()
+        """Close after the response in progress, which aiohttp does; without one, close now."""
+        is_waiting = self.is_waiting()
         super().close()
-        if is_idle:
+        if is_waiting:
             self.force_close()
 
     def handle_error(
@@ -219,22 +126,104 @@ class _Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answer and close; nothing of a refused request is repeated or logged, since the part
-        that could not be parsed may hold a password.
+        """An error response that closes the connection.
+
+        It neither repeats nor logs any of a rejected request: the part that could not be parsed may
+        contain a password.
         """
         if status >= 500:
             self.log_exception("a request failed", exc_info=exc)
         if request.writer.output_size > 0:
-            raise ConnectionError("the answer has begun: only the connection's end can say it")
-        error = Internal("the mirror failed; its log says why") if status >= 500 else _Refused(status)
+            raise ConnectionError("the response has begun: only closing the connection can report the error")
+        error = Internal("the mirror failed; its log says why") if status >= 500 else _Rejected(status)
         response = error_response(error)
         response.set_status(status)
         response.force_close()
         return response
 
 
-class _Refused(RegistryError):
-    """The code for "an invalid set of parameters" is the nearest that there is."""
+def make_request(
+    message: Any, payload: Any, connection: web.RequestHandler, writer: Any, task: asyncio.Task[None]
+) -> BaseRequest:
+    """The request factory of a server whose connections are ``Connection``."""
+    return cast("Connection", connection).begin(message, payload, writer, task)
+
+
+class FastConnection(Connection):
+    """A connection that looks up each piece of data in the response cache before it is parsed.
+
+    It does so as long as each piece that arrived was one whole request without a body, so that the
+    parser has no bytes left.
+    """
+
+    __slots__ = ("_client", "_is_aligned", "_plain_headers", "_plain_request", "_routes", "_server")
+
+    def __init__(self, server: web.Server, routes: CurrentRoutes, **options: Any) -> None:
+        super().__init__(server, routes, **options)
+        self._server, self._routes = server, routes
+        self._is_aligned = True
+        self._plain_request = b""  # the bytes of the last request, if its response may be stored
+        self._plain_headers: Any = None  # its headers, which identify it
+        self._client = ""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        peer = self.peername
+        self._client = str(peer[0] if isinstance(peer, (list, tuple)) else peer or "")
+
+    def data_received(self, data: bytes) -> None:
+        if not self._is_aligned:
+            super().data_received(data)
+            return
+        if self.is_idle():
+            response = self._routes.routes.response_cache.find(data, self._client)
+            if response is not None:
+                self._server.requests_count += 1
+                cast("asyncio.Transport", self.transport).write(response)
+                self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+                return
+        self._parse(data)
+
+    def is_waiting(self) -> bool:
+        return self._waiter is not None and not self._waiter.done()
+
+    def is_idle(self) -> bool:
+        return (
+            self._waiter is not None
+            and not self._waiter.done()
+            and not (self._messages or self._upgraded or self._close or self._force_close)
+            and self.transport is not None
+            and not self.transport.is_closing()
+            and self.transport.get_write_buffer_size() == 0
+        )
+
+    def idle_since(self) -> float:
+        return self._next_keepalive_close_time
+
+    def _parse(self, data: bytes) -> None:
+        is_one_head = not self._messages and data.find(HEAD_END) == len(data) - len(HEAD_END)
+        super().data_received(data)
+        self._plain_request = b""
+        self._is_aligned = is_one_head and len(self._messages) == 1
+        if self._is_aligned:
+            message, payload = self._messages[0]
+            headers = getattr(message, "headers", None)  # None of a request that could not be parsed
+            self._is_aligned = payload.is_eof() and headers is not None
+            if self._is_aligned and is_plain(message):
+                self._plain_request, self._plain_headers = data, headers
+
+    async def finish_response(
+        self, request: BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Send a response, and store it if it can be replayed."""
+        sent = await super().finish_response(request, resp, start_time)
+        if self._plain_request and request.headers is self._plain_headers and REPLAY in resp:
+            resp[REPLAY].store(self._plain_request, resp)
+        return sent
+
+
+class _Rejected(RegistryError):
+    """A request that is not valid HTTP; UNSUPPORTED is the nearest code of the specification."""
 
     code: ClassVar[str] = "UNSUPPORTED"
 

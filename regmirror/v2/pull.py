@@ -1,4 +1,4 @@
-"""Manifests and blobs: from a parsed request to an answer."""
+"""The handlers of manifests and blobs."""
 
 from __future__ import annotations
 
@@ -26,61 +26,65 @@ SMALL: Final = 128 * 1024  # bytes of a blob that goes out in one piece with its
 class Pull:
     """The handlers of ``/v2/<name>/manifests/<reference>`` and ``/v2/<name>/blobs/<digest>``."""
 
-    def __init__(self, resolver: Resolver, mirror: Mirror, sender: Sender, prepared: ResponseCache) -> None:
-        self._resolver = resolver
-        self._mirror, self._sender, self._prepared = mirror, sender, prepared
+    def __init__(
+        self, resolver: Resolver, mirror: Mirror, sender: Sender, response_cache: ResponseCache
+    ) -> None:
+        self._resolver, self._mirror = resolver, mirror
+        self._sender, self._response_cache = sender, response_cache
 
     async def manifest(
         self, context: RequestContext, repository: Repository, reference: Reference
     ) -> web.StreamResponse:
-        """200 with the exact bytes and media type; HEAD the same without them; 304."""
+        """200 with the exact bytes and media type, without the bytes for HEAD; 304."""
         if context.request.method == "HEAD":
             return await self._head_manifest(context, repository, reference)
-        answer = await self._resolver.get_manifest(repository, reference)
-        manifest = answer.content
-        context.answer(answer.cache_status)
+        result = await self._resolver.get_manifest(repository, reference)
+        manifest = result.content
+        context.record(result.cache_status)
         headers = content_headers(
-            manifest.digest, manifest.media_type, answer.cache_status.header, answer.warning
+            manifest.digest, manifest.media_type, result.cache_status.header, result.warning
         )
-        if _is_known(context.request, manifest.digest):
+        if _matches_client_copy(context.request, manifest.digest):
             return not_modified(headers)
         context.sent_bytes = manifest.size
         response = whole_response(manifest.payload, headers)
-        if answer.cache_status is HIT:
+        if result.cache_status is HIT:
 
-            def again() -> Body | None:
-                held = self._resolver.get_cached_manifest(repository, reference)
-                return manifest.payload if held is manifest else None
+            def replay() -> Body | None:
+                cached = self._resolver.get_cached_manifest(repository, reference)
+                return manifest.payload if cached is manifest else None
 
-            response[REPLAY] = Replay(self._prepared, context, again, manifest.size)
+            response[REPLAY] = Replay(
+                cache=self._response_cache, context=context, body=replay, retained=manifest.size
+            )
         return response
 
     async def _head_manifest(
         self, context: RequestContext, repository: Repository, reference: Reference
     ) -> web.StreamResponse:
-        answer = await self._resolver.head_manifest(repository, reference)
-        head = answer.content
-        context.answer(answer.cache_status)
-        headers = content_headers(head.digest, head.media_type, answer.cache_status.header, answer.warning)
-        if _is_known(context.request, head.digest):
+        result = await self._resolver.head_manifest(repository, reference)
+        head = result.content
+        context.record(result.cache_status)
+        headers = content_headers(head.digest, head.media_type, result.cache_status.header, result.warning)
+        if _matches_client_copy(context.request, head.digest):
             return not_modified(headers)
         headers["Content-Length"] = str(head.size)
         response = web.Response(headers=headers)
-        if answer.cache_status is HIT:
+        if result.cache_status is HIT:
 
-            def again() -> Body | None:
+            def replay() -> Body | None:
                 return b"" if self._resolver.get_cached_head(repository, reference) == head else None
 
-            response[REPLAY] = Replay(self._prepared, context, again)
+            response[REPLAY] = Replay(cache=self._response_cache, context=context, body=replay)
         return response
 
     async def blob(
         self, context: RequestContext, repository: Repository, digest: Digest
     ) -> web.StreamResponse:
-        """200 or 206 with the bytes, also of a blob that is still arriving; 304; 416."""
+        """200 or 206 with the bytes, also while the blob is being downloaded; 304; 416."""
         if context.request.method == "HEAD":
-            answer = await self._mirror.head_blob(repository, digest)
-            return self._head_blob(context, digest, answer)
+            result = await self._mirror.head_blob(repository, digest)
+            return self._head_blob(context, digest, result)
         opened = await self._mirror.get_blob(repository, digest)
         try:
             response = await self._send_blob(context, digest, opened)
@@ -89,19 +93,19 @@ class Pull:
         size = opened.content.size
         if opened.cache_status is HIT and size is not None and size <= SMALL:
 
-            def again() -> Body | None:
+            def replay() -> Body | None:
                 return self._mirror.read_cached_blob(repository, digest, size)
 
-            response[REPLAY] = Replay(self._prepared, context, again)
+            response[REPLAY] = Replay(cache=self._response_cache, context=context, body=replay)
         return response
 
     def _head_blob(
-        self, context: RequestContext, digest: Digest, answer: CachedResult[int | None]
+        self, context: RequestContext, digest: Digest, result: CachedResult[int | None]
     ) -> web.StreamResponse:
-        headers = _blob_headers(context, digest, answer)
-        if _is_known(context.request, digest):
+        headers = _blob_headers(context, digest, result)
+        if _matches_client_copy(context.request, digest):
             return not_modified(headers)
-        status, length = 200, answer.content
+        status, length = 200, result.content
         if length is not None:
             ranges = _ranges(context.request, digest, length)
             if ranges is not None and len(ranges) == 1:
@@ -112,11 +116,11 @@ class Pull:
         return web.Response(status=status, headers=headers)
 
     async def _send_blob(
-        self, context: RequestContext, digest: Digest, answer: CachedResult[Blob]
+        self, context: RequestContext, digest: Digest, result: CachedResult[Blob]
     ) -> web.StreamResponse:
-        blob = answer.content
-        headers = _blob_headers(context, digest, answer)
-        if _is_known(context.request, digest):
+        blob = result.content
+        headers = _blob_headers(context, digest, result)
+        if _matches_client_copy(context.request, digest):
             return not_modified(headers)
         size = blob.size
         ranges = None if size is None else _ranges(context.request, digest, size)
@@ -138,10 +142,10 @@ class Pull:
 
 
 def _blob_headers(
-    context: RequestContext, digest: Digest, answer: CachedResult[Blob] | CachedResult[int | None]
+    context: RequestContext, digest: Digest, result: CachedResult[Blob] | CachedResult[int | None]
 ) -> dict[str, str]:
-    context.answer(answer.cache_status)
-    headers = content_headers(digest, OCTETS, answer.cache_status.header, answer.warning)
+    context.record(result.cache_status)
+    headers = content_headers(digest, OCTETS, result.cache_status.header, result.warning)
     return {**headers, **context.headers, "Accept-Ranges": "bytes", "Cache-Control": FOREVER}
 
 
@@ -152,6 +156,6 @@ def _ranges(request: BaseRequest, digest: Digest, size: int) -> list[tuple[int, 
     return parse_ranges(header, size)
 
 
-def _is_known(request: BaseRequest, digest: Digest) -> bool:
+def _matches_client_copy(request: BaseRequest, digest: Digest) -> bool:
     header = request.headers.get("If-None-Match")
     return header is not None and matches_etag(header, digest)

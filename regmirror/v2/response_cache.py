@@ -1,12 +1,12 @@
-"""Answers that are given again by the exact bytes of their requests, in front of the HTTP parser.
+"""Whole responses, replayed by the exact bytes of their requests, in front of the HTTP parser.
 
-A client that asks for a manifest sends the same bytes each time. Once the ordinary path has
-answered such a request by what is here, the headers of its answer are kept under the request's
-bytes. From then on it is given without parsing, for as long as the ordinary path would give just
-this one: whoever built the answer attaches a ``Repeat``, which is asked each time.
+A client sends the same bytes each time it requests a manifest. When the ordinary path has served
+such a request as a hit, the headers of its response are stored under the request's bytes. Later
+requests are then served without parsing, as long as the ordinary path would send the same response:
+the handler attaches a ``Replay``, whose ``body`` decides that for every request.
 
-Only plain requests are kept: GET or HEAD of HTTP/1.1 with none but the headers in ``PLAIN``. So no
-credential is ever kept, and no condition, range, body, upgrade or request id comes this way.
+Only plain requests are stored: GET or HEAD of HTTP/1.1 with no other headers than ``PLAIN``. So no
+credential is ever stored, and conditions, ranges, bodies, upgrades and request ids are parsed.
 """
 
 from __future__ import annotations
@@ -14,27 +14,26 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from email.utils import formatdate
+from functools import lru_cache
 from typing import Any, Final
 
 from aiohttp import HttpVersion11, web
-from aiohttp.helpers import rfc822_formatted_time
 
 from regmirror.lru import Lru
 from regmirror.telemetry.events import Emit, RequestServed
 from regmirror.v2.request import RequestContext, new_request_id
 
-#: Header names, in lower case, that change nothing about an answer, or tell nothing of a client.
+#: Names of headers, in lower case, that do not change a response and say nothing about a client.
 PLAIN: Final = frozenset({"host", "user-agent", "accept", "accept-encoding", "accept-language", "connection"})
-REQUEST_MAX: Final = 2048  # bytes of a request that is kept
-WEIGHT_MAX: Final = 256 * 1024  # bytes that an entry may take
-KEPT: Final = 8 * 1024 * 1024  # bytes that all entries may take, in each worker
-OVERHEAD: Final = 1024  # bytes that an entry takes besides
+REQUEST_MAX: Final = 2048  # bytes of a request that is stored
+WEIGHT_MAX: Final = 256 * 1024  # bytes of one entry
+TOTAL_MAX: Final = 8 * 1024 * 1024  # bytes of all entries, in each worker
+OVERHEAD: Final = 1024  # bytes of an entry besides its texts
 
 
 def is_plain(message: Any) -> bool:
-    """Of a request as aiohttp has parsed it: whether nothing but its first line decides the answer,
-    and the connection stays open.
-    """
+    """Whether the first line of a parsed request alone decides its response, and the connection stays."""
     return bool(
         message.version == HttpVersion11
         and message.method in ("GET", "HEAD")
@@ -46,27 +45,27 @@ def is_plain(message: Any) -> bool:
 Body = bytes | bytearray | memoryview
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Replay:
-    """How an answer is given again.
+    """How a response can be sent again, from ``cache``.
 
-    ``body`` returns what follows the same headers once more, where the ordinary path would give
-    this answer now, at once; else None. It notes whatever that path notes besides the event.
-    ``held`` is how many bytes it keeps in memory.
+    ``body`` returns the body if the ordinary path would send this response now, without waiting,
+    and None otherwise. It records the pull as that path does. ``retained`` is the size of what it
+    keeps in memory, in bytes.
     """
 
-    answers: ResponseCache
+    cache: ResponseCache
     context: RequestContext
     body: Callable[[], Body | None]
-    held: int = 0
+    retained: int = 0
 
-    def keep(self, request: bytes, response: web.StreamResponse) -> None:
-        """Give ``response``, which has just been sent, to whoever sends these bytes."""
+    def store(self, request: bytes, response: web.StreamResponse) -> None:
+        """Store ``response``, which has just been sent, for the next request of these bytes."""
         if response.status == 200 and response.keep_alive and len(request) <= REQUEST_MAX:
-            self.answers.keep(request, response, self)
+            self.cache.store(request, response, self)
 
 
-REPLAY: Final = web.ResponseKey("repeat", Replay)
+REPLAY: Final = web.ResponseKey("replay", Replay)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +78,14 @@ class _Entry:
 
 
 class ResponseCache:
-    """The answers of one service: those of another configuration are never given."""
+    """The responses of one configuration."""
 
     def __init__(self, emit: Emit) -> None:
         self._emit = emit
-        self._entries: Lru[bytes, _Entry] = Lru(KEPT, lambda _, entry: entry.weight)
+        self._entries: Lru[bytes, _Entry] = Lru(TOTAL_MAX, lambda _, entry: entry.weight)
 
     def find(self, request: bytes, client: str) -> bytes | None:
-        """The answer to exactly these bytes, told to the listeners; None if they must be parsed."""
+        """The response to exactly these bytes, and emit its event; None if they must be parsed."""
         entry = self._entries.get(request)
         if entry is None:
             return None
@@ -94,34 +93,36 @@ class ResponseCache:
         body = entry.body()
         if body is None:
             return None
-        self._tell(entry.served, client, time.perf_counter() - began)
-        return b"".join((entry.before_date, rfc822_formatted_time().encode(), entry.after_date, body))
-
-    def keep(self, request: bytes, response: web.StreamResponse, repeat: Replay) -> None:
-        """Remember what has just been sent to a plain request."""
-        head, tail = _split_head(response)
-        weight = len(request) + len(head) + len(tail) + repeat.held + OVERHEAD
-        if weight <= WEIGHT_MAX:
-            entry = _Entry(head, tail, repeat.body, repeat.context.event(), weight)
-            self._entries.put(request, entry)
-
-    def _tell(self, like: RequestServed, client: str, seconds: float) -> None:
+        served, seconds = entry.served, time.perf_counter() - began
         self._emit(
             RequestServed(
                 new_request_id(),
                 client,
-                like.method,
-                like.path,
-                like.status,
-                like.kind,
-                like.upstream,
-                like.result,
-                like.cache_status,
-                like.sent_bytes,
+                served.method,
+                served.path,
+                served.status,
+                served.kind,
+                served.upstream,
+                served.result,
+                served.cache_status,
+                served.sent_bytes,
                 seconds,
                 seconds,
             )
         )
+        return b"".join((entry.before_date, _http_date(int(time.time())), entry.after_date, body))
+
+    def store(self, request: bytes, response: web.StreamResponse, replay: Replay) -> None:
+        """Store the headers of a response to a plain request."""
+        head, tail = _split_head(response)
+        weight = len(request) + len(head) + len(tail) + replay.retained + OVERHEAD
+        if weight <= WEIGHT_MAX:
+            self._entries.put(request, _Entry(head, tail, replay.body, replay.context.event(), weight))
+
+
+@lru_cache(maxsize=1)
+def _http_date(second: int) -> bytes:
+    return formatdate(second, usegmt=True).encode()
 
 
 def _split_head(response: web.StreamResponse) -> tuple[bytes, bytes]:

@@ -1,9 +1,9 @@
-"""Answers: the only place where values and errors become HTTP.
+"""Responses: the only place where values and errors become HTTP.
 
-Every answer below ``/v2`` carries the API version; content carries its digest as entity tag,
-its exact media type and its length (distribution specification, "Pulling"). Errors are the
-specification's JSON. Once an answer has begun, a failure closes the connection short of
-``Content-Length``, by FIN, since clients resume after that and give up after a reset.
+Every response below ``/v2`` has the API version; content has its digest as entity tag, its exact
+media type and its length (distribution specification, "Pulling"). Errors are the specification's
+JSON. Once a response has begun, a failure closes the connection short of ``Content-Length``, by
+FIN: clients resume after that and give up after a reset.
 """
 
 from __future__ import annotations
@@ -26,43 +26,47 @@ SERVER: Final = f"regmirror/{__version__}"
 COMMON: Final = {"Docker-Distribution-Api-Version": "registry/2.0", "Server": SERVER}
 METHODS: Final = "GET, HEAD"
 FOREVER: Final = "max-age=31536000"
-
-
 SLICE: Final = 128 * 1024  # bytes; a longer body is written in slices
 
 
-class _Slices(Payload):
-    """A body that waits for its reader after each slice.
+class _SlicedBody(Payload):
+    """A body that is written in slices, each after the client has read enough of those before.
 
-    aiohttp joins bytes with their headers and gives all of it to the transport, so that each
-    connection whose client does not read holds a copy.
+    aiohttp joins bytes with their headers and passes all of it to the transport, so that each
+    connection whose client does not read has a copy.
     """
 
+    def __init__(self, body: bytes) -> None:
+        super().__init__(body)
+        self.body = body
+
+    @property
+    def size(self) -> int:
+        return len(self.body)
+
     async def write(self, writer: AbstractStreamWriter) -> None:
-        view = memoryview(self._value)
+        view = memoryview(self.body)
         for start in range(0, len(view), SLICE):
             await writer.write(view[start : start + SLICE])
-            await asyncio.sleep(0)  # a client that keeps up must not starve the others
+            await asyncio.sleep(0)  # a client that reads fast must not delay the others
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
-        return str(self._value, encoding, errors)
+        return str(self.body, encoding, errors)
 
 
 def whole_response(body: bytes, headers: dict[str, str]) -> web.Response:
-    """200 with all of a body, which other responses may share."""
+    """200 with a whole body; responses may share one ``body``."""
     if len(body) <= SLICE:
         return web.Response(body=body, headers=headers)
-    payload = _Slices(body)
-    payload._size = len(body)  # noqa: SLF001  # what a subclass tells ``size`` by
-    return web.Response(body=payload, headers=headers)
+    return web.Response(body=_SlicedBody(body), headers=headers)
 
 
 class Internal(RegistryError):
-    """Something failed here, not upstream."""
+    """This server failed, not the upstream."""
 
 
 def content_headers(digest: Digest, media_type: str, cache_status: str, warning: str = "") -> dict[str, str]:
-    """The headers of a manifest or blob, its length apart."""
+    """The headers of a manifest or blob, without its length."""
     headers = {
         **COMMON,
         "Content-Type": media_type,
@@ -76,7 +80,7 @@ def content_headers(digest: Digest, media_type: str, cache_status: str, warning:
 
 
 def warning_header(text: str) -> str:
-    """``Warning: 299 - "…"``: the one form that the distribution specification allows."""
+    """``299 - "<text>"``, the form of ``Warning`` that the distribution specification allows."""
     clean = "".join(char if char.isascii() and char.isprintable() else "?" for char in text)
     escaped = clean[:1000].replace("\\", "\\\\").replace('"', '\\"')
     return f'299 - "{escaped}"'
@@ -85,18 +89,20 @@ def warning_header(text: str) -> str:
 def json_response(
     document: Any, headers: dict[str, str], media_type: str = "application/json"
 ) -> web.Response:
-    """JSON with the bare media type: clients compare it as a text."""
+    """JSON. The media type has no parameters: clients compare it as a text."""
     body = json.dumps(document, separators=(",", ":")).encode()
     return whole_response(body, {**COMMON, **headers, "Content-Type": media_type})
 
 
 def not_modified(headers: dict[str, str]) -> web.Response:
-    kept = {name: value for name, value in headers.items() if name != "Content-Type"}
-    return web.Response(status=304, headers=kept)
+    """304 with the headers of the content (RFC 9110 §15.4.5)."""
+    return web.Response(
+        status=304, headers={name: value for name, value in headers.items() if name != "Content-Type"}
+    )
 
 
 def error_response(error: RegistryError) -> web.Response:
-    """The one place where an error becomes an answer."""
+    """The response to a failed request: status, the specification's JSON, and headers."""
     detail: dict[str, Any] = {}
     if reason := getattr(error, "reason", ""):
         detail = {"upstream": getattr(error, "upstream", ""), "reason": reason}
@@ -114,6 +120,6 @@ def error_response(error: RegistryError) -> web.Response:
 
 
 def abort(request: BaseRequest) -> None:
-    """Close the connection after what has been written, so that the answer ends short."""
+    """Close the connection after the bytes that were written: the response ends short."""
     if request.transport is not None:
         request.transport.close()

@@ -1,7 +1,7 @@
-"""The one entry of the registry API: which handler answers which path.
+"""The routes of the registry API: which handler serves which path.
 
 /v2/                                         is this a registry?
-/v2/_catalog?n=&last=                        what is stored
+/v2/_catalog?n=&last=                        the cached repositories
 /v2/library/alpine/manifests/3.20            GET, HEAD
 /v2/library/alpine/blobs/sha256:…            GET, HEAD
 /v2/library/alpine/tags/list?n=&last=
@@ -10,6 +10,9 @@
 """
 
 from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
 
 from aiohttp import web
 from aiohttp.web_request import BaseRequest
@@ -22,41 +25,74 @@ from regmirror.telemetry.events import Emit
 from regmirror.v2.lists import Lists
 from regmirror.v2.pull import Pull
 from regmirror.v2.request import RequestContext
+from regmirror.v2.response_cache import ResponseCache
 from regmirror.v2.responses import Internal, abort, error_response, json_response
 
+Handler = Callable[[BaseRequest], Awaitable[web.StreamResponse]]
 _KINDS = {"manifest": "manifest", "blob": "blob", "tags": "tags", "referrers": "referrers"}
 
 
 class Routes:
-    """The request handler of everything that is not operating (``server/ops.py``)."""
+    """The request handler of one configuration.
 
-    def __init__(self, table: UpstreamTable, pull: Pull, listing: Lists, emit: Emit) -> None:
-        self._table, self._pull, self._listing, self._emit = table, pull, listing, emit
+    ``operations`` serve exact paths outside the registry API, such as ``/healthz``; they emit no
+    event. ``response_cache`` belongs to these routes, since another configuration may respond
+    differently.
+    """
+
+    def __init__(
+        self,
+        *,
+        table: UpstreamTable,
+        pull: Pull,
+        lists: Lists,
+        response_cache: ResponseCache,
+        operations: Mapping[str, Handler],
+        emit: Emit,
+    ) -> None:
+        self.response_cache = response_cache
+        self._table, self._pull, self._lists = table, pull, lists
+        self._operations, self._emit = operations, emit
+        self._in_progress = 0
+        self._drained = asyncio.Event()
 
     async def serve(self, request: BaseRequest) -> web.StreamResponse:
-        """Answer, whatever happens; tell the listeners once how it went."""
+        """Respond, also to a request that fails; emit one event when the response has ended."""
+        operation = self._operations.get(request.rel_url.raw_path)
+        if operation is not None and request.method in ("GET", "HEAD"):
+            return await operation(request)
         context = RequestContext(request)
+        self._in_progress += 1
         try:
-            response = await self._answer(context)
+            response = await self._serve(context)
             context.status = response.status
             return response
         except RegistryError as error:
-            return self._refuse(context, error)
+            return self._reject(context, error)
         except ConnectionError as error:
             context.error = f"client left: {error}"
             abort(request)  # raised instead, it would be logged as an error for every early leaver
             return web.StreamResponse(status=context.status or 499)
         except OSError as error:
-            return self._refuse(context, Internal(f"the store failed: {error.strerror}"))
-        except Exception as error:  # a defect of ours: server.py logs and answers it
+            return self._reject(context, Internal(f"the store failed: {error.strerror}"))
+        except Exception as error:  # a defect of this program: the connection logs it and responds
             context.status = context.status or Internal.status
             context.error = f"{type(error).__name__} in the mirror"
             raise
         finally:
             self._emit(context.event())
+            self._in_progress -= 1
+            if not self._in_progress:
+                self._drained.set()
 
-    def _refuse(self, context: RequestContext, error: RegistryError) -> web.StreamResponse:
-        """Say what is wrong; after the first byte only the connection's end can say it."""
+    async def drain(self) -> None:
+        """Wait until no request is in progress; for routes that receive no new ones."""
+        while self._in_progress:
+            self._drained.clear()
+            await self._drained.wait()
+
+    def _reject(self, context: RequestContext, error: RegistryError) -> web.StreamResponse:
+        """The error as a response; once a response has begun, close the connection instead."""
         context.error = error.message
         if context.request.writer.output_size > 0:
             abort(context.request)
@@ -66,9 +102,8 @@ class Routes:
         response.headers.update(context.headers)
         return response
 
-    async def _answer(self, context: RequestContext) -> web.StreamResponse:
-        request = context.request
-        path = split(decode(request.rel_url.raw_path))
+    async def _serve(self, context: RequestContext) -> web.StreamResponse:
+        path = split(decode(context.request.rel_url.raw_path))
         if path is None:
             raise NameUnknown("nothing is served here; the registry is at /v2/")
         context.kind = _KINDS.get(path.endpoint, "")  # type: ignore[assignment]
@@ -77,7 +112,7 @@ class Routes:
                 response = await self._dispatch(context, path)
             except RegistryError as error:
                 if doubt.has_failed and error.status == 404 and not error.is_definite:
-                    raise MetadataUnavailable from error  # it may well be stored
+                    raise MetadataUnavailable from error  # the content may be stored
                 raise
         if not response.prepared:
             response.headers.update(context.headers)
@@ -87,16 +122,16 @@ class Routes:
         request = context.request
         ns = request.query.getall("ns", []) if request.query_string else []
         if path.endpoint in ("ping", "catalog"):
-            _only_reading(request)
+            _require_read(request)
             upstream = self._table.resolve_upstream(prefix=path.prefix, ns=ns)
             if path.endpoint == "catalog":
-                return await self._listing.catalog(context, upstream)
+                return await self._lists.catalog(context, upstream)
             return json_response({}, {})
         repository = self._table.resolve(path.name, prefix=path.prefix, ns=ns)
         context.upstream = repository.upstream
         if namespace := self._table.namespace(path.name, prefix=path.prefix, ns=ns):
             context.headers["OCI-Namespace"] = namespace  # specification, "Registry Proxying"
-        _only_reading(request)
+        _require_read(request)
         match path.endpoint:
             case "manifest":
                 reference = parse_reference(path.argument)
@@ -104,12 +139,25 @@ class Routes:
             case "blob":
                 return await self._pull.blob(context, repository, Digest(path.argument))
             case "tags":
-                return await self._listing.tags(context, repository, path.name)
+                return await self._lists.tags(context, repository, path.name)
             case "referrers":
-                return await self._listing.referrers(context, repository, Digest(path.argument))
+                return await self._lists.referrers(context, repository, Digest(path.argument))
         raise Unsupported(f"{repository} is mirrored: it can be pulled, not pushed")
 
 
-def _only_reading(request: BaseRequest) -> None:
+class CurrentRoutes:
+    """The routes that serve the next request; a reload assigns others to ``routes``."""
+
+    __slots__ = ("routes",)
+
+    def __init__(self, routes: Routes) -> None:
+        self.routes = routes
+
+    def serve(self, request: BaseRequest) -> Awaitable[web.StreamResponse]:
+        """Respond by the routes of this moment, to the end of the response."""
+        return self.routes.serve(request)
+
+
+def _require_read(request: BaseRequest) -> None:
     if request.method not in ("GET", "HEAD"):
         raise Unsupported(f"{request.method[:20]} is not supported: this is a mirror")

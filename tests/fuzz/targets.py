@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote
 
+from aiohttp import web
 from aiohttp.http import HttpProcessingError, HttpRequestParser
 from yarl import URL
 
@@ -36,7 +37,7 @@ from regmirror.upstream.auth.challenges import Challenge, parse_challenges, pref
 from regmirror.upstream.content import range_of
 from regmirror.upstream.pagination import next_page
 from regmirror.v2.conditions import matches_etag, may_use_range, parse_ranges
-from regmirror.v2.connection import Edge, _Connection, _Server
+from regmirror.v2.connection import FastConnection
 
 CORPUS = Path(__file__).parent / "corpus"
 ETAG = f"sha256:{'0123456789abcdef' * 4}"
@@ -89,17 +90,20 @@ def _has_upgrade(data: bytes) -> bool:
     return b"upgrade" in data.lower() or data.lstrip(b"\r\n").startswith(b"CONNECT")
 
 
-def _by_connection(data: bytes) -> tuple[list[Any], _Connection]:
-    server = _Server(Edge(_never, _never), loop=_loop())
-    connection = _Connection(server, _never, loop=_loop(), **LIMITS)
+def _by_connection(data: bytes) -> tuple[list[Any], FastConnection]:
+    connection = _connection()
     connection.data_received(data)
     messages = [_meaning(message) for message, _ in connection._messages if hasattr(message, "method")]
     return messages, connection
 
 
+def _connection() -> FastConnection:
+    unused: Any = None  # no request is served
+    return FastConnection(web.Server(_never, loop=_loop()), unused, loop=_loop(), **LIMITS)
+
+
 def _by_parser(data: bytes) -> tuple[list[Any], bool]:
-    protocol = _Connection(_Server(Edge(_never, _never), loop=_loop()), _never, loop=_loop(), **LIMITS)
-    parser = HttpRequestParser(protocol, _loop(), 2**16, **LIMITS, max_msg_queue_size=32)
+    parser = HttpRequestParser(_connection(), _loop(), 2**16, **LIMITS, max_msg_queue_size=32)
     try:
         messages, _, _ = parser.feed_data(data)
     except HttpProcessingError:

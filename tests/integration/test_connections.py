@@ -11,8 +11,7 @@ import sys
 import pytest
 import trustme
 
-from regmirror.server import delivery_monitor as connections
-from regmirror.server.delivery_monitor import LEAST, STALLED, WINDOW
+from regmirror.server.delivery_monitor import LEAST, STALLED, WINDOW, count_acknowledged
 from tests.fake_registry import random_bytes
 from tests.mirror_fixture import NAME, list_open_files, run_program, wait_until
 
@@ -189,12 +188,12 @@ async def stopped_readers(mirror, path, count=1, tls=None):
 
 
 def busy(mirror):
-    return [transport for connection, transport in mirror.server.open() if not connection.is_idle()]
+    return [item.wire for item in mirror.server.open_connections() if item.wire and not item.is_idle()]
 
 
 async def look(mirror, after):
     """What the monitor finds so many seconds after now; what it closes is closed on return."""
-    mirror.server.monitor.look(mirror.server.open(), asyncio.get_running_loop().time() + after)
+    mirror.server.monitor.poll(mirror.server.open_connections(), asyncio.get_running_loop().time() + after)
     await asyncio.sleep(0)
 
 
@@ -242,7 +241,7 @@ async def test_a_reader_that_stops_is_dropped(served, upstream, path, large_mani
         await look(mirror, WINDOW / 2)
         assert len(busy(mirror)) == 1
         await look_on(mirror, lambda: not busy(mirror))
-        await wait_until(lambda: not list(mirror.server.open()), "nothing is left of it")
+        await wait_until(lambda: not mirror.server.open_connections(), "nothing is left of it")
     await wait_until(
         lambda: not any("/data/blobs/" in name for name in list_open_files()), "the file is closed"
     )
@@ -264,7 +263,7 @@ async def test_a_reader_that_has_stopped_makes_room_for_others(mirror, path):
     await mirror.get(path)
     loop = asyncio.get_running_loop()
     async with stopped_readers(mirror, path):
-        mirror.server.monitor.look(mirror.server.open(), loop.time())
+        mirror.server.monitor.poll(mirror.server.open_connections(), loop.time())
         assert not mirror.server.drop_slowest_reader()
         for window in mirror.server.monitor._windows.values():
             window.since = loop.time() - STALLED
@@ -287,7 +286,7 @@ async def test_a_slow_reader_gets_everything(mirror, path):
 
 def acknowledged(mirror):
     [transport] = busy(mirror)
-    return connections._count(transport.get_extra_info("socket"))[0]
+    return count_acknowledged(transport.get_extra_info("socket"))[0]
 
 
 async def test_a_reader_that_waits_for_the_upstream_is_not_dropped(mirror, upstream, path):

@@ -6,11 +6,10 @@ from itertools import product
 
 import pytest
 import trustme
-from aiohttp import web
 
-from regmirror.server.app import create_app, prepare
+from regmirror.server.app import open_http_server, open_worker, prepare
+from regmirror.server.listener import bind
 from regmirror.telemetry.events import DownloadEnded
-from regmirror.v2.connection import Runner
 from tests.fake_registry import DOCKER_MANIFEST, INDEX, MANIFEST, random_bytes
 from tests.mirror_fixture import make_config, run_program
 
@@ -421,11 +420,8 @@ async def secure(storage, upstream, tmp_path):
     authority.configure_trust(client)
     config = make_config(storage, {"registry.test": upstream})
     prepare(config)
-    runner = Runner(create_app(config), access_log=None, shutdown_timeout=0.5)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=server)
-    await site.start()
-    port = runner.addresses[0][1]
+    [sock] = bind("127.0.0.1:0", 1)
+    port = sock.getsockname()[1]
 
     async def talk(text, context=client):
         reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
@@ -434,8 +430,11 @@ async def secure(storage, upstream, tmp_path):
         writer.close()
         return received
 
-    yield talk
-    await runner.cleanup()
+    async with open_worker(config) as worker:
+        served = open_http_server(worker)
+        served.listen(sock, server)
+        yield talk
+        await served.close()
 
 
 @pytest.mark.parametrize("state", ["cold", "warm"])

@@ -12,7 +12,7 @@ import trustme
 
 from regmirror.blobs import local
 from regmirror.metadata.cache import MetadataCache
-from regmirror.mirror.resolver import Resolver
+from regmirror.mirror.mirror import Mirror
 from regmirror.oci.names import Digest, Repository, Tag
 from regmirror.telemetry.events import RequestServed
 from regmirror.v2 import response_cache as prepared
@@ -94,7 +94,7 @@ def ping():
 
 
 def kept(mirror):
-    return len(mirror.worker.response_cache._entries)
+    return len(mirror.worker.routes.routes.response_cache._entries)
 
 
 async def warm(mirror, image):
@@ -130,7 +130,7 @@ async def test_the_answer_has_the_date_of_now(mirror, image, given, monkeypatch)
     await warm(mirror, image)
     async with connect(mirror) as wire:
         await wire.ask(raw())
-        monkeypatch.setattr(prepared, "rfc822_formatted_time", lambda: "Thu, 01 Jan 2099 00:00:00 GMT")
+        monkeypatch.setattr(prepared, "_http_date", lambda second: b"Thu, 01 Jan 2099 00:00:00 GMT")
         wire.send(raw())
         head = await wire._reader.readuntil(b"\r\n\r\n")
     assert b"\r\nDate: Thu, 01 Jan 2099 00:00:00 GMT\r\n" in head
@@ -207,7 +207,7 @@ async def test_an_answer_of_the_old_configuration_is_not_kept_for_the_new_one(
     mirror, image, given, monkeypatch
 ):
     await warm(mirror, image)
-    find = Resolver.get_manifest
+    find = Mirror.manifest
 
     async def find_and_reload(self, repository, reference):
         answer = await find(self, repository, reference)
@@ -215,7 +215,7 @@ async def test_an_answer_of_the_old_configuration_is_not_kept_for_the_new_one(
         await mirror.reload(upstreams=DENIED)
         return answer
 
-    monkeypatch.setattr(Resolver, "get_manifest", find_and_reload)
+    monkeypatch.setattr(Mirror, "manifest", find_and_reload)
     async with connect(mirror) as wire:
         assert (await wire.ask(raw())).startswith(b"HTTP/1.1 200 ")
         assert kept(mirror) == 0
@@ -304,7 +304,7 @@ async def test_a_stale_answer_is_not_kept(mirror, upstream, image):
 
 
 async def test_what_is_kept_is_bounded(mirror, image, monkeypatch):
-    monkeypatch.setattr(mirror.worker.response_cache._entries, "_limit", 10_000)
+    monkeypatch.setattr(mirror.worker.routes.routes.response_cache._entries, "_limit", 10_000)
     await warm(mirror, image)
     async with connect(mirror) as wire:
         for number in range(30):
@@ -374,7 +374,7 @@ async def test_a_blob_is_held_by_its_file_alone(mirror, blob):
     """What is prepared costs memory for the headers."""
     async with connect(mirror) as wire:
         await wire.ask(raw(blob))
-    assert mirror.worker.response_cache._entries._weight < 4_000
+    assert mirror.worker.routes.routes.response_cache._entries._weight < 4_000
 
 
 # --- how requests arrive ---------------------------------------------------------------------
@@ -440,14 +440,14 @@ async def test_an_answer_is_kept_under_its_own_request(mirror, upstream, image, 
     other = "/v2/team/app/manifests/2"
     await warm(mirror, image)
     await mirror.get(other)
-    find, arrived = Resolver.get_manifest, asyncio.Event()
+    find, arrived = Mirror.manifest, asyncio.Event()
 
     async def find_late(self, *args):
         monkeypatch.undo()
         await arrived.wait()
         return await find(self, *args)
 
-    monkeypatch.setattr(Resolver, "get_manifest", find_late)
+    monkeypatch.setattr(Mirror, "manifest", find_late)
     async with connect(mirror) as wire:
         wire.send(raw())
         await mirror.wait_for_started(mirror.server.requests_count + 1)
@@ -496,7 +496,7 @@ async def test_a_client_that_does_not_read_is_given_nothing_more(mirror, blob, g
             count = mirror.server.requests_count
             wire.send(raw(blob))
             await wait_until(lambda count=count: mirror.server.requests_count > count, "it has arrived")
-            transport = [*mirror.server._connections.values()][-1]
+            transport = mirror.server.open_connections()[-1].wire
         looked = len(given)
         for _ in range(20):
             wire.send(raw(blob))

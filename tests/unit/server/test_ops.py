@@ -6,10 +6,9 @@ import asyncio
 
 import pytest
 
-from regmirror.blobs.staging import Staging
 from regmirror.metadata.store import MetadataStore
 from regmirror.metadata.upgrade import database_path, upgrade
-from regmirror.server.ops import PROBE_AGE, Ops
+from regmirror.server.ops import PROBE_MAX_AGE, Ops
 from regmirror.telemetry.metrics import Metrics
 
 
@@ -31,20 +30,24 @@ async def metadata(tmp_path):
     await store.close()
 
 
-async def test_many_questions_whether_it_is_ready_write_once(tmp_path, metadata, monkeypatch):
+def make_ops(metadata, **changed):
+    given = {"find_read_error": str, "find_write_error": str, "metrics": Metrics({}, "0"), **changed}
+    return Ops(metadata=metadata, **given)
+
+
+async def test_many_questions_whether_it_is_ready_write_once(metadata):
     """B100: one write probe in some seconds, and its result for everybody."""
     probes, results = [], ["", "no space left on device"]
 
-    def find_write_error(self):
-        probes.append(self.directory)
+    def find_write_error():
+        probes.append(None)
         return results[len(probes) - 1]
 
-    monkeypatch.setattr(Staging, "find_write_error", find_write_error)
     clock = Clock()
-    ops = Ops(tmp_path, metadata, Metrics({}, "0"), clock=clock)
+    ops = make_ops(metadata, find_write_error=find_write_error, clock=clock)
     responses = await asyncio.gather(*(ops.readyz(None) for _ in range(20)))
     assert {"ready\n"} == {response.text for response in responses}
-    clock.time += PROBE_AGE - 0.1
+    clock.time += PROBE_MAX_AGE - 0.1
     await ops.readyz(None)
     assert len(probes) == 1
     clock.time += 0.2
@@ -53,7 +56,7 @@ async def test_many_questions_whether_it_is_ready_write_once(tmp_path, metadata,
     assert len(probes) == 2
 
 
-async def test_metrics_count_no_rows(tmp_path, metadata, monkeypatch):
+async def test_metrics_count_no_rows(metadata, monkeypatch):
     """B100: what they tell is kept by the database."""
     queries, first = [], metadata.database.first
 
@@ -62,7 +65,7 @@ async def test_metrics_count_no_rows(tmp_path, metadata, monkeypatch):
         return await first(query)
 
     monkeypatch.setattr(metadata.database, "first", note)
-    ops = Ops(tmp_path, metadata, Metrics({}, "0"))
+    ops = make_ops(metadata)
     assert (await ops.metrics(None)).status == 200
     assert queries
     assert not [query for query in queries if "count(" in query or "from tags" in query]
