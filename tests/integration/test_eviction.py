@@ -113,7 +113,7 @@ async def test_a_purged_digest_that_is_being_read_is_told(start_mirror: Any, ups
         values = {"REGMIRROR_STORAGE__PATH": str(mirror.root)}
         refused = await asyncio.to_thread(run, "purge", digest, cwd=mirror.root.parent, **values)
     assert refused.returncode == 1
-    assert "being read" in refused.stderr
+    assert "is reading it" in refused.stderr
     assert [item["digest"] for item in (await command(mirror, "purge", digest))["removed"]] == [digest]
 
 

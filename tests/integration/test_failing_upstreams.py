@@ -350,7 +350,7 @@ async def test_a_defect_of_ours_is_an_error_of_the_api(
         raise ZeroDivisionError("on purpose")
 
     with monkeypatch.context() as broken:
-        broken.setattr("regmirror.mirror.resolver.Resolver._may_believe", fail)
+        broken.setattr("regmirror.mirror.resolver.Resolver._is_current", fail)
         broken.setattr("regmirror.mirror.resolver.Resolver._find_fallback", fail)
         error = only_an_error(await mirror.get(TAG), 500, "UNKNOWN")
 

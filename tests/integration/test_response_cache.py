@@ -12,7 +12,7 @@ import trustme
 
 from regmirror.blobs import local
 from regmirror.metadata.cache import MetadataCache
-from regmirror.mirror.mirror import Mirror
+from regmirror.mirror.resolver import Resolver
 from regmirror.oci.names import Digest, Repository, Tag
 from regmirror.telemetry.events import RequestServed
 from regmirror.v2 import response_cache as prepared
@@ -207,7 +207,7 @@ async def test_an_answer_of_the_old_configuration_is_not_kept_for_the_new_one(
     mirror, image, given, monkeypatch
 ):
     await warm(mirror, image)
-    find = Mirror.manifest
+    find = Resolver.get_manifest
 
     async def find_and_reload(self, repository, reference):
         answer = await find(self, repository, reference)
@@ -215,7 +215,7 @@ async def test_an_answer_of_the_old_configuration_is_not_kept_for_the_new_one(
         await mirror.reload(upstreams=DENIED)
         return answer
 
-    monkeypatch.setattr(Mirror, "manifest", find_and_reload)
+    monkeypatch.setattr(Resolver, "get_manifest", find_and_reload)
     async with connect(mirror) as wire:
         assert (await wire.ask(raw())).startswith(b"HTTP/1.1 200 ")
         assert kept(mirror) == 0
@@ -440,14 +440,14 @@ async def test_an_answer_is_kept_under_its_own_request(mirror, upstream, image, 
     other = "/v2/team/app/manifests/2"
     await warm(mirror, image)
     await mirror.get(other)
-    find, arrived = Mirror.manifest, asyncio.Event()
+    find, arrived = Resolver.get_manifest, asyncio.Event()
 
     async def find_late(self, *args):
         monkeypatch.undo()
         await arrived.wait()
         return await find(self, *args)
 
-    monkeypatch.setattr(Mirror, "manifest", find_late)
+    monkeypatch.setattr(Resolver, "get_manifest", find_late)
     async with connect(mirror) as wire:
         wire.send(raw())
         await mirror.wait_for_started(mirror.server.requests_count + 1)

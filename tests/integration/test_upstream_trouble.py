@@ -231,7 +231,7 @@ async def test_a_hung_upstream_opens_the_circuit_after_three_slow_answers(
         (await mirror.get(f"/v2/team/app/manifests/{n}")).headers["Warning"] for n in (0, 1, 2, 3, 0, 3)
     ]
 
-    assert ["slow to answer" in text for text in warnings] == [True] * 3 + [False] * 3
+    assert ["slow to respond" in text for text in warnings] == [True] * 3 + [False] * 3
     assert circuit(mirror) == [True]
     assert upstream.count() == 3
     assert (await mirror.get(NEW)).status == 503
@@ -353,7 +353,7 @@ async def upstreams(upstream: Any) -> Any:
 async def test_who_joins_what_hangs_does_not_wait_again(upstreams: Any, has_stale: bool) -> None:
     """B35: patience of an hour that has passed already."""
     asks = UpstreamAccess(
-        cast("MetadataCache", None), upstreams, offline=False, patience=3600, cold_deadline=3600
+        cast("MetadataCache", None), upstreams, offline=False, stale_deadline=3600, cold_deadline=3600
     )
     forever = asyncio.get_running_loop().create_future()
     async with asyncio.timeout(10):
@@ -390,7 +390,7 @@ async def test_a_request_that_hangs_has_a_deadline(upstreams: Any, subject: str)
 async def test_work_in_the_air_is_not_waited_for_while_the_circuit_is_open(upstreams: Any) -> None:
     """B33: a flight that began before it opened is of no use to who comes now."""
     asks = UpstreamAccess(
-        cast("MetadataCache", None), upstreams, offline=False, patience=3600, cold_deadline=3600
+        cast("MetadataCache", None), upstreams, offline=False, stale_deadline=3600, cold_deadline=3600
     )
     for _ in range(3):
         upstreams[NAME].health.note_failure(0.0, "slow")
