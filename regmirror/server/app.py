@@ -225,7 +225,7 @@ def _open_operations(root: Path, resources: WorkerResources, stack: AsyncExitSta
 
     ops = Ops(
         find_read_error=find_read_error,
-        find_write_error=resources.toolkit.staging.find_write_error,
+        find_write_error=lambda: resources.toolkit.staging.find_write_error(),
         metadata=resources.metadata,
         metrics=resources.metrics,
         clock=resources.times.clock,

@@ -295,6 +295,7 @@ async def test_a_stale_answer_is_not_kept(mirror, upstream, image):
     await warm(mirror, image)
     for digest in (image.config_digest, *image.layer_digests):
         await mirror.get(f"/v2/team/app/blobs/{digest}")
+    await mirror.worker._resources.downloads.drain()  # the links are written
     upstream.fault(Status(503), times=None)
     mirror.clock.advance(MAX_AGE + 1)
     before = kept(mirror)
