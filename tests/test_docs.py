@@ -93,6 +93,11 @@ def test_the_readme_names_commands_at_all() -> None:
     assert len(commands_in((ROOT / "README.md").read_text())) >= 3
 
 
+@every_document
+def test_no_document_installs_the_other_project_of_this_name_from_an_index(document: Path) -> None:
+    assert not re.search(r"pip install (?:\S+ )*regmirror(?![\w./-])", document.read_text())
+
+
 # --- configuration keys
 
 
