@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -96,6 +97,30 @@ def test_the_readme_names_commands_at_all() -> None:
 @every_document
 def test_no_document_installs_the_other_project_of_this_name_from_an_index(document: Path) -> None:
     assert not re.search(r"pip install (?:\S+ )*regmirror(?![\w./-])", document.read_text())
+
+
+# --- packaging
+
+
+def test_package_and_image_name_the_same_repository_and_licence() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    labels = dict(
+        re.findall(r'org\.opencontainers\.image\.(\w+)="([^"]*)"', (ROOT / "Dockerfile").read_text())
+    )
+    assert labels["source"] == project["urls"]["Repository"]
+    assert labels["documentation"] == project["urls"]["Documentation"]
+    assert labels["licenses"] == project["license"]
+
+
+def test_the_issue_templates_direct_vulnerabilities_to_the_security_policy() -> None:
+    repository = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
+    config = (ROOT / ".github" / "ISSUE_TEMPLATE" / "config.yml").read_text()
+    assert f"{repository}/blob/main/SECURITY.md" in config
+
+
+def test_the_contributing_guide_names_the_enforced_coverage() -> None:
+    report = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["coverage"]["report"]
+    assert f"below {report['fail_under']} %" in (ROOT / "CONTRIBUTING.md").read_text()
 
 
 # --- configuration keys
