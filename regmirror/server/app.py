@@ -223,9 +223,12 @@ def _open_operations(root: Path, resources: WorkerResources, stack: AsyncExitSta
         is_readable = os.access(root / "blobs", os.R_OK | os.X_OK)
         return "" if is_readable else f"the store at {root} cannot be read"
 
+    def find_write_error() -> str:
+        return resources.toolkit.staging.find_write_error()
+
     ops = Ops(
         find_read_error=find_read_error,
-        find_write_error=lambda: resources.toolkit.staging.find_write_error(),
+        find_write_error=find_write_error,
         metadata=resources.metadata,
         metrics=resources.metrics,
         clock=resources.times.clock,
