@@ -33,6 +33,7 @@ UPSTREAM = "registry.test"
 BATCH = 20_000
 REPOSITORIES = 1_000
 LAYERS = 9  # and a config, in each manifest
+MANIFEST_SIZE = 1_000  # bytes
 WARM_BLOBS = 50
 PULL_SECONDS = 5.0
 REMOVED = 4  # one tag of so many goes before the last collection, and what only it needs
@@ -47,23 +48,29 @@ from regmirror.metadata.store import MetadataStore
 from regmirror.metadata.upgrade import database_path
 from regmirror.maintenance.toolkit import open_toolkit
 
-async def main(root, with_sweep):
+async def main(root, with_reconcile):
     metadata = MetadataStore(database_path(root))
-    keeping, began = open_toolkit(root, metadata, lambda event: None), time.monotonic()
-    swept = await keeping.sweep() if with_sweep else None
-    sweeping = time.monotonic() - began
-    tally = await keeping.collector(Config()).collect(lambda removal: None)
+    toolkit, began = open_toolkit(root, metadata, lambda event: None), time.monotonic()
+    if with_reconcile:
+        await toolkit.reconcile()
+    reconciling = time.monotonic() - began
+    summary = await toolkit.collector(Config()).collect(lambda removal: None)
     seconds = time.monotonic() - began
     await metadata.close()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps([seconds, sweeping, peak, tally.checked, tally.removed]))
+    print(json.dumps([seconds, reconciling, peak, summary.checked, summary.removed]))
 
-asyncio.run(main(Path(sys.argv[1]), sys.argv[2] == "sweep"))
+asyncio.run(main(Path(sys.argv[1]), sys.argv[2] == "reconcile"))
 """
 
 
 def digest_of(kind: str, number: int) -> str:
-    return f"sha256:{hashlib.sha256(f'{kind} {number}'.encode()).hexdigest()}"
+    return f"sha256:{hashlib.sha256(_content(kind, number)).hexdigest()}"
+
+
+def _content(kind: str, number: int) -> bytes:
+    """Bytes that match ``digest_of``; a manifest has a usual size, because its bytes are in the database."""
+    return f"{kind} {number}".encode().ljust(MANIFEST_SIZE if kind == "manifest" else 0)
 
 
 def fill(root: Path, blobs: int, manifests: int, *, with_files: bool) -> None:
@@ -112,19 +119,25 @@ def forget_tags(root: Path, kept: int) -> None:
 
 
 def _insert_manifests(connection: sqlite3.Connection, numbers: range, blobs: int, then: float) -> None:
-    media_type, payload = "application/vnd.oci.image.manifest.v1+json", b"x" * 1_000
-    manifests, held, tags, references = [], [], [], []
+    media_type = "application/vnd.oci.image.manifest.v1+json"
+    manifests, links, tags, references = [], [], [], []
     for number in numbers:
         repository, digest = number % REPOSITORIES + 1, digest_of("manifest", number)
-        manifests.append((digest, media_type, payload, then))
-        held.append((repository, digest, then, then))
-        tags.append((repository, f"v{number}", digest, media_type, len(payload), then, then, then))
+        manifests.append((digest, media_type, _content("manifest", number), then))
+        links.append((repository, digest, then, then, True))
+        tags.append((repository, f"v{number}", digest, media_type, MANIFEST_SIZE, then, then, then))
         for place in range(LAYERS + 1):
             named = digest_of("blob", (number * (LAYERS + 1) + place) % blobs)
             references.append((digest, place, named, "layer" if place else "config", 0, True))
     for statement, rows in (
         ("manifests (digest, media_type, payload, stored_at) VALUES (?, ?, ?, ?)", manifests),
-        ("repository_manifests (repository_id, digest, stored_at, pulled_at) VALUES (?, ?, ?, ?)", held),
+        (
+            (
+                "repository_manifests (repository_id, digest, stored_at, pulled_at, is_verified) "
+                "VALUES (?, ?, ?, ?, ?)"
+            ),
+            links,
+        ),
         (
             (
                 "tags (repository_id, name, digest, media_type, size, checked_at, changed_at, pulled_at) "
@@ -162,6 +175,8 @@ def add_warm_blobs(root: Path) -> list[str]:
             connection.execute("INSERT INTO blobs VALUES (?, ?, ?, ?)", (digest, len(data), now, now))
             row = (digest_of("manifest", 0), 100 + number, digest, "layer", len(data), True)
             connection.execute("INSERT INTO manifest_references VALUES (?, ?, ?, ?, ?, ?)", row)
+            # Without a link to team/app0 the mirror would request a proof of possession, and it is offline.
+            connection.execute("INSERT INTO repository_blobs VALUES (?, ?, ?)", (1, digest, now))
             found.append(digest)
         connection.commit()
     return found
@@ -232,8 +247,8 @@ class Pulls:
         """Pull each kind for so long."""
         for kind, paths in self._paths.items():
             began = time.monotonic()
-            while time.monotonic() - began < seconds and not is_over():
-                self.taken[kind].append(await self.pull(next(paths)))
+            while time.monotonic() - began < seconds and not is_over() and (path := next(paths, None)):
+                self.taken[kind].append(await self.pull(path))
 
     async def pull(self, path: str) -> float:
         at = time.perf_counter()
@@ -260,12 +275,12 @@ async def measure(root: Path, warm: list[str], manifests: int, *, with_files: bo
         async with aiohttp.ClientSession(program.url) as http:
             pulls = Pulls(http, warm, manifests)
             say("/metrics, first", f"{await pulls.pull('/metrics') * 1000:.1f} ms")
-            for one in warm:  # the right to it is proven once
-                await pulls.pull(f"/v2/team/app0/blobs/{one}")
+            for digest in warm:  # the first read of each verifies its bytes
+                await pulls.pull(f"/v2/team/app0/blobs/{digest}")
             await pulls.go_on(PULL_SECONDS)
             before = pulls.take()
             say("/metrics, later", f"p50 {quantile(before['/metrics'], 0.5) * 1000:.1f} ms")
-            for run in ["first", "second", *(["sweep"] if with_files else []), "removing"]:
+            for run in ["first", "second", *(["reconcile"] if with_files else []), "removing"]:
                 if run == "removing":
                     forget_tags(root, manifests - manifests // REMOVED)
                 await collect_and_pull(root, run, pulls, before)
@@ -278,9 +293,11 @@ async def collect_and_pull(root: Path, run: str, pulls: Pulls, before: dict[str,
     collecting = asyncio.create_task(collect(root, run))
     while not collecting.done():
         await pulls.go_on(0.25, collecting.done)
-    seconds, sweeping, peak, checked, removed = await collecting
-    text = f"{seconds:.1f} s, peak {peak / 1e6:.0f} MB, {checked:.0f} reviews, {removed:.0f} removed"
-    say(f"collection, {run}", text + (f", of it sweep {sweeping:.1f} s" if run == "sweep" else ""))
+    seconds, reconciling, peak, checked, removed = await collecting
+    text = f"{seconds:.1f} s, peak {peak / 1e6:.0f} MB, {checked:.0f} checked, {removed:.0f} removed"
+    if run == "reconcile":
+        text += f", reconcile {reconciling:.1f} s"
+    say(f"collection, {run}", text)
     for kind, during in pulls.take().items():
         if len(during) > 20:
             say(f"  {kind}", _compare(before[kind], during))

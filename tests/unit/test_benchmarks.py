@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sqlite3
+from contextlib import closing
 from xml.etree import ElementTree as ET
 
 import pytest
 
-from benchmarks import plot
+from benchmarks import plot, rows
 from benchmarks.clients import Load, parse_wrk
 from benchmarks.content import Content
 from benchmarks.experiments import Curve, WarmBlob
@@ -140,6 +142,24 @@ def test_no_two_images_share_a_blob_and_what_is_removed_is_gone(tmp_path):
     content.remove(one)
     content.remove(other)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+# --- the store of many rows
+
+
+async def test_the_collection_of_a_generated_store_removes_nothing_that_is_tagged(tmp_path):
+    rows.fill(tmp_path / "data", 20, 5, with_files=True)
+    rows.add_warm_blobs(tmp_path / "data")
+    _, _, _, checked, removed = await rows.collect(tmp_path / "data", "reconcile")
+    assert (checked, removed) == (25, 0)
+
+
+def test_generated_manifests_match_their_digests(tmp_path):
+    rows.fill(tmp_path / "data", 20, 5, with_files=False)
+    with closing(sqlite3.connect(tmp_path / "data" / "regmirror.db")) as connection:
+        manifests = connection.execute("SELECT digest, payload FROM manifests").fetchall()
+    assert len(manifests) == 5
+    assert all(digest == f"sha256:{hashlib.sha256(payload).hexdigest()}" for digest, payload in manifests)
 
 
 # --- tables
