@@ -1,1 +1,1 @@
-"""What regmirror costs and how quick it is, side by side with other servers; see docs/performance.md."""
+"""Benchmarks: throughput, latency, CPU and memory of regmirror and of other servers (docs/performance.md)."""

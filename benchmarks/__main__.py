@@ -1,4 +1,4 @@
-"""Measure regmirror and its peers side by side; `scripts/bench` prepares the network and calls this."""
+"""Command line of the benchmarks; `scripts/bench` prepares the network and calls it."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ QUICK_PEERS = ("docker-registry", "nginx", "nginx-cache", "direct")
 def main() -> int:
     given = _parse(sys.argv[1:])
     if CONGESTION.read_text(encoding="ascii").strip() == "bbr":
-        sys.exit("benchmarks: BBR paces loopback, and all servers look alike; use scripts/bench")
-    # So that servers are ended and files removed when somebody ends this.
+        sys.exit("benchmarks: BBR paces loopback and hides differences between servers; run scripts/bench")
+    # SIGTERM raises SystemExit, so that context managers stop the servers and remove the files.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     results = _open_results(given)
     with open_bench(_scale(given), given.directory, given.regmirror, given.servers) as bench:
@@ -37,55 +37,59 @@ def main() -> int:
     if given.document:
         report.write_documents(results)
     sys.stdout.write(report.to_markdown(results))
-    sys.stderr.write(f"kept in {given.output}\n")
+    sys.stderr.write(f"results written to {given.output}\n")
     return 0
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
     names = ", ".join(experiment.name for experiment in EXPERIMENTS)
     parser = argparse.ArgumentParser(
-        prog="scripts/bench", description="Measure regmirror and its peers side by side."
+        prog="scripts/bench", description="Compare regmirror with other servers."
     )
     add = parser.add_argument
-    add("--quick", action="store_true", help="less of everything: under 3 minutes")
-    add("--only", metavar="ROWS", type=_split, help=f"some of: {names}")
+    add("--quick", action="store_true", help="fewer and shorter measurements: under 3 minutes")
+    add("--only", metavar="ROWS", type=_split, help=f"experiments to run, of: {names}")
     add(
         "--servers",
         metavar="NAMES",
         type=_split,
-        help=f"what stands beside regmirror, of: {', '.join(PEERS)}",
+        help=f"servers to compare with, of: {', '.join(PEERS)}",
     )
     add(
         "--regmirror",
         metavar="[NAME=]PATH",
         action="append",
-        help="a program under test; several are compared",
+        help="a program under test; repeat the option to compare several",
     )
-    add("--rounds", type=int, help="how often each is measured")
-    add("--size", metavar="MIB", type=int, help="of the large blob")
-    add("--seconds", type=float, help="how long each warm measurement takes")
-    add("--directory", type=Path, help="where stores are made; the default is that for temporary files")
-    add("--output", type=Path, help="the JSON file; one that exists is added to")
-    add("--document", action="store_true", help="put the results into docs/performance.md")
+    add("--rounds", type=int, help="number of rounds")
+    add("--size", metavar="MIB", type=int, help="size of the large blob")
+    add("--seconds", type=float, help="duration of each warm measurement")
+    add(
+        "--directory",
+        type=Path,
+        help="parent directory of the stores; default: the directory for temporary files",
+    )
+    add("--output", type=Path, help="JSON file of the results; an existing file is extended")
+    add("--document", action="store_true", help="write the results into docs/performance.md")
     given = parser.parse_args(arguments)
     _complete(given, parser)
     return given
 
 
 def _complete(given: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    """Words become what they name, and what is missing its default."""
+    """Replace names by the objects they name, and set defaults."""
     known = {experiment.name: experiment for experiment in EXPERIMENTS}
     if given.only is None:
         given.only = [name for name in known if known[name].is_for_quick or not given.quick]
     if given.servers is None:
         given.servers = QUICK_PEERS if given.quick else PEERS
     for word in [*(set(given.only) - set(known)), *(set(given.servers) - set(PEERS))]:
-        parser.error(f"nothing is called {word!r}")
+        parser.error(f"unknown experiment or server {word!r}")
     given.only = [known[name] for name in given.only]
     programs = [word.rpartition("=") for word in given.regmirror or [str(ROOT / ".venv/bin/regmirror")]]
     given.regmirror = {name or "regmirror": Path(path).absolute() for name, _, path in programs}
     if len(given.regmirror) < len(programs) or set(given.regmirror) & set(PEERS):
-        parser.error("give each program a name of its own: --regmirror before=PATH --regmirror after=PATH")
+        parser.error("each program needs a unique name: --regmirror before=PATH --regmirror after=PATH")
     if given.output is None:
         given.output = ROOT / "benchmarks" / "results" / f"{datetime.now(UTC):%Y-%m-%dT%H%M%S}.json"
 
@@ -105,9 +109,9 @@ def _scale(given: argparse.Namespace) -> Scale:
 
 
 def _open_results(given: argparse.Namespace) -> Results:
-    """Those of this run, with the figures of earlier ones in the same file.
+    """Results of this run, extended by the figures of earlier runs in the same file.
 
-    The command is the one that measures all of it.
+    ``command`` omits ``--only``: it is the command that repeats all of the file's measurements.
     """
     words = ["scripts/bench", *(["--quick"] if given.quick else [])]
     for option in ("rounds", "size", "seconds"):

@@ -1,4 +1,4 @@
-"""A certificate authority for one run, and the one certificate that every server here shows."""
+"""A certificate authority for one run, and the one server certificate that all servers use."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Certificates:
-    """PEM files: the authority, and certificate and key of 127.0.0.1."""
+    """PEM files: the authority, and the certificate and key for 127.0.0.1."""
 
     authority: Path
     certificate: Path
@@ -17,7 +17,7 @@ class Certificates:
 
 
 def make_certificates(directory: Path) -> Certificates:
-    """By the `openssl` program; elliptic keys, as public registries have them."""
+    """Create the files with the `openssl` program; keys are elliptic, like those of public registries."""
     authority, authority_key = directory / "authority.pem", directory / "authority.key"
     made = Certificates(authority, directory / "server.pem", directory / "server.key")
     curve = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2")

@@ -1,8 +1,8 @@
-"""The clients: `reader` for blobs, `wrk` for manifests; each of one thread.
+"""Clients with one thread each: `reader` for blobs, `wrk` for manifests.
 
-`reader.c` lets the kernel drop the bytes, so that it takes next to nothing from the cores that
-the servers need. Over TLS it decrypts them, which every real client has to do: the same for all.
-`wrk` reads in pieces of 8 KiB, which is fit for manifests and for nothing larger.
+`reader.c` lets the kernel drop the bytes and so uses little CPU of the cores that the servers
+need. Over TLS it decrypts them, as every client must; the cost is equal for all servers.
+`wrk` reads 8 KiB at a time, which is enough for manifests and too slow for blobs.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from typing import Any
 from benchmarks.content import ACCEPT
 
 SOURCE = Path(__file__).with_name("reader.c")
-TIMEOUT = 300.0  # seconds; whatever takes longer hangs
+TIMEOUT = 300.0  # seconds, far above the longest measurement
 
 _UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0}
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a server listens, and the version of TLS to speak to it: "1.2", "1.3", or none."""
+    """Address of a server; ``tls`` is the TLS version ("1.2", "1.3", "any"), empty for plain HTTP."""
 
     port: int
     tls: str = ""
@@ -34,7 +34,7 @@ class Address:
 
 @dataclass(frozen=True)
 class Reading:
-    """What `reader` saw; times in seconds."""
+    """Result of `reader`; times in seconds."""
 
     seconds: float
     bytes: int
@@ -44,7 +44,7 @@ class Reading:
 
     @property
     def rate(self) -> float:
-        """GB/s."""
+        """Throughput in GB/s."""
         return self.bytes / self.seconds / 1e9
 
     @property
@@ -54,7 +54,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Load:
-    """What `wrk` saw; requests a second, and latencies in seconds."""
+    """Result of `wrk`: requests per second, and latencies in seconds."""
 
     rate: float
     p50: float
@@ -62,7 +62,7 @@ class Load:
 
 
 class Reader:
-    """The compiled program."""
+    """Compiles `reader.c` into ``directory`` and runs it."""
 
     def __init__(self, directory: Path) -> None:
         self._program = directory / "reader"
@@ -70,7 +70,7 @@ class Reader:
         subprocess.run(command, check=True)
 
     def read(self, address: Address, paths: Sequence[str], **options: Any) -> Reading:
-        """Read to the end; see ``start`` for the options."""
+        """Run to the end; ``options`` are those of ``start``."""
         return self.finish(self.start(address, paths, **options))
 
     def start(
@@ -83,10 +83,10 @@ class Reader:
         rate: float = 0,
         stride: int = 1,
     ) -> subprocess.Popen[str]:
-        """Begin to read: every path once, or round and round for so many ``seconds``.
+        """Start to read each path once or, with ``seconds``, repeatedly for that time.
 
-        ``rate`` makes slow readers of so many bytes a second each. Of ``stride`` connections
-        each takes its share of the paths.
+        ``rate`` limits each connection to that many bytes per second. ``stride`` consecutive
+        connections share the paths.
         """
         options = ["-c", str(connections), "-s", str(stride), "-d", str(seconds), "-r", str(rate)]
         if address.tls:
@@ -95,7 +95,7 @@ class Reader:
         return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
     def finish(self, process: subprocess.Popen[str]) -> Reading:
-        """What was read, when all is read."""
+        """Wait for the process; raises CalledProcessError if it failed, TimeoutExpired if it hangs."""
         try:
             output, _ = process.communicate(timeout=TIMEOUT)
         except subprocess.TimeoutExpired:
@@ -108,10 +108,10 @@ class Reader:
 
 
 def run_wrk(address: Address, path: str, *, connections: int, seconds: float) -> Load:
-    """Ask for one path over and over."""
+    """Request one path repeatedly."""
     scheme = "https" if address.tls else "http"
     url = f"{scheme}://{address.host}:{address.port}{path}"
-    # wrk takes whole seconds only.
+    # wrk accepts only whole seconds.
     options = [
         "-t1",
         f"-c{connections}",
@@ -126,7 +126,7 @@ def run_wrk(address: Address, path: str, *, connections: int, seconds: float) ->
 
 
 def parse_wrk(output: str) -> Load:
-    """The figures in what `wrk --latency` prints. Raises ValueError when requests failed."""
+    """Parse the output of `wrk --latency`. Raises ValueError if requests failed or a figure is missing."""
     if failed := re.search(r"Non-2xx or 3xx responses: \d+|Socket errors: .*", output):
         raise ValueError(f"wrk: {failed[0]}")
     rate = re.search(r"Requests/sec:\s+([0-9.]+)", output)

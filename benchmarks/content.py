@@ -1,7 +1,7 @@
-"""Images that are made up, in the tree of files that the upstream serves.
+"""Generated images in the directory that the upstream serves.
 
-A file is named by the hexadecimal of its digest, and so is the one tag of each image. The upstream
-then needs no table to know the digest of what it serves.
+The hexadecimal digest names each file and the one tag of each image, so that the upstream can send
+`Docker-Content-Digest` without a table.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
-ACCEPT = f"{MANIFEST}, */*"  # what every client here says; without it docker-registry converts
-MANIFEST_SIZE = 3_000  # bytes; those of well-known images have as many
+ACCEPT = f"{MANIFEST}, */*"  # sent by every client; without it docker-registry converts manifests
+MANIFEST_SIZE = 3_000  # bytes, as in well-known images
 _PIECE = 1 << 20
 
 
@@ -28,7 +28,7 @@ class Blob:
 
 @dataclass(frozen=True)
 class Image:
-    """One repository with one manifest under one tag; the first blob is the configuration."""
+    """One repository with one manifest under one tag; the first blob is the config."""
 
     repository: str
     tag: str
@@ -40,7 +40,7 @@ class Image:
 
     @property
     def size(self) -> int:
-        """Bytes of all blobs."""
+        """Total bytes of the blobs."""
         return sum(blob.size for blob in self.blobs)
 
     def manifest_path(self, *, by_digest: bool = False) -> str:
@@ -51,7 +51,7 @@ class Image:
 
 
 class Content:
-    """Makes images under ``root``, each of them new, and takes them away again."""
+    """Creates and removes images under ``root``; no two images share a blob."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -61,7 +61,7 @@ class Content:
         (root / "manifests").mkdir()
 
     def make_image(self, layers: Sequence[int]) -> Image:
-        """An image that nobody has seen, with layers of these sizes."""
+        """Create an image with layers of these sizes in bytes."""
         repository = f"bench/image{next(self._numbers)}"
         blobs = (self._make_blob(2_000), *map(self._make_blob, layers))
         data = _write_manifest(blobs)
@@ -70,13 +70,13 @@ class Content:
         return Image(repository, tag, blobs)
 
     def remove(self, image: Image) -> None:
-        """Free the room on the disk; servers that have it keep it."""
+        """Delete the image from the upstream; servers that cached it keep it."""
         (self.root / "manifests" / image.tag).unlink()
         for blob in image.blobs:
             self._path(blob.digest).unlink()
 
     def _make_blob(self, size: int) -> Blob:
-        """The same noise over and over, behind a beginning of its own."""
+        """Create a blob of repeated noise; its first 64 bytes are unique."""
         partial, left, digest = self.root / "partial", size, hashlib.sha256()
         with partial.open("wb") as file:
             piece = os.urandom(64) + self._noise[64:]
@@ -95,12 +95,12 @@ class Content:
 
 
 def _write_manifest(blobs: Sequence[Blob]) -> bytes:
-    """As large as a real one, by an annotation that means nothing."""
+    """The manifest as JSON, padded to ``MANIFEST_SIZE`` by an annotation."""
     types = ["config.v1+json", *["layer.v1.tar"] * (len(blobs) - 1)]
     config, *layers = (
         {"mediaType": f"application/vnd.oci.image.{kind}", "digest": blob.digest, "size": blob.size}
         for kind, blob in zip(types, blobs, strict=True)
     )
     manifest = {"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": layers}
-    room = MANIFEST_SIZE - len(json.dumps(manifest | {"annotations": {"padding": ""}}))
-    return json.dumps(manifest | {"annotations": {"padding": "x" * room}}).encode()
+    padding = MANIFEST_SIZE - len(json.dumps(manifest | {"annotations": {"padding": ""}}))
+    return json.dumps(manifest | {"annotations": {"padding": "x" * padding}}).encode()

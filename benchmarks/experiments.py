@@ -1,7 +1,7 @@
-"""What is measured, and how: one class for each kind of work.
+"""Experiments: one class for each kind of measurement.
 
-An experiment has its own servers and fills their stores once; then ``measure`` is called for each
-server in each round, and returns figures by name. ``goals`` says what the figures are to reach.
+An experiment starts its own servers and fills their stores once; then ``measure`` is called for each
+server in each round and returns figures by name. ``goals`` defines the goals of the figures.
 """
 
 from __future__ import annotations
@@ -30,37 +30,37 @@ LAYERS = (0.4, 0.25, 0.15, 0.1, 0.05, 0.03, 0.015, 0.005)  # shares of the whole
 
 
 class Experiment(ABC):
-    """One kind of work."""
+    """One kind of measurement."""
 
     name: str
-    #: What stands beside the programs under test.
+    #: Servers that the programs under test are compared with.
     peers: Sequence[str] = (DOCKER_REGISTRY, DRAYAGE, NGINX)
     secure_upstream = False
     secure = False
-    #: Short measurements need more rounds: so many times those that were asked for.
+    #: Multiplies the number of rounds: short measurements need more.
     rounds_factor = 1
     is_for_quick = True
 
     @contextmanager
     def open(self, bench: Bench) -> Iterator[Fleet]:
-        """The servers, with what they need to have."""
+        """Start the servers and prepare them; stop them at the end."""
         with open_fleet(bench, self.peers, secure_upstream=self.secure_upstream, secure=self.secure) as fleet:
             self.prepare(fleet)
             yield fleet
 
-    def prepare(self, fleet: Fleet) -> None:  # noqa: B027  # many need nothing
-        """Before the first round."""
+    def prepare(self, fleet: Fleet) -> None:  # noqa: B027  # most experiments need no preparation
+        """Called once, before the first round."""
 
     def begin_round(self, fleet: Fleet) -> None:  # noqa: B027
-        """Before each round, and before each repetition of one."""
+        """Called before each round and before each repetition of a round."""
 
     @abstractmethod
     def measure(self, fleet: Fleet, server: Server) -> Figures:
-        """One server, once."""
+        """Measure one server once; return figures by name."""
 
 
 class Warm(Experiment):
-    """Experiments on one image that every server has stored."""
+    """Experiments with one image that every server has cached."""
 
     image: Image
 
@@ -97,7 +97,7 @@ class WarmBlob(Warm):
 
 
 class Curve(WarmBlob):
-    """What lies between, for the plot."""
+    """Further numbers of clients, for the plot."""
 
     name = "curve"
     numbers = (2, 4, 16, 32)
@@ -149,7 +149,7 @@ class TlsBlob(Warm):
 
 
 class Isolation(Warm):
-    """Manifests for some clients while others stream the large blob."""
+    """Manifest requests while other clients stream the large blob."""
 
     name = "isolation"
 
@@ -170,7 +170,7 @@ class Isolation(Warm):
 
 
 class Start(Warm):
-    """Start again with a store that has something, and look at the memory: idle, and with slow readers."""
+    """Restart with a filled store; memory of a worker when idle and with slow readers."""
 
     name = "start"
     peers = (DOCKER_REGISTRY, DRAYAGE)
@@ -192,7 +192,7 @@ class Start(Warm):
 
 
 class Cold(Experiment):
-    """Experiments whose every round has an image that no server has."""
+    """Experiments with a new image in each round, which no server has cached."""
 
     image: Image | None = None
     layers: Sequence[float] = (1.0,)
@@ -204,8 +204,8 @@ class Cold(Experiment):
         size = fleet.bench.scale.size
         self.image = fleet.content.make_image([int(share * size) for share in self.layers])
 
-    def settle(self, fleet: Fleet, server: Server) -> None:
-        """Let each begin with memory for what it stores, and a disk that has written what came before."""
+    def make_ready(self, fleet: Fleet, server: Server) -> None:
+        """Wait until the server and the disk are idle, and provide memory for the files it will write."""
         server.wait_until_quiet()
         provide_memory(fleet.directory, 2 * fleet.bench.scale.size)
 
@@ -218,7 +218,7 @@ class ColdBlob(Cold):
     def measure(self, fleet: Fleet, server: Server) -> Figures:
         assert self.image is not None
         pull_manifests(server, self.image)
-        self.settle(fleet, server)
+        self.make_ready(fleet, server)
         cpu, traffic = server.cpu(), fleet.upstream.traffic()
         path = self.image.blob_paths()[1]
         read = fleet.bench.reader.read(server.address(), [path], connections=self.clients)
@@ -234,7 +234,7 @@ class ColdBlob(Cold):
 
 
 class ColdBlobSecureUpstream(ColdBlob):
-    """Without drayage, which trusts public authorities alone."""
+    """Cold blob over TLS; without drayage, which trusts only public authorities."""
 
     name = "cold-blob-https"
     peers = (DOCKER_REGISTRY, NGINX_CACHE, DIRECT)
@@ -248,7 +248,7 @@ class ColdBlobMany(ColdBlob):
 
 
 class WholeImage(Cold):
-    """Several clients pull one image at once, which nobody has and then everybody."""
+    """Several clients pull one image at once, first cold, then warm."""
 
     name = "image"
     is_for_quick = False
@@ -256,7 +256,7 @@ class WholeImage(Cold):
     peers = (DOCKER_REGISTRY, DRAYAGE, NGINX_CACHE)
 
     def measure(self, fleet: Fleet, server: Server) -> Figures:
-        self.settle(fleet, server)
+        self.make_ready(fleet, server)
         figures: Figures = {}
         for state in ("cold", "warm"):
             figures[f"image-{state}"] = self._pull(fleet, server)
@@ -264,7 +264,7 @@ class WholeImage(Cold):
         return figures
 
     def _pull(self, fleet: Fleet, server: Server) -> float:
-        """GB/s of all clients together: the manifest first, then layers on a few connections each."""
+        """Total GB/s: each client reads the manifest, then the layers on a few connections."""
         assert self.image is not None
         reader, image = fleet.bench.reader, self.image
         manifest = reader.read(server.address(), [image.manifest_path()], connections=IMAGE_CLIENTS)
@@ -272,15 +272,17 @@ class WholeImage(Cold):
         blobs = reader.read(
             server.address(), image.blob_paths(), connections=connections, stride=IMAGE_CONNECTIONS
         )
-        assert blobs.bytes == IMAGE_CLIENTS * image.size, f"{server.name} sent another number of bytes"
+        assert blobs.bytes == IMAGE_CLIENTS * image.size, (
+            f"{server.name} sent {blobs.bytes} bytes, not {IMAGE_CLIENTS * image.size}"
+        )
         return blobs.bytes / (manifest.seconds + blobs.seconds) / 1e9
 
 
 class Growth(Experiment):
-    """The latency of what is in memory, with ever more rows behind it: one server for each size of store."""
+    """Warm latency by the number of rows in the database: one server for each size of store."""
 
     name = "growth"
-    stores = (1, 1_000, 30_000, 1_000_000)  # blobs, beside those that are pulled
+    stores = (1, 1_000, 30_000, 1_000_000)  # blobs, in addition to those that are pulled
     is_for_quick = False
 
     @staticmethod
@@ -289,7 +291,7 @@ class Growth(Experiment):
 
     @contextmanager
     def open(self, bench: Bench) -> Iterator[Fleet]:
-        """The stores are filled by this checkout, and so only its own program can serve them."""
+        """Start one server per store. This checkout fills the stores, so only its own program can serve them."""
         program = list(bench.subjects.values())[-1]
         with open_fleet(replace(bench, subjects={}), ()) as fleet, ExitStack() as cleaning:
             for number, blobs in enumerate(self.stores, start=1):
@@ -307,20 +309,20 @@ class Growth(Experiment):
     def measure(self, fleet: Fleet, server: Server) -> Figures:
         figures: Figures = {}
         paths = {
-            # By digest: the tags are old, and to serve what is stale is another walk.
+            # By digest: the tags are past their max age, and a stale response takes another path.
             "manifest": [f"/v2/team/app0/manifests/{digest_of('manifest', 0)}"],
             "blob": [f"/v2/team/app0/blobs/{digest}" for digest in self.blobs],
         }
-        for kind, asked in paths.items():
-            server.get(asked[0])
-            read = fleet.bench.reader.read(server.address(), asked, seconds=fleet.bench.scale.seconds)
+        for kind, requested in paths.items():
+            server.get(requested[0])
+            read = fleet.bench.reader.read(server.address(), requested, seconds=fleet.bench.scale.seconds)
             figures[f"growth-{kind}"] = read.last_byte["p50"] * 1e6
             figures[f"growth-{kind}-p99"] = read.last_byte["p99"] * 1e6
         return figures
 
 
 def pull_manifests(server: Server, image: Image) -> None:
-    """By tag and by digest, as clients do before they ask for blobs."""
+    """Pull by tag and by digest, as clients do before they request blobs."""
     server.get(image.manifest_path())
     server.get(image.manifest_path(by_digest=True))
 

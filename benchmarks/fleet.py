@@ -1,4 +1,4 @@
-"""The servers of one measurement, started together and ended together."""
+"""The servers of one experiment, started and stopped together."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from benchmarks.content import Content
 from benchmarks.place import Place
 from benchmarks.servers import DIRECT, MAKERS, Server, Upstream, regmirror
 
-FIRST_PORT = 7000  # the network namespace is ours alone
+FIRST_PORT = 7000  # free, because the benchmarks have their own network namespace
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is measured: bytes of a large blob, seconds of each measurement, rounds, and if it is all."""
+    """Extent of a run: bytes of the large blob, seconds of a warm measurement, rounds, and the quick mode."""
 
     size: int
     seconds: float
@@ -31,20 +31,20 @@ class Scale:
 
 @dataclass(frozen=True)
 class Bench:
-    """What all measurements share."""
+    """Settings and tools that all experiments share."""
 
     scale: Scale
     directory: Path
     reader: Reader
     certificates: Certificates
-    #: The programs under test by name, and the peers that are wanted beside them.
+    #: The programs under test by name, and the peers to compare with.
     subjects: Mapping[str, Path]
     peers: Sequence[str]
 
 
 @dataclass
 class Fleet:
-    """An upstream with content of its own, and servers in front of it."""
+    """An upstream with its own content, and the servers in front of it."""
 
     bench: Bench
     directory: Path
@@ -53,7 +53,7 @@ class Fleet:
     servers: dict[str, Server] = field(default_factory=dict)
 
     def place(self, number: int, *, secure: bool = False) -> Place:
-        """For one more server: an empty directory and a port."""
+        """Create an empty directory and reserve a port for server ``number``."""
         own = self.directory / f"server{number}"
         own.mkdir()
         upstream, certificates = self.upstream.url, self.bench.certificates
@@ -64,7 +64,7 @@ class Fleet:
 def open_bench(
     scale: Scale, parent: Path | None, subjects: Mapping[str, Path], peers: Sequence[str]
 ) -> Iterator[Bench]:
-    """A directory with the client and the certificates, which is removed in the end."""
+    """Create a directory with the client and the certificates; remove it at the end."""
     directory = Path(tempfile.mkdtemp(prefix="regmirror-bench-", dir=parent))
     try:
         yield Bench(scale, directory, Reader(directory), make_certificates(directory), subjects, peers)
@@ -76,7 +76,7 @@ def open_bench(
 def open_fleet(
     bench: Bench, peers: Sequence[str], *, secure_upstream: bool = False, secure: bool = False
 ) -> Iterator[Fleet]:
-    """Every program under test, and those of ``peers`` that are wanted. Nobody has stored anything."""
+    """Start every program under test and the selected ``peers``, all with empty stores."""
     directory = Path(tempfile.mkdtemp(dir=bench.directory))
     root = directory / "upstream"
     root.mkdir()

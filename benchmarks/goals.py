@@ -1,4 +1,4 @@
-"""What the figures are to reach: the rows of the table, each with what it has to hold and what it aims at."""
+"""Goals: the rows of the result table, each with bounds that must hold and bounds to aim at."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TIMES = "\N{MULTIPLICATION SIGN}"
 
 @dataclass(frozen=True)
 class Goal:
-    """A bound for the figure itself, or for its ratio to that of a peer."""
+    """A bound for a figure, or for its ratio to the figure of ``peer``."""
 
     bound: float
     peer: str = ""
@@ -27,7 +27,7 @@ class Goal:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a program stands to a goal."""
+    """Result of comparing a program with a goal."""
 
     goal: Goal
     spread: Spread
@@ -36,7 +36,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Row:
-    """One figure. ``subject``, if given, stands in for the programs under test."""
+    """One figure. ``subject``, if set, is judged instead of the programs under test."""
 
     figure: str
     title: str
@@ -47,7 +47,7 @@ class Row:
     subject: str = ""
 
     def judge(self, goal: Goal, measured: Measured, subject: str) -> Verdict | None:
-        """By the median; None when one of the two was not measured."""
+        """Compare the median with the goal; None if the subject or the peer was not measured."""
         servers = measured.get(self.figure, {})
         values, others = servers.get(subject), servers.get(goal.peer)
         if values is None or (goal.peer and others is None):
@@ -66,7 +66,7 @@ def _nginx(bound: float) -> tuple[Goal]:
 
 
 def _flat(figure: str, title: str) -> Row:
-    """A latency that the number of stored blobs leaves as it is."""
+    """A latency that must not depend on the number of stored blobs."""
     least, *_, most = map(Growth.server_name, Growth.stores)
     return Row(figure, f"{title}, {most}", "µs", (Goal(1.1, least),), is_less_better=True, subject=most)
 

@@ -1,4 +1,4 @@
-"""nginx in its parts: the upstream registry, a static server beside, and a cache that verifies nothing."""
+"""Configurations of nginx: upstream registry, static peer, and a cache without verification."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from benchmarks.content import MANIFEST
 from benchmarks.place import Place
 from benchmarks.processes import CORES
 
-#: Kept unbuffered: what a request cost is looked up as soon as everything is quiet.
+#: Written without a buffer, because it is read as soon as the servers are idle.
 TRAFFIC_LOG = "traffic.log"
 
 _FRAME = """
@@ -56,13 +56,13 @@ location / {{ proxy_pass {scheme}://registry; }}
 
 
 def static_configuration(place: Place, *, logs_traffic: bool) -> str:
-    """Serve the tree that `content.Content` makes."""
+    """Configuration that serves the directory of `content.Content`."""
     log = f"{place.directory}/{TRAFFIC_LOG} traffic" if logs_traffic else "off"
     return _frame(place, log=log, before="", locations=_STATIC.format(tree=place.tree, manifest=MANIFEST))
 
 
 def cache_configuration(place: Place) -> str:
-    """`proxy_cache` in front of the upstream."""
+    """Configuration of `proxy_cache` in front of the upstream."""
     scheme, _, host = place.upstream.partition("://")
     before = _CACHE.format(directory=place.directory) + _UPSTREAM.format(upstream=host)
     return _frame(place, log="off", before=before, locations=_PROXY.format(scheme=scheme, upstream=host))

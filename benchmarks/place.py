@@ -1,4 +1,4 @@
-"""What a server is given."""
+"""Directory, port and upstream of one server."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from benchmarks.certificates import Certificates
 
 @dataclass(frozen=True)
 class Place:
-    """A directory of its own, a port, and the URL of the upstream.
+    """Directory, port and upstream URL of one server.
 
-    ``tree`` is what the upstream serves. With ``secure`` the server speaks TLS.
+    ``tree`` is the directory that the upstream serves. If ``secure``, the server uses TLS.
     """
 
     directory: Path
@@ -23,7 +23,7 @@ class Place:
     secure: bool = False
 
     def write(self, name: str, text: str) -> str:
-        """A file of configuration; its path."""
+        """Write a configuration file; return its path."""
         path = self.directory / name
         path.write_text(text, encoding="utf-8")
         return str(path)

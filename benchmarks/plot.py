@@ -1,4 +1,4 @@
-"""Lines over a logarithmic axis, as SVG."""
+"""SVG line plots with a logarithmic x axis."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from xml.sax.saxutils import escape
 
 WIDTH, HEIGHT = 720, 400
 LEFT, RIGHT, TOP, BOTTOM = 60, 150, 40, 50
-#: Told apart by the colour-blind, too.
+#: Distinguishable with colour blindness.
 COLOURS = (
     "#0072b2",
     "#d55e00",
@@ -16,16 +16,16 @@ COLOURS = (
     "#cc79a7",
     "#56b4e9",
     "#e69f00",
-)  # told apart by the colour-blind too
+)
 LABEL_HEIGHT = 16
 
 Points = Sequence[tuple[float, float]]
 
 
 def draw(title: str, x_name: str, y_name: str, lines: Mapping[str, Points]) -> str:
-    """Each line with its name at its end.
+    """The plot as SVG text, with the name of each line at its right end.
 
-    The x axis is logarithmic, with a mark at each point; y begins at 0.
+    The x axis is logarithmic, with a mark at each point; y starts at 0.
     """
     marks = sorted({x for points in lines.values() for x, _ in points})
     top = _ceiling(max(y for points in lines.values() for _, y in points))
@@ -44,7 +44,7 @@ def draw(title: str, x_name: str, y_name: str, lines: Mapping[str, Points]) -> s
 
 
 class _Scale:
-    """From values to places on the picture."""
+    """Maps values to coordinates."""
 
     def __init__(self, least: float, greatest: float, top: float) -> None:
         self._least, self._top = least, top
@@ -58,7 +58,7 @@ class _Scale:
 
 
 def _ceiling(value: float) -> float:
-    """The next of 1, 2, 2.5, 5 and 10, times a power of ten."""
+    """The smallest of 1, 2, 2.5, 5 and 10 times a power of ten that is not below ``value``."""
     power: float = 10.0 ** math.floor(math.log10(value))
     return next(step * power for step in (1, 2, 2.5, 5, 10) if step * power >= value)
 
@@ -88,7 +88,7 @@ def _lines(scale: _Scale, lines: Mapping[str, Points]) -> list[str]:
         labels.append((scale.y(points[-1][1]), name, colour))
     last = -math.inf
     for y, name, colour in sorted(labels):
-        last = max(y, last + LABEL_HEIGHT)  # names that would lie on each other move down
+        last = max(y, last + LABEL_HEIGHT)  # overlapping names move down
         parts.append(
             f'<text x="{WIDTH - RIGHT + 10}" y="{last + 4:.1f}" fill="{colour}">{escape(name)}</text>'
         )

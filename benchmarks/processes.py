@@ -1,4 +1,4 @@
-"""What processes use, by the operating system's own accounting."""
+"""CPU time and memory of processes, from /proc."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ _PROC = Path("/proc")
 
 
 def tree(root: int) -> list[int]:
-    """The process and all that descend from it, as far as they still live."""
+    """Ids of the process and of its living descendants."""
     found = [root]
-    for process in found:  # grows while it is walked
+    for process in found:  # the loop appends to the list
         for children in _PROC.glob(f"{process}/task/*/children"):
             found += [int(child) for child in _read(children).split()]
     return found
 
 
 def cpu_seconds(root: int) -> float:
-    """CPU time of the tree so far: ended threads, and ended processes that were waited for, included."""
+    """CPU time of the process tree, including ended threads and reaped child processes."""
     total = 0
     for process in tree(root):
         fields = _read(_PROC / str(process) / "stat").rpartition(")")[2].split()
@@ -37,7 +37,7 @@ def resident(process: int) -> int:
 
 
 def _read(path: Path) -> str:
-    """The text of a file of /proc; nothing when the process has ended."""
+    """Text of a file in /proc; empty if the process has ended."""
     try:
         return path.read_text(encoding="ascii", errors="replace")
     except OSError:
@@ -45,10 +45,10 @@ def _read(path: Path) -> str:
 
 
 def provide_memory(directory: Path, size: int) -> None:
-    """Let the next files that are written, of ``size`` bytes in all, find memory at hand.
+    """Make ``size`` bytes of page cache available for the next files that are written.
 
-    A virtual machine gets memory from its host only as it is touched, which makes writing a file ten
-    times slower, and hides every difference. What a removed file leaves is used first.
+    A virtual machine gets memory from its host on first use, which makes writing a file ten times
+    slower and hides every difference. The kernel reuses the pages of a removed file first.
     """
     path, piece = directory / "memory", bytes(1 << 20)
     with path.open("wb") as file:
@@ -59,13 +59,13 @@ def provide_memory(directory: Path, size: int) -> None:
 
 
 class ForeignLoad:
-    """How busy the machine was with anything but this process and its descendants, since the beginning."""
+    """CPU load of other processes, since construction: all but this process and its descendants."""
 
     def __init__(self) -> None:
         self._began, self._busy, self._own = time.monotonic(), _busy_seconds(), cpu_seconds(os.getpid())
 
     def share(self) -> float:
-        """Of all cores; 0 when the machine was ours, 1 when it was wholly somebody else's."""
+        """Share of all cores that other processes used, from 0 to 1."""
         busy = _busy_seconds() - self._busy
         own = cpu_seconds(os.getpid()) - self._own
         return max(0.0, busy - own) / (time.monotonic() - self._began) / CORES

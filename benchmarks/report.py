@@ -1,4 +1,4 @@
-"""Results as people read them: tables in Markdown, and docs/performance.md with its plots."""
+"""Reports: Markdown tables, and docs/performance.md with its plots."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ MARKED = re.compile(r"(?<=<!-- results -->\n).*(?=<!-- end of results -->)", re.
 
 
 def to_markdown(results: Results) -> str:
-    """All tables, and what they were made with."""
+    """All tables, below a header with date, command, machine and versions."""
     tables = [measured_table(results), growth_table(results), goals_table(results), comparison_table(results)]
     return "\n\n".join([_header(results), *filter(None, tables)]) + "\n"
 
 
 def write_documents(results: Results, directory: Path = DOCUMENTS) -> None:
-    """Put the tables between the marks of performance.md, and the plots beside it."""
+    """Replace the tables between the marks of performance.md, and write the plots next to it."""
     path = directory / "performance.md"
     tables = f"\n{to_markdown(results)}\n"
     path.write_text(MARKED.sub(lambda _: tables, path.read_text(encoding="utf-8")), encoding="utf-8")
@@ -59,7 +59,7 @@ def growth_table(results: Results) -> str:
 
 
 def goals_table(results: Results) -> str:
-    """How far each program under test is; ratios are medians of rounds, with the least and the greatest."""
+    """Goals and figures of each program; ratios are medians of rounds, with minimum and maximum."""
     lines = []
     for row in ROWS:
         for subject in [row.subject] if row.subject else results.subjects:
@@ -72,7 +72,7 @@ def goals_table(results: Results) -> str:
 
 
 def comparison_table(results: Results) -> str:
-    """Each further program under test over the first, round by round; nothing for one alone."""
+    """Ratios of each further program to the first, paired by round; empty if there is only one."""
     first, *others = results.subjects
     lines: list[list[str]] = []
     for row in ROWS:
@@ -99,7 +99,7 @@ def _verdicts(results: Results, row: Row, subject: str, goals: Sequence[Goal]) -
 
 
 def _table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """In Markdown; nothing when there are no lines."""
+    """A Markdown table; empty if there are no lines."""
     rows = [header, ["---"] * len(header), *lines]
     if len(rows) == 2:
         return ""
@@ -107,7 +107,7 @@ def _table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 
 def _plot_clients(results: Results) -> str:
-    """Throughput of a warm blob against clients; nothing unless all numbers of clients were measured."""
+    """Throughput of a warm blob by clients; empty unless all numbers of clients were measured."""
     numbers = sorted([*WarmBlob.numbers, *Curve.numbers])
     if not all(f"warm-blob-{clients}" in results.figures for clients in numbers):
         return ""
@@ -119,13 +119,13 @@ def _plot_clients(results: Results) -> str:
 
 
 def _plot_growth(results: Results) -> str:
-    """Latency of what is warm against what is stored."""
+    """Warm latency by the number of stored blobs; empty if it was not measured."""
     lines = {title: list(zip(Growth.stores, values, strict=True)) for title, values in _growth(results)}
     return plot.draw("Warm latency", "blobs stored", "µs", lines) if lines else ""
 
 
 def _growth(results: Results) -> Iterator[tuple[str, list[float]]]:
-    """Each latency, in microseconds, for each size of store."""
+    """Titles and latencies in microseconds, one latency for each size of store."""
     for kind, title in (("manifest", "manifest"), ("blob", "blob of 1 KB")):
         for suffix, quantile in (("", "p50"), ("-p99", "p99")):
             servers = results.figures.get(f"growth-{kind}{suffix}", {})

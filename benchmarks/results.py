@@ -1,4 +1,4 @@
-"""What a run has found, as it is kept in a file of JSON."""
+"""Results of a run, and their JSON file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from benchmarks.servers import PARTS
 
 @dataclass
 class Results:
-    """Figures, and what is needed to judge them. ``subjects`` are the programs under test."""
+    """Figures and the conditions of their measurement. ``subjects`` are the programs under test."""
 
     taken: str
     command: str
@@ -35,7 +35,7 @@ class Results:
 
 
 def describe_machine() -> str:
-    """Processor, memory and kernel, in a few words."""
+    """Processor, memory and kernel in one line."""
     processor = _find(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
     memory = int(_find(r"^MemTotal:\s*(\d+)", Path("/proc/meminfo").read_text(encoding="utf-8")))
     kernel = ".".join(re.split(r"[.-]", platform.release())[:2])
@@ -43,7 +43,7 @@ def describe_machine() -> str:
 
 
 def find_versions() -> dict[str, str]:
-    """Of every program that takes part, in its own words."""
+    """Version of every program involved; ``unknown`` if it cannot be parsed."""
     commands = {
         "Python": ["python3", "--version"],
         "docker-registry": ["docker-registry", "--version"],

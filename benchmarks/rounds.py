@@ -1,4 +1,4 @@
-"""Rounds: every server once in each, in alternating order, and again when the machine was not ours."""
+"""Rounds: measure every server once, in alternating order; repeat a round that other load disturbed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.experiments import Experiment, Figures
 from benchmarks.fleet import Bench, Fleet
 from benchmarks.processes import ForeignLoad
 
-DISTURBED = 0.1  # of all cores' time, by processes that are not ours
+DISTURBED = 0.1  # share of all cores, used by other processes
 REPETITIONS = 1
 
 #: Figure, server, and a value for each round.
@@ -20,14 +20,14 @@ Measured = dict[str, dict[str, list[float]]]
 
 @dataclass
 class Round:
-    """What each server did, and the greatest share of the machine that somebody else had meanwhile."""
+    """Figures by server, and the highest share of the cores that other processes used."""
 
     figures: dict[str, Figures] = field(default_factory=dict)
     foreign: float = 0.0
 
 
 def run(experiment: Experiment, bench: Bench) -> Measured:
-    """All rounds of one experiment."""
+    """Run all rounds of one experiment."""
     measured: Measured = defaultdict(lambda: defaultdict(list))
     began = time.monotonic()
     with experiment.open(bench) as fleet:
@@ -37,12 +37,14 @@ def run(experiment: Experiment, bench: Bench) -> Measured:
             for server, figures in best.figures.items():
                 for figure, value in figures.items():
                     measured[figure][server].append(value)
-            say(f"{experiment.name}: round {number + 1} of {rounds}, after {time.monotonic() - began:.0f} s")
+            report_progress(
+                f"{experiment.name}: round {number + 1} of {rounds}, after {time.monotonic() - began:.0f} s"
+            )
     return {figure: dict(servers) for figure, servers in measured.items()}
 
 
 def _measure_undisturbed(experiment: Experiment, fleet: Fleet, *, is_reversed: bool) -> Round:
-    """The less disturbed of two tries; one is enough when nobody disturbed it."""
+    """Measure once, or twice if disturbed; return the less disturbed round."""
     best: Round | None = None
     for _ in range(1 + REPETITIONS):
         tried = _measure(experiment, fleet, is_reversed=is_reversed)
@@ -50,7 +52,7 @@ def _measure_undisturbed(experiment: Experiment, fleet: Fleet, *, is_reversed: b
             best = tried
         if best.foreign < DISTURBED:
             return best
-        say(f"{experiment.name}: others used {tried.foreign:.0%} of the machine")
+        report_progress(f"{experiment.name}: other processes used {tried.foreign:.0%} of the cores")
     assert best is not None
     return best
 
@@ -63,13 +65,13 @@ def _measure(experiment: Experiment, fleet: Fleet, *, is_reversed: bool) -> Roun
         try:
             measured.figures[name] = experiment.measure(fleet, fleet.servers[name])
         except Exception as error:
-            error.add_note(f"{name} printed last: {fleet.servers[name].last_words()}")
+            error.add_note(f"last output of {name}: {fleet.servers[name].output_end()}")
             raise
         measured.foreign = max(measured.foreign, load.share())
     return measured
 
 
-def say(text: str) -> None:
-    """Progress goes to standard error; the table is all that standard output gets."""
+def report_progress(text: str) -> None:
+    """Write to standard error, because standard output carries the table."""
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()

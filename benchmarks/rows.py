@@ -1,11 +1,10 @@
-"""What a store of a million blob rows costs: start, memory, metrics, collection, and pulls meanwhile.
+"""Cost of a store with a million blob rows: start, memory, metrics, collection, and pulls during it.
 
     python benchmarks/rows.py [--blobs 1000000] [--manifests 100000] [--directory DIR] [--files]
 
-The rows are made up and have no files, unless ``--files`` gives each of them an empty one, which a
-sweep needs (rows without files it drops). The program runs beside; this process pulls and looks at
-``/proc``. Prints a table. Latencies are those of one run on one machine: compare them with each
-other.
+The rows are generated and have no files, unless ``--files`` creates an empty file for each: only then
+reconciliation is measured, because it deletes rows without files. The server is a process of its own;
+this process pulls and reads ``/proc``. Prints a table; its latencies are comparable with each other only.
 """
 
 from __future__ import annotations
@@ -32,14 +31,16 @@ ROOT = Path(__file__).parents[1]
 UPSTREAM = "registry.test"
 BATCH = 20_000
 REPOSITORIES = 1_000
-LAYERS = 9  # and a config, in each manifest
+LAYERS = 9  # in each manifest, and one config
 MANIFEST_SIZE = 1_000  # bytes
 WARM_BLOBS = 50
 PULL_SECONDS = 5.0
-REMOVED = 4  # one tag of so many goes before the last collection, and what only it needs
-OLD = 40 * 86_400.0  # seconds since everything was stored
+REMOVED = (
+    4  # one of so many tags is deleted before the last collection, with the content that only it references
+)
+AGE = 40 * 86_400.0  # seconds since all content was stored
 
-#: A collection as `regmirror gc` does it; prints seconds, peak bytes, and what it did.
+#: Like `regmirror gc`; prints seconds, seconds of reconciliation, peak bytes, checked and removed entries.
 COLLECT = """
 import asyncio, json, resource, sys, time
 from pathlib import Path
@@ -74,13 +75,13 @@ def _content(kind: str, number: int) -> bytes:
 
 
 def fill(root: Path, blobs: int, manifests: int, *, with_files: bool) -> None:
-    """A store whose every blob is named by a manifest and awaits its first review."""
+    """Create a store in which a manifest references every blob, and every entry of the GC queue is due."""
     from regmirror.metadata.upgrade import database_path, upgrade
 
     for name in ("blobs/sha256", "blobs/sha512", "staging", "quarantine"):
         (root / name).mkdir(parents=True)
     upgrade(database_path(root))
-    then = time.time() - OLD
+    then = time.time() - AGE
     with closing(sqlite3.connect(database_path(root))) as connection:
         connection.execute("PRAGMA synchronous=OFF")
         connection.executemany(
@@ -104,11 +105,11 @@ def fill(root: Path, blobs: int, manifests: int, *, with_files: bool) -> None:
             _touch(root, digest_of("blob", number), b"")
 
 
-def forget_tags(root: Path, kept: int) -> None:
-    """Take away the tags from number ``kept`` on, as an upstream does that has them no more, long ago."""
+def delete_tags(root: Path, kept: int) -> None:
+    """Delete the tags from number ``kept`` on, as if their upstream had deleted them long ago."""
     from regmirror.metadata.upgrade import database_path
 
-    then = time.time() - OLD
+    then = time.time() - AGE
     with closing(sqlite3.connect(database_path(root), timeout=10)) as connection:
         gone = f"FROM tags WHERE CAST(substr(name, 2) AS INTEGER) >= {kept}"
         connection.execute(
@@ -163,7 +164,7 @@ def _touch(root: Path, digest: str, data: bytes) -> None:
 
 
 def add_warm_blobs(root: Path) -> list[str]:
-    """Blobs of 1 KB with files, named by the first manifest."""
+    """Add blobs of 1 KB with files, referenced by the first manifest; return their digests."""
     from regmirror.metadata.upgrade import database_path
 
     found, now = [], time.time()
@@ -186,11 +187,14 @@ def add_warm_blobs(root: Path) -> list[str]:
 
 
 class Program:
-    """`regmirror serve` on the store; offline, so that nothing is asked of anybody."""
+    """`regmirror serve` on the store, offline: no upstream request is made."""
 
     def __init__(self, root: Path) -> None:
         config = root.parent / "mirror.toml"
-        tables = {"docker.io": {"enabled": False}, UPSTREAM: {"url": "http://127.0.0.1:1"}}
+        tables: dict[str, dict[str, object]] = {
+            "docker.io": {"enabled": False},
+            UPSTREAM: {"url": "http://127.0.0.1:1"},
+        }
         lines = [f'default_upstream = "{UPSTREAM}"', "[server]", 'listen = "127.0.0.1:0"']
         lines += ["[freshness]", "offline = true", "[gc]", 'interval = "0"']
         lines += ["[storage]", f"path = {json.dumps(str(root))}", 'max_size = "1TB"', 'min_free = "0"']
@@ -223,13 +227,13 @@ class Program:
 
 
 class Pulls:
-    """Pulls of four kinds, one after the other; seconds of each are kept by kind."""
+    """Sequential pulls of four kinds; records the seconds of each by kind."""
 
     def __init__(self, http: aiohttp.ClientSession, warm: list[str], manifests: int) -> None:
         self._http = http
         self._paths = {
             "manifest": itertools.repeat("/v2/team/app0/manifests/v0"),
-            # Each one only once, so that the database is asked.
+            # Each tag once, so that the database is read.
             "manifest, database": (
                 f"/v2/team/app{number % REPOSITORIES}/manifests/v{number}" for number in range(1, manifests)
             ),
@@ -239,12 +243,12 @@ class Pulls:
         self.taken: dict[str, list[float]] = {kind: [] for kind in self._paths}
 
     def take(self) -> dict[str, list[float]]:
-        """What was measured since the last time."""
+        """Return and reset the recorded seconds."""
         taken, self.taken = self.taken, {kind: [] for kind in self._paths}
         return taken
 
-    async def go_on(self, seconds: float, is_over: Callable[[], bool] = lambda: False) -> None:
-        """Pull each kind for so long."""
+    async def pull_for(self, seconds: float, is_over: Callable[[], bool] = lambda: False) -> None:
+        """Pull each kind for ``seconds``, or until ``is_over`` returns true."""
         for kind, paths in self._paths.items():
             began = time.monotonic()
             while time.monotonic() - began < seconds and not is_over() and (path := next(paths, None)):
@@ -261,30 +265,30 @@ class Pulls:
 async def collect(root: Path, how: str) -> list[float]:
     words = [sys.executable, "-c", COLLECT, str(root), how]
     process = await asyncio.create_subprocess_exec(*words, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
-    answer, _ = await process.communicate()
+    output, _ = await process.communicate()
     assert process.returncode == 0, "the collection failed"
-    return list(json.loads(answer))
+    return list(json.loads(output))
 
 
 async def measure(root: Path, warm: list[str], manifests: int, *, with_files: bool) -> None:
-    """Start, pull, and collect: with everything due, with nothing, and with a quarter to be removed."""
+    """Start, pull, and collect: with all entries due, with none, and with a quarter of the tags deleted."""
     program = Program(root)
     try:
-        say("start", f"{program.started_in:.2f} s")
-        say("resident after start", f"{program.memory() / 1e6:.0f} MB")
+        print_row("start", f"{program.started_in:.2f} s")
+        print_row("resident after start", f"{program.memory() / 1e6:.0f} MB")
         async with aiohttp.ClientSession(program.url) as http:
             pulls = Pulls(http, warm, manifests)
-            say("/metrics, first", f"{await pulls.pull('/metrics') * 1000:.1f} ms")
+            print_row("/metrics, first", f"{await pulls.pull('/metrics') * 1000:.1f} ms")
             for digest in warm:  # the first read of each verifies its bytes
                 await pulls.pull(f"/v2/team/app0/blobs/{digest}")
-            await pulls.go_on(PULL_SECONDS)
+            await pulls.pull_for(PULL_SECONDS)
             before = pulls.take()
-            say("/metrics, later", f"p50 {quantile(before['/metrics'], 0.5) * 1000:.1f} ms")
+            print_row("/metrics, later", f"p50 {quantile(before['/metrics'], 0.5) * 1000:.1f} ms")
             for run in ["first", "second", *(["reconcile"] if with_files else []), "removing"]:
                 if run == "removing":
-                    forget_tags(root, manifests - manifests // REMOVED)
+                    delete_tags(root, manifests - manifests // REMOVED)
                 await collect_and_pull(root, run, pulls, before)
-        say("resident at the end", f"{program.memory() / 1e6:.0f} MB")
+        print_row("resident at the end", f"{program.memory() / 1e6:.0f} MB")
     finally:
         program.stop()
 
@@ -292,15 +296,15 @@ async def measure(root: Path, warm: list[str], manifests: int, *, with_files: bo
 async def collect_and_pull(root: Path, run: str, pulls: Pulls, before: dict[str, list[float]]) -> None:
     collecting = asyncio.create_task(collect(root, run))
     while not collecting.done():
-        await pulls.go_on(0.25, collecting.done)
+        await pulls.pull_for(0.25, collecting.done)
     seconds, reconciling, peak, checked, removed = await collecting
     text = f"{seconds:.1f} s, peak {peak / 1e6:.0f} MB, {checked:.0f} checked, {removed:.0f} removed"
     if run == "reconcile":
         text += f", reconcile {reconciling:.1f} s"
-    say(f"collection, {run}", text)
+    print_row(f"collection, {run}", text)
     for kind, during in pulls.take().items():
         if len(during) > 20:
-            say(f"  {kind}", _compare(before[kind], during))
+            print_row(f"  {kind}", _compare(before[kind], during))
 
 
 def _compare(before: list[float], during: list[float]) -> str:
@@ -315,16 +319,20 @@ def quantile(values: list[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(len(values) * share))]
 
 
-def say(what: str, value: str) -> None:
-    print(f"{what:24} {value}", flush=True)  # noqa: T201  # the table
+def print_row(name: str, value: str) -> None:
+    print(f"{name:24} {value}", flush=True)  # noqa: T201  # the table
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--blobs", type=int, default=1_000_000)
     parser.add_argument("--manifests", type=int, default=100_000)
-    parser.add_argument("--directory", help="where the store is made, and kept; else a temporary one")
-    parser.add_argument("--files", action="store_true", help="an empty file for each row, and a sweep")
+    parser.add_argument(
+        "--directory", help="directory of the store, kept afterwards; default: a temporary one"
+    )
+    parser.add_argument(
+        "--files", action="store_true", help="create an empty file for each row, and measure reconciliation"
+    )
     given = parser.parse_args()
     parent = Path(given.directory or tempfile.mkdtemp(prefix="regmirror-rows-"))
     root = parent / "data"
@@ -334,8 +342,8 @@ def main() -> None:
         fill(root, given.blobs, given.manifests, with_files=given.files)
         warm = add_warm_blobs(root)
         size = (root / "regmirror.db").stat().st_size
-        say("store", f"{given.blobs} blobs, {given.manifests} manifests, database {size / 1e6:.0f} MB")
-        say("made in", f"{time.monotonic() - began:.0f} s")
+        print_row("store", f"{given.blobs} blobs, {given.manifests} manifests, database {size / 1e6:.0f} MB")
+        print_row("created in", f"{time.monotonic() - began:.0f} s")
         asyncio.run(measure(root, warm, given.manifests, with_files=given.files))
     finally:
         if not given.directory:

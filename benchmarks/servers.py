@@ -1,4 +1,4 @@
-"""The servers that are measured: how each is configured, started, looked at and ended."""
+"""The measured servers: configuration, start, observation and stop."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from benchmarks.content import ACCEPT
 from benchmarks.place import Place
 from benchmarks.processes import cpu_seconds, resident, tree
 
-DIRECT = "direct"  # the upstream itself, asked without anything between
+DIRECT = "direct"  # requests go to the upstream itself
 DOCKER_REGISTRY = "docker-registry"
 DRAYAGE = "drayage"
 NGINX = "nginx"
-NGINX_CACHE = "nginx-cache"  # proxy_cache, which verifies nothing
+NGINX_CACHE = "nginx-cache"  # proxy_cache, without verification
 PEERS = (DOCKER_REGISTRY, DRAYAGE, NGINX, NGINX_CACHE, DIRECT)
 
-#: Where scripts/install-bench-parts puts what is no package of Debian.
+#: Programs that scripts/install-bench-parts installs from other sources than Debian.
 PARTS = Path(__file__).parents[1] / "build" / "bench"
 
 START_TIMEOUT = 30.0
 STOP_TIMEOUT = 20.0
-QUIET = 0.2  # seconds without CPU time, after which a server has done all it had to do
+QUIET = 0.2  # seconds without CPU time, after which a server counts as idle
 QUIET_TIMEOUT = 60.0
 
 
 class Server:
-    """One process, or one with workers below it, that answers on a port of loopback.
+    """A server process, perhaps with worker processes, on a loopback port.
 
-    What it prints goes to a file, as it does for an operator.
+    Its output goes to a file, as in production.
     """
 
     def __init__(
@@ -51,11 +51,11 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
 
     def address(self, tls: str = "any") -> Address:
-        """``tls`` is the version to be spoken, where TLS is spoken at all."""
+        """Its address; ``tls`` selects the TLS version if the server uses TLS."""
         return Address(self.place.port, tls if self.place.secure else "")
 
     def start(self) -> float:
-        """Start it; the seconds until it answered."""
+        """Start the process; return the seconds until its first successful response."""
         began = time.monotonic()
         with (self.place.directory / "output.log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -66,9 +66,9 @@ class Server:
                 env=self._environment,
                 start_new_session=True,
             )
-        while not self._answers():
+        while not self._is_ready():
             if self._process.poll() is not None or time.monotonic() - began > START_TIMEOUT:
-                raise RuntimeError(f"{self.name} does not start: {self.last_words()}")
+                raise RuntimeError(f"{self.name} does not start: {self.output_end()}")
             time.sleep(0.005)
         return time.monotonic() - began
 
@@ -83,12 +83,12 @@ class Server:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
-    def last_words(self) -> str:
-        """The end of what it printed."""
+    def output_end(self) -> str:
+        """The last 2000 characters of its output."""
         return (self.place.directory / "output.log").read_text(errors="replace")[-2000:]
 
     def get(self, path: str) -> bytes:
-        """One answer, whole. Raises OSError for a status that is no success."""
+        """The body of one response. Raises OSError for an error status."""
         scheme = "https" if self.place.secure else "http"
         context = ssl.create_default_context(cafile=str(self.place.certificates.authority))
         url = f"{scheme}://127.0.0.1:{self.place.port}{path}"
@@ -97,16 +97,16 @@ class Server:
             return bytes(response.read())
 
     def cpu(self) -> float:
-        """CPU seconds so far, of all of its processes."""
+        """CPU seconds of all of its processes since their start."""
         return cpu_seconds(self._pid)
 
     def resident_worker(self) -> int:
-        """Resident bytes of its largest worker."""
+        """Resident bytes of the largest worker."""
         workers = tree(self._pid)
         return max(map(resident, workers[1:] or workers))
 
     def wait_until_quiet(self) -> None:
-        """Until it has nothing left to do: files are stored, and connections to the upstream at rest."""
+        """Wait until it uses no CPU: files are stored and upstream connections idle."""
         deadline, before = time.monotonic() + QUIET_TIMEOUT, -1.0
         while (now := self.cpu()) - before > 0.01 and time.monotonic() < deadline:
             before = now
@@ -117,17 +117,17 @@ class Server:
         assert self._process is not None, f"{self.name} does not run"
         return self._process.pid
 
-    def _answers(self) -> bool:
+    def _is_ready(self) -> bool:
         try:
             self.get("/v2/")
-        except OSError:  # no connection, or a status that is no success
+        except OSError:  # no connection, or an error status
             return False
         return True
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """What an upstream has sent."""
+    """Requests and bytes that an upstream has sent."""
 
     requests: int
     bytes: int
@@ -137,7 +137,7 @@ class Traffic:
 
 
 class Upstream(Server):
-    """The registry behind all of them: nginx with static files, which counts what it sends."""
+    """The upstream registry: nginx with static files and a log of bytes sent."""
 
     def __init__(self, place: Place) -> None:
         configuration = nginx.static_configuration(place, logs_traffic=True)
@@ -148,15 +148,15 @@ class Upstream(Server):
         return f"{'https' if self.place.secure else 'http'}://127.0.0.1:{self.place.port}"
 
     def traffic(self) -> Traffic:
-        """All that was sent since the start; a request counts when it has ended."""
+        """Traffic of all ended requests since the start."""
         sizes = [int(line) for line in (self.place.directory / nginx.TRAFFIC_LOG).read_text().split()]
         return Traffic(len(sizes), sum(sizes))
 
 
 def regmirror(name: str, program: Path, place: Place, *, more: Sequence[str] = ()) -> Server:
-    """As an operator runs it: a worker on each core, metrics, and the log of requests in a file.
+    """regmirror as in production: one worker per core, metrics, and the request log in a file.
 
-    ``more`` are further lines of the configuration.
+    ``more`` adds lines to the configuration.
     """
     files = place.certificates
     lines = ['default_upstream = "registry.test"', "[server]"]
@@ -170,7 +170,7 @@ def regmirror(name: str, program: Path, place: Place, *, more: Sequence[str] = (
 
 
 def _docker_registry(place: Place) -> Server:
-    """At its best: no access log, and descriptors in memory."""
+    """docker-registry with its fastest settings: no access log, and descriptors in memory."""
     files = place.certificates
     secure = {"tls": {"certificate": str(files.certificate), "key": str(files.key)}} if place.secure else {}
     configuration = {

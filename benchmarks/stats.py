@@ -1,4 +1,4 @@
-"""Medians and ratios of what rounds have measured."""
+"""Medians and ratios of measured rounds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from statistics import median
 
 @dataclass(frozen=True)
 class Spread:
-    """A median between the least and the greatest."""
+    """Median, minimum and maximum."""
 
     median: float
     least: float
@@ -24,12 +24,12 @@ class Spread:
 
 
 def ratios(values: Sequence[float], of: Sequence[float]) -> list[float]:
-    """Round by round, since only what was measured together is comparable."""
+    """Ratios paired by round, because only measurements of one round are comparable."""
     return [value / other for value, other in zip(values, of, strict=True)]
 
 
 def short(value: float) -> str:
-    """Three significant digits, and thin spaces between thousands."""
+    """Three significant digits, with no-break spaces between thousands."""
     if value == 0:
         return "0"
     if abs(value) >= 100:
