@@ -291,7 +291,7 @@ class Growth(Experiment):
 
     @contextmanager
     def open(self, bench: Bench) -> Iterator[Fleet]:
-        """Start one server per store. This checkout fills the stores, so only its own program can serve them."""
+        """Start one server per store. This checkout fills the stores, so only its program can serve them."""
         program = list(bench.subjects.values())[-1]
         with open_fleet(replace(bench, subjects={}), ()) as fleet, ExitStack() as cleaning:
             for number, blobs in enumerate(self.stores, start=1):
