@@ -1,16 +1,15 @@
-/* An HTTP client that costs next to nothing: one thread, epoll, bodies dropped inside the kernel.
+/* An HTTP client with little CPU use: one thread, epoll, and bodies dropped inside the kernel.
  *
  *   reader [-c CONNECTIONS] [-s STRIDE] [-d SECONDS] [-r BYTES/s] [-t 1.2|1.3] HOST PORT PATH...
  *
- * Without -d each connection asks once for each of its paths: connection i for the paths i mod STRIDE,
- * i mod STRIDE + STRIDE, and so on. With -d all go round their paths until the time is over. -r makes
- * slow readers, that many bytes a second each. -t speaks TLS of that version (any, if neither is
- * named), without looking at certificates.
+ * Connection i requests the paths i mod STRIDE, i mod STRIDE + STRIDE, and so on: each once or, with
+ * -d, repeatedly for that time. -r limits each connection to that many bytes per second. -t uses that
+ * TLS version (any other word: any version) and does not verify certificates.
  *
- * Prints one line of JSON: seconds, bytes of bodies, responses, and of the responses' times from
- * request to first byte of the body and to the last: p50, p99 and the greatest, in seconds.
- * Any status but 200, a body without Content-Length, and one that ends short, is an error: a message,
- * and exit status 1.
+ * Prints one line of JSON: seconds, bytes of bodies, responses, and the times from request to first
+ * and to last byte of the body: p50, p99 and maximum, in seconds.
+ * A status other than 200, a body without Content-Length and a truncated body are errors: the program
+ * prints a message and exits with status 1.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -37,10 +36,10 @@ struct connection {
     enum phase phase;
     SSL *tls;
     char head[HEADER + 1];
-    size_t head_length;  /* of the request while sending, of what has come while reading the head */
+    size_t head_length;  /* of the request while sending, of the received bytes while reading the head */
     size_t sent;
-    long long remaining; /* bytes of the body that are still to come */
-    long long budget;    /* what a slow reader may still read in this tick */
+    long long remaining; /* bytes of the body not yet received */
+    long long budget;    /* bytes that a slow reader may still read in this tick */
     int closes, has_first_byte;
     double asked_at;
 };
@@ -115,8 +114,8 @@ static void close_connection(struct connection *c) {
     close(c->socket);
 }
 
-/* Bytes read, 0 at the end of the stream, -1 when there is nothing now.
- * Bytes of a body that nobody looks at never leave the kernel, except when they are encrypted. */
+/* Returns the number of bytes read, 0 at the end of the stream, -1 if no byte is available.
+ * Dropped bytes stay in the kernel, unless they are encrypted. */
 static ssize_t receive(struct connection *c, void *into, size_t length, int is_dropped) {
     if (c->tls) {
         int got = SSL_read(c->tls, into, length);
@@ -153,7 +152,7 @@ static int shake_hands(struct connection *c) {
     return 0;
 }
 
-/* --- one request after the other --- */
+/* --- requests and responses --- */
 
 static void start_request(struct connection *c) {
     c->head_length = snprintf(c->head, HEADER,
@@ -166,7 +165,7 @@ static void start_request(struct connection *c) {
     c->phase = SENDING;
 }
 
-/* The next path of this connection; 0 when it has asked for all and need not go on. */
+/* Select the next path of this connection; 0 if all are done and -d is not set. */
 static int advance(struct connection *c) {
     c->path += options.stride;
     if (c->path < options.path_count)
@@ -195,7 +194,7 @@ static const char *header(const char *head, const char *name) {
     return found ? found + strlen(name) : NULL;
 }
 
-/* Read what the head says; the bytes behind it are the first of the body. */
+/* Parse the head; bytes after it are the first of the body. */
 static void parse_head(struct connection *c) {
     int status = 0;
     sscanf(c->head, "HTTP/1.%*d %d", &status);
@@ -203,13 +202,13 @@ static void parse_head(struct connection *c) {
         fail("port %d, %s: status %d", options.port, options.paths[c->path], status);
     const char *length = header(c->head, "\r\nContent-Length:");
     if (!length)
-        fail("port %d, %s: a body of unknown length", options.port, options.paths[c->path]);
+        fail("port %d, %s: no Content-Length", options.port, options.paths[c->path]);
     c->remaining = atoll(length);
     c->closes = header(c->head, "\r\nConnection: close") != NULL;
     c->phase = BODY;
 }
 
-/* Count bytes of the body; 1 when it has ended. */
+/* Count bytes of the body; 1 at its end. */
 static int take(struct connection *c, long long length) {
     if (length && !c->has_first_byte) {
         c->has_first_byte = 1;
@@ -221,13 +220,13 @@ static int take(struct connection *c, long long length) {
     return !c->remaining;
 }
 
-/* 1 when the head is complete, and *is_over when the body came with it. */
+/* 1 if the head is complete; *is_over is set if the whole body came with it. */
 static int read_head(struct connection *c, int *is_over) {
     ssize_t got = receive(c, c->head + c->head_length, HEADER - c->head_length, 0);
     if (got < 0)
         return 0;
     if (got == 0)
-        fail("port %d, %s: closed without an answer", options.port, options.paths[c->path]);
+        fail("port %d, %s: closed without a response", options.port, options.paths[c->path]);
     c->head_length += got;
     c->head[c->head_length] = 0;
     char *end = strstr(c->head, "\r\n\r\n");
@@ -249,12 +248,12 @@ static int read_body(struct connection *c, int *is_over) {
     if (got < 0)
         return 0;
     if (got == 0)
-        fail("port %d, %s: the body ended short", options.port, options.paths[c->path]);
+        fail("port %d, %s: truncated body", options.port, options.paths[c->path]);
     *is_over = take(c, got);
     return 1;
 }
 
-/* Go as far as possible without waiting, and at most so many bytes, so that all get their turn. */
+/* Read without blocking, up to a number of bytes, so that all connections get their turn. */
 static void proceed(struct connection *c) {
     long long until = bytes + TURN;
     while (c->phase != DONE && bytes < until) {
@@ -307,7 +306,7 @@ static double run(struct connection *all) {
     }
     open_connections = options.connections;
     while (open_connections && !(options.seconds > 0 && now() - began >= options.seconds)) {
-        /* Slow readers are woken by the clock alone once they read. */
+        /* While slow readers read a body, only the timer wakes them. */
         int ready = epoll_wait(poller, events, 128, options.rate > 0 ? 0 : 10);
         for (int i = 0; i < ready; i++) {
             struct connection *c = events[i].data.ptr;
@@ -343,7 +342,7 @@ static void prepare_tls(const char *version) {
     options.tls = SSL_CTX_new(TLS_client_method());
     SSL_CTX_set_min_proto_version(options.tls, only);
     SSL_CTX_set_max_proto_version(options.tls, only);
-    /* Go and OpenSSL prefer different ciphers; this one both have in hardware. */
+    /* Go and OpenSSL prefer different ciphers; both have this one in hardware. */
     SSL_CTX_set_cipher_list(options.tls, "ECDHE-ECDSA-AES128-GCM-SHA256");
     SSL_CTX_set_mode(options.tls, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
     SSL_CTX_set_options(options.tls, SSL_OP_IGNORE_UNEXPECTED_EOF);
@@ -362,7 +361,7 @@ int main(int argc, char **argv) {
         }
     }
     if (argc - optind < 2 + options.stride)
-        fail("a host, a port and as many paths as the stride are wanted");
+        fail("expected HOST PORT PATH..., with at least STRIDE paths");
     options.host = argv[optind];
     options.port = atoi(argv[optind + 1]);
     options.paths = argv + optind + 2;

@@ -1,4 +1,4 @@
-"""The documents say what is so: what they name exists, and the first minute of the README works."""
+"""The documents match the program: names in them exist, and the commands of the README work."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from tests.test_architecture import PLANNED, ROWS
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
-#: Of the environment of whoever runs the tests, what would change what a stranger sees.
-NOT_A_STRANGERS = ("REGMIRROR_", "MAKE", "MFLAGS", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+#: Prefixes of environment variables that would change the commands of the README.
+REMOVED_VARIABLES = ("REGMIRROR_", "MAKE", "MFLAGS", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 
 FENCE = re.compile(
     r"^(?:<!-- (?P<mark>[^\n]*) -->\n)?```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
@@ -40,8 +40,10 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-def strangers_environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.upper().startswith(NOT_A_STRANGERS)}
+def clean_environment() -> dict[str, str]:
+    return {
+        name: value for name, value in os.environ.items() if not name.upper().startswith(REMOVED_VARIABLES)
+    }
 
 
 every_document = pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
@@ -51,7 +53,7 @@ every_document = pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 
 
 def commands_in(text: str) -> list[str]:
-    """Every `regmirror …` in a code span or on a line of a shell block, without the word itself."""
+    """Every `regmirror …` in a code span or on a line of a shell block, without the word `regmirror`."""
     lines = CODE_SPAN.findall(FENCE.sub("", text))
     for block in FENCE.finditer(text):
         if block["language"] == "sh":
@@ -61,8 +63,8 @@ def commands_in(text: str) -> list[str]:
 
 @cache
 def output_of(*command: str) -> str:
-    """What the command prints, without colours and in long lines; nothing if it fails."""
-    environment = strangers_environment() | {"COLUMNS": "300", "NO_COLOR": "1", "TERM": "dumb"}
+    """Standard output of the command, in long lines without colours; empty if it fails."""
+    environment = clean_environment() | {"COLUMNS": "300", "NO_COLOR": "1", "TERM": "dumb"}
     run = subprocess.run(
         [sys.executable, "-m", "regmirror", *command],
         capture_output=True, text=True, env=environment, cwd=ROOT, check=False,
@@ -75,10 +77,10 @@ def test_every_command_and_option_in_the_documents_exists(document: Path) -> Non
     for command in commands_in(document.read_text()):
         name = next((word for word in command.split() if not word.startswith("-")), None)
         described = output_of(name, "--help") if name else output_of("--help")
-        assert described, f"`regmirror {command}`: there is no such command"
+        assert described, f"`regmirror {command}`: no such command"
         for option in re.findall(r"(?<!\S)--?[a-z][a-z-]*", command):
-            known = re.findall(r"(?<!\S)--?[a-z][a-z-]*", described + output_of("--help"))
-            assert option in known, f"`regmirror {command}` has no option {option}"
+            options = re.findall(r"(?<!\S)--?[a-z][a-z-]*", described + output_of("--help"))
+            assert option in options, f"`regmirror {command}` has no option {option}"
 
 
 @every_document
@@ -144,7 +146,7 @@ def keys() -> frozenset[str]:
 
 
 def key_column(text: str) -> list[str]:
-    """The code spans in the first column of every table that is headed `key`."""
+    """Code spans in the first column of every table with the heading `key`."""
     found: list[str] = []
     inside = False
     for line in text.splitlines():
@@ -168,7 +170,7 @@ def test_every_configuration_key_in_a_table_exists(document: Path) -> None:
 def test_every_variable_of_the_environment_is_a_key(document: Path) -> None:
     for variable in VARIABLE.findall(document.read_text()):
         path = variable.removeprefix("REGMIRROR_").lower().replace("__", ".")
-        # The second word of an upstream's variable is its host.
+        # The second component of an upstream's variable is its host.
         path = re.sub(r"^upstreams\.[a-z0-9_]+\.", "upstreams.", path)
         assert variable == "REGMIRROR_CONFIG" or path in keys(), variable
 
@@ -214,9 +216,9 @@ def test_no_line_of_prose_holds_two_sentences(document: Path) -> None:
 def test_the_table_of_layers_is_the_one_that_is_enforced() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text()
     rows = re.findall(r"^\| [\w ]+ \| (`.*`) \|$", text.partition("## Walks")[0], re.MULTILINE)
-    shown = [CODE_SPAN.findall(packages) for packages in rows]
-    held = [[name for name in names if name not in PLANNED] for names in ROWS]
-    assert shown == held
+    documented = [CODE_SPAN.findall(packages) for packages in rows]
+    enforced = [[name for name in names if name not in PLANNED] for names in ROWS]
+    assert documented == enforced
 
 
 # --- the first minute
@@ -259,16 +261,16 @@ def wait_until_healthy(served: Served, seconds: float = 90) -> None:
                 return
         except OSError:
             time.sleep(0.05)
-    pytest.fail(f"no answer from {served.url} within {seconds} s")
+    pytest.fail(f"{served.url} is not healthy after {seconds} s")
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """The README's first command, on a port and a store of its own."""
+    """A server started by the README's first command, with its own port and store."""
     command = marked_blocks()[0].strip()
     assert command == "make run"
     port = free_port()
-    environment = strangers_environment() | {
+    environment = clean_environment() | {
         "REGMIRROR_CONFIG": str(ROOT / "mirror.toml"),
         "REGMIRROR_STORAGE__PATH": str(tmp_path_factory.mktemp("store")),
     }
