@@ -33,12 +33,12 @@ from regmirror.telemetry.events import Emit, NotStored, VerificationFailed
 
 T = TypeVar("T")
 MANIFEST_BYTES: Final = 16 * 1024 * 1024  # of manifests kept in memory
-MEMORY_BYTES: Final = 12 * 1024 * 1024  # of tags, held manifests, rights and sizes in memory, of each
+CACHE_BYTES: Final = 12 * 1024 * 1024  # of tags, held manifests, rights and sizes in memory, of each
 DENIED_MAX_AGE: Final = 5.0  # seconds: access may be granted at any time
 DESCRIPTOR_BYTES: Final = 400  # of a descriptor that is to be written
 PULLS_MAX: Final = 20_000  # times of last pull that are gathered, of each kind
-LIST_PATIENCE: Final = 5.0  # seconds that anybody waits for a list
-SUSPICION: Final = 5.0  # seconds between two examinations of a database that looks damaged
+LIST_DEADLINE: Final = 5.0  # seconds that anybody waits for a list
+EXAMINATION_INTERVAL: Final = 5.0  # seconds between two examinations of a database that looks damaged
 
 
 class MetadataCache:
@@ -52,21 +52,21 @@ class MetadataCache:
         missing_max_age: float,
         now: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
-        watch: DatabaseMonitor | None = None,
+        monitor: DatabaseMonitor | None = None,
     ) -> None:
         self.store = store
-        self._watch = watch
+        self._monitor = monitor
         self._writes = WriteQueue(self._tell_failure)
         self._reads = BoundedReads(self._tell_failure, store.ping)
-        self._suspected_at = -SUSPICION
+        self._suspected_at = -EXAMINATION_INTERVAL
         self._examination: asyncio.Task[None] | None = None
         self._emit = emit
         self.missing_max_age = missing_max_age  # seconds; changes when the configuration is reloaded
         self._now, self._clock = now, clock
-        self._tags: Lru[tuple[Repository, Tag], TagRecord] = Lru(MEMORY_BYTES, _weigh_tag)
+        self._tags: Lru[tuple[Repository, Tag], TagRecord] = Lru(CACHE_BYTES, _weigh_tag)
         self._manifests: Lru[tuple[Repository, Digest], Manifest] = Lru(MANIFEST_BYTES, _weigh_manifest)
-        self._rights: Lru[tuple[Repository, Digest], bool] = Lru(MEMORY_BYTES, _weigh_pair)
-        self._sizes: Lru[Digest, int] = Lru(MEMORY_BYTES, lambda digest, _: weigh_texts(digest))
+        self._links: Lru[tuple[Repository, Digest], bool] = Lru(CACHE_BYTES, _weigh_pair)
+        self._sizes: Lru[Digest, int] = Lru(CACHE_BYTES, lambda digest, _: weigh_texts(digest))
         self._missing = NegativeCache(clock)
         self._pulled_tags: dict[tuple[Repository, Tag], float] = {}
         self._pulled_manifests: dict[tuple[Repository, Digest], float] = {}
@@ -159,16 +159,16 @@ class MetadataCache:
     async def is_linked(self, repository: Repository, digest: Digest) -> bool:
         """Whether the repository's upstream has sent this blob or proven that it has it."""
         key = (repository, digest)
-        if self._rights.get(key):
+        if self._links.get(key):
             return True
         proven = await self._read(self.store.is_linked(repository, digest))
         if proven:
-            self._rights.put(key, True)
+            self._links.put(key, True)
         return bool(proven)
 
     async def count_unlinked(self, repository: Repository, digests: Collection[Digest]) -> int:
         """How many of these blobs the repository's upstream has neither sent nor proven to have."""
-        unknown = [digest for digest in digests if not self._rights.get((repository, digest))]
+        unknown = [digest for digest in digests if not self._links.get((repository, digest))]
         if not unknown:
             return 0
         proven = await self._read(self.store.find_links(repository, unknown))
@@ -176,7 +176,7 @@ class MetadataCache:
 
     def get_cached_link(self, repository: Repository, digest: Digest, size: int) -> bool:
         """Whether memory says that this content may be served there, and that it has that size."""
-        return self._rights.get((repository, digest)) is not None and self._sizes.get(digest) == size
+        return self._links.get((repository, digest)) is not None and self._sizes.get(digest) == size
 
     async def link(self, repository: Repository, digest: Digest) -> None:
         """The repository's upstream has just sent this blob, or proven that it has it."""
@@ -184,29 +184,29 @@ class MetadataCache:
         await self._write(self.store.link(repository, digest))
 
     def _note_link(self, repository: Repository, digest: Digest) -> None:
-        self._rights.put((repository, digest), True)
+        self._links.put((repository, digest), True)
         self._missing.drop(repository, digest, BlobUnknown)
 
-    async def find_size(self, digest: Digest, *, again: bool = False) -> int | None:
+    async def find_size(self, digest: Digest, *, bypass_cache: bool = False) -> int | None:
         """The size of the stored blob.
 
         ``again`` passes over memory: another worker may know better since.
         """
-        size = None if again else self._sizes.get(digest)
+        size = None if bypass_cache else self._sizes.get(digest)
         if size is None:
             size = await self._read(self.store.find_size(digest))
             if size is not None:
                 self._sizes.put(digest, size)
         return size
 
-    async def save_blob(self, digest: Digest, size: int, proven_for: Collection[Repository] = ()) -> None:
-        """The blob has been verified and stored; the upstreams of ``proven_for`` have sent all of it, or
+    async def save_blob(self, digest: Digest, size: int, linked_to: Collection[Repository] = ()) -> None:
+        """The blob has been verified and stored; the upstreams of ``linked_to`` have sent all of it, or
         proven that they have it.
         """
         self._sizes.put(digest, size)
-        for repository in proven_for:
+        for repository in linked_to:
             self._note_link(repository, digest)
-        await self._write(self.store.save_blob(digest, size, proven_for))
+        await self._write(self.store.save_blob(digest, size, linked_to))
 
     async def delete_blob(self, digest: Digest) -> None:
         self._sizes.drop(digest)
@@ -233,7 +233,7 @@ class MetadataCache:
         memories: tuple[Lru[Any, Any], ...] = (
             self._tags,
             self._manifests,
-            self._rights,
+            self._links,
             self._sizes,
         )
         for memory in memories:
@@ -245,7 +245,7 @@ class MetadataCache:
         memories: dict[str, Lru[Any, Any]] = {
             "tags": self._tags,
             "manifests": self._manifests,
-            "rights": self._rights,
+            "rights": self._links,
             "sizes": self._sizes,
         }
         return {name: (memory.hits, memory.misses) for name, memory in memories.items()}
@@ -282,10 +282,10 @@ class MetadataCache:
         """Go on with the database that is there now, or with a new one if there is none or, where
         it ``is_suspect``, if it is damaged. To be called every few seconds.
         """
-        if self._watch is None:
+        if self._monitor is None:
             return
         try:
-            if await self._watch.check(is_suspect=is_suspect):
+            if await self._monitor.check(is_suspect=is_suspect):
                 await self._save_again()
         except RecoveryFailed as error:
             self._tell_failure(error)
@@ -304,7 +304,7 @@ class MetadataCache:
         for repository, manifest in [(key[0], item) for key, item in self._manifests.items()]:
             named = await run_by_size(manifest.size, _named_by, manifest)
             await self._write(self.store.save_manifest(repository, manifest, named), manifest.size)
-        for repository, digest in [key for key, _ in self._rights.items()]:
+        for repository, digest in [key for key, _ in self._links.items()]:
             await self._write(self.store.link(repository, digest))
         for (repository, tag), record in self._tags.items():
             await self._write(self.store.save_tag(repository, tag, record))
@@ -316,7 +316,7 @@ class MetadataCache:
     async def _list(self, question: Coroutine[Any, Any, T]) -> T:
         """The answer; raises MetadataUnavailable if there is none, since an empty list is an answer."""
         try:
-            async with asyncio.timeout(LIST_PATIENCE):
+            async with asyncio.timeout(LIST_DEADLINE):
                 return await question
         except ListsBusy as error:
             raise MetadataUnavailable from error
@@ -330,7 +330,7 @@ class MetadataCache:
     def _tell_failure(self, error: Exception) -> None:
         message = str(getattr(error, "orig", error))
         self._emit(NotStored("database", message))
-        if looks_damaged(message) and self._clock() >= self._suspected_at + SUSPICION:
+        if looks_damaged(message) and self._clock() >= self._suspected_at + EXAMINATION_INTERVAL:
             self._suspected_at = self._clock()
             self._examination = asyncio.create_task(self.check_database(is_suspect=True))
 

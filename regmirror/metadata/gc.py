@@ -1,8 +1,8 @@
-"""Which rows may go, and taking them away: collection, eviction, purge.
+"""Transactions of garbage collection, eviction and purge.
 
-Every transaction here looks again at what it removes, so that it is safe beside pulls, other
-processes and other curators. Blobs lose their row first and their file after that; in between
-they stand in ``removals``, which a later run finishes should this one be killed.
+Every transaction checks its conditions again before it deletes a row, so that it is safe beside
+pulls and other processes. A blob loses its row first and its file afterwards. In between it stands
+in ``pending_removals``, so that a later run removes the file if this process is killed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from regmirror.metadata import schema as t
 from regmirror.metadata.database import Database, uncancellable
 from regmirror.metadata.gc_queue import AT_ONCE, EVERYWHERE, enqueue, enqueue_blobs, enqueue_children
-from regmirror.metadata.reachability import due_blobs, due_manifests, held_manifests, is_named, old_manifests
+from regmirror.metadata.reachability import (
+    is_blob_referenced,
+    select_due_blobs,
+    select_due_manifests,
+    select_eviction_candidates,
+    select_manifests,
+)
 from regmirror.metadata.records import Candidate
 from regmirror.oci.names import Digest, Repository, Tag
 
@@ -33,7 +39,10 @@ CHUNK: Final = 500  # values in one statement
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """What has gone, or would go: a manifest of a repository, or a blob (``repository`` None)."""
+    """Removed content, or content that a dry run would remove.
+
+    A manifest of ``repository``, or a blob if that is None. ``why`` is the reason as reported.
+    """
 
     digest: Digest
     size: int
@@ -42,39 +51,39 @@ class Removal:
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
-    """What is old enough to go, in wall-clock seconds.
+class Cutoffs:
+    """Times that decide what a collection removes, in wall-clock seconds.
 
-    ``due``: reviews of before that are settled. ``young``: blobs stored or pulled after that stay.
-    ``pulled``: manifests without a tag that were pulled by their digest after that stay.
+    Entries of the GC queue are due at ``due``. Blobs stored or pulled after ``recent`` stay, and so do
+    manifests without a tag that were pulled by digest after ``pulled``.
     """
 
     due: float
-    young: float
+    recent: float
     pulled: float
 
 
-PURGE: Final = Terms(AT_ONCE, float("inf"), float("inf"))
+PURGE: Final = Cutoffs(AT_ONCE, float("inf"), float("inf"))
 
 
 @dataclass(frozen=True, slots=True)
-class Reviewed:
-    """How many reviews have been settled, and which manifests went."""
+class ProcessedManifests:
+    """How many entries of the GC queue were processed, and which manifests were removed."""
 
     count: int
     removed: tuple[Removal, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class DueBlobs:
-    """Of ``count`` reviews of blobs, those that nothing holds; the others are settled."""
+class ProcessedBlobs:
+    """Of ``count`` due blobs, the unreferenced ones; the entries of the others were processed."""
 
     count: int
-    unheld: tuple[Digest, ...]
+    unreferenced: tuple[Digest, ...]
 
 
 class GcQueries:
-    """The housekeeper's view of the database; ``now`` is the wall clock."""
+    """Deletion of rows that are no longer needed; ``now`` is the wall clock."""
 
     def __init__(self, database: Database, now: Callable[[], float] = time.time) -> None:
         self.database = database
@@ -83,30 +92,35 @@ class GcQueries:
     # --- manifests -----------------------------------------------------------------------
 
     @uncancellable
-    async def review_manifests(self, terms: Terms, pinned: Collection[Key], limit: int) -> Reviewed:
-        """Settle up to ``limit`` due reviews; manifests that nothing holds go."""
+    async def process_manifest_queue(
+        self, cutoffs: Cutoffs, pinned: Collection[Key], limit: int
+    ) -> ProcessedManifests:
+        """Process up to ``limit`` due manifests of the GC queue, and remove the unreferenced ones.
+
+        Pinned ones and those recently pulled by digest are postponed.
+        """
         async with self.database.write() as connection:
-            due = (await connection.execute(due_manifests(terms.due, limit))).all()
-            await _settle(connection, "manifest", [(row.repository_id, row.digest) for row in due])
-            unheld = [row for row in due if row.size is not None and not row.is_held]
-            kept = [row for row in unheld if (row.repository_id, row.digest) in pinned]
-            later = [row for row in unheld if row.pulled_at > max(row.since, terms.pulled)]
-            await _postpone(connection, "manifest", [(row, _keep_until(row, terms)) for row in later])
+            due = (await connection.execute(select_due_manifests(cutoffs.due, limit))).all()
+            await _dequeue(connection, "manifest", [(row.repository_id, row.digest) for row in due])
+            unreferenced = [row for row in due if row.size is not None and not row.is_referenced]
+            kept = [row for row in unreferenced if (row.repository_id, row.digest) in pinned]
+            later = [row for row in unreferenced if row.pulled_at > max(row.since, cutoffs.pulled)]
+            await _postpone(connection, "manifest", [(row, _keep_until(row, cutoffs)) for row in later])
             await _postpone(connection, "manifest", [(row, self._now() + 1.0) for row in kept])
-            removed = [row for row in unheld if row not in later and row not in kept]
+            removed = [row for row in unreferenced if row not in later and row not in kept]
             await _remove_manifests(connection, [_as_parameters(row) for row in removed])
-        return Reviewed(len(due), tuple(_removal(row) for row in removed))
+        return ProcessedManifests(len(due), tuple(_removal(row) for row in removed))
 
     @uncancellable
     async def purge_manifests(
         self, repository: Repository, digests: Collection[Digest] | None
     ) -> list[Removal]:
-        """The repository no longer holds these (None: any), whatever holds them there."""
-        held = t.repository_manifests.c
+        """Remove these manifests (None: all) from the repository, even if they are referenced."""
+        entries = t.repository_manifests.c
         async with self.database.write() as connection:
             mine = await _find_repository(connection, repository)
-            wanted = [] if digests is None else [held.digest.in_([*map(str, digests)])]
-            rows = (await connection.execute(held_manifests(held.repository_id == mine, *wanted))).all()
+            wanted = [] if digests is None else [entries.digest.in_([*map(str, digests)])]
+            rows = (await connection.execute(select_manifests(entries.repository_id == mine, *wanted))).all()
             found = [Removal(Digest(row.digest), row.size, "purged", repository) for row in rows]
             due = {"since": AT_ONCE, "due_at": AT_ONCE, "of_repository": mine}
             await _remove_manifests(connection, [{"of_digest": row.digest, **due} for row in rows])
@@ -114,7 +128,7 @@ class GcQueries:
 
     @uncancellable
     async def purge_tags(self, repository: Repository, tags: Collection[Tag] | None) -> None:
-        """Forget the tags (None: any); what they meant is due for review at once."""
+        """Delete these tags (None: all) of the repository, and enqueue their manifests as due."""
         row = t.tags.c
         async with self.database.write() as connection:
             mine = await _find_repository(connection, repository)
@@ -124,25 +138,25 @@ class GcQueries:
                 .where(row.repository_id == mine, *wanted)
                 .returning(row.digest, row.previous)
             )
-            for meant in gone.all():
-                await enqueue(connection, "manifest", mine or 0, meant, AT_ONCE)
+            for digests in gone.all():
+                await enqueue(connection, "manifest", mine or 0, digests, AT_ONCE)
 
     @uncancellable
-    async def purge_rights(self, repository: Repository) -> None:
-        """Forget which blobs the repository's upstream has confirmed."""
-        rights = t.repository_blobs
+    async def purge_links(self, repository: Repository) -> None:
+        """Delete every link of the repository, and enqueue the blobs as due."""
+        links = t.repository_blobs
         async with self.database.write() as connection:
             mine = await _find_repository(connection, repository)
             gone = await connection.execute(
-                sa.delete(rights).where(rights.c.repository_id == mine).returning(rights.c.digest)
+                sa.delete(links).where(links.c.repository_id == mine).returning(links.c.digest)
             )
             await enqueue(connection, "blob", EVERYWHERE, [row.digest for row in gone.all()], AT_ONCE)
 
     @uncancellable
-    async def forget_tags(self, before: float, kept: Collection[tuple[int, str]], limit: int) -> int:
-        """Forget tags last pulled ``before``, but for those ``kept``; returns how many.
+    async def delete_old_tags(self, before: float, kept: Collection[tuple[int, str]], limit: int) -> int:
+        """Delete up to ``limit`` tags last pulled before ``before``, except ``kept``; return their number.
 
-        Whatever was theirs alone has been evicted, having been pulled no later.
+        Content that they alone reference was pulled no later, and has been evicted already.
         """
         now, row = self._now(), t.tags.c
         query = sa.select(row.repository_id, row.name, row.digest, row.previous)
@@ -158,9 +172,10 @@ class GcQueries:
         return len(gone)
 
     async def evict_manifests(self, candidates: Iterable[Candidate], pulled_until: float) -> list[Removal]:
-        """Take manifests from their repositories, but for what has been pulled after that.
+        """Remove manifests from their repositories, except those pulled after ``pulled_until``.
 
-        What they named is enqueued for collection. Other writers take their turns in between.
+        The content that they reference is enqueued. One transaction for each chunk, so that other
+        writers do not wait for all of them.
         """
         removed: list[Removal] = []
         for chunk in _chunks([*candidates]):
@@ -170,11 +185,14 @@ class GcQueries:
     @uncancellable
     async def _evict_manifests(self, chunk: list[Candidate], pulled_until: float) -> list[Removal]:
         sizes = {(item.repository_id, str(item.digest)): item.size for item in chunk}
-        now, held, of = self._now(), t.repository_manifests.c, t.repositories.c
+        now, entries, of = self._now(), t.repository_manifests.c, t.repositories.c
         query = (
-            sa.select(held.repository_id, held.digest, of.upstream, of.name)
-            .join(t.repositories, of.id == held.repository_id)
-            .where(sa.tuple_(held.repository_id, held.digest).in_([*sizes]), held.pulled_at <= pulled_until)
+            sa.select(entries.repository_id, entries.digest, of.upstream, of.name)
+            .join(t.repositories, of.id == entries.repository_id)
+            .where(
+                sa.tuple_(entries.repository_id, entries.digest).in_([*sizes]),
+                entries.pulled_at <= pulled_until,
+            )
         )
         async with self.database.write() as connection:
             found = (await connection.execute(query)).all()
@@ -196,27 +214,29 @@ class GcQueries:
     # --- blobs ---------------------------------------------------------------------------
 
     @uncancellable
-    async def review_blobs(self, terms: Terms, limit: int) -> DueBlobs:
-        """Settle up to ``limit`` due reviews of blobs that a manifest names, or that are young.
+    async def process_blob_queue(self, cutoffs: Cutoffs, limit: int) -> ProcessedBlobs:
+        """Process up to ``limit`` due blobs of the GC queue, except the unreferenced ones.
 
-        The reviews of the others stay until ``remove_blobs``.
+        Recent blobs are postponed. Entries of unreferenced blobs stay until ``remove_blobs``.
         """
         async with self.database.write() as connection:
-            due = (await connection.execute(due_blobs(terms.due, limit))).all()
-            absent = [row.digest for row in due if row.size is None and not row.is_named]
-            await _forget_rights(connection, absent)
-            young = [row for row in due if _is_recent(row, terms)]
-            unheld = [row for row in due if row.size is not None and not row.is_named and row not in young]
-            settled = [(EVERYWHERE, row.digest) for row in due if row not in unheld]
-            await _settle(connection, "blob", settled)
-            await _postpone(connection, "blob", [(row, row.last_seen) for row in young])
-        return DueBlobs(len(due), tuple(Digest(row.digest) for row in unheld))
+            due = (await connection.execute(select_due_blobs(cutoffs.due, limit))).all()
+            absent = [row.digest for row in due if row.size is None and not row.is_referenced]
+            await _delete_links(connection, absent)
+            recent = [row for row in due if _is_recent(row, cutoffs)]
+            unreferenced = [
+                row for row in due if row.size is not None and not row.is_referenced and row not in recent
+            ]
+            processed = [(EVERYWHERE, row.digest) for row in due if row not in unreferenced]
+            await _dequeue(connection, "blob", processed)
+            await _postpone(connection, "blob", [(row, row.last_seen) for row in recent])
+        return ProcessedBlobs(len(due), tuple(Digest(row.digest) for row in unreferenced))
 
     @uncancellable
-    async def put_off_blobs(self, digests: Collection[Digest]) -> None:
-        """These are being read: look again when a grace time has passed."""
+    async def postpone_blobs(self, digests: Collection[Digest]) -> None:
+        """Postpone blobs that are being read by one grace time."""
         async with self.database.write() as connection:
-            later = self._now() + 1.0  # so that no collection meets them again, whatever the grace time
+            later = self._now() + 1.0  # past the end of this collection, even without a grace time
             await enqueue(connection, "blob", EVERYWHERE, map(str, digests), later)
 
     @uncancellable
@@ -225,58 +245,65 @@ class GcQueries:
         digests: Collection[Digest],
         reason: Reason,
         *,
-        unless_named: bool = False,
+        unless_referenced: bool = False,
         pulled_until: float | None = None,
     ) -> list[tuple[Digest, int]]:
-        """Take the rows away, with ``unless_named`` only of those that no manifest names by now.
+        """Delete rows of blobs, and return digest and size of those whose files are to be removed.
 
-        With ``pulled_until`` what has been pulled after that stays. Returns digest and size of
-        those whose files are to be removed now; then call ``finish``.
+        Call ``complete_removals`` when the files are gone. With ``unless_referenced``, blobs that a
+        manifest references stay; with ``pulled_until``, blobs pulled after that time.
         """
         gone: list[tuple[Digest, int]] = []
         async with self.database.write() as connection:
             for chunk in _chunks([str(digest) for digest in digests]):
                 statement = sa.delete(t.blobs).where(t.blobs.c.digest.in_(chunk))
-                if unless_named:
-                    statement = statement.where(~is_named(t.blobs.c.digest))
+                if unless_referenced:
+                    statement = statement.where(~is_blob_referenced(t.blobs.c.digest))
                 if pulled_until is not None:
                     statement = statement.where(t.blobs.c.pulled_at <= pulled_until)
                 returning = statement.returning(t.blobs.c.digest, t.blobs.c.size)
                 rows = (await connection.execute(returning)).all()
                 if rows:
                     new = [{"digest": row.digest, "size": row.size, "reason": reason} for row in rows]
-                    await connection.execute(insert(t.removals).on_conflict_do_nothing(), new)
+                    await connection.execute(insert(t.pending_removals).on_conflict_do_nothing(), new)
                 if reason in ("unreferenced", "purged"):
-                    await _forget_rights(connection, [row.digest for row in rows])
-                    await _settle(connection, "blob", [(EVERYWHERE, digest) for digest in chunk])
+                    await _delete_links(connection, [row.digest for row in rows])
+                    await _dequeue(connection, "blob", [(EVERYWHERE, digest) for digest in chunk])
                 gone += [(Digest(row.digest), row.size) for row in rows]
         return gone
 
     @uncancellable
-    async def unfinished(self) -> list[Digest]:
-        """Blobs without a row whose files may still be there; those that have one again stay."""
-        row = t.removals.c
+    async def list_pending_removals(self) -> list[Digest]:
+        """Return blobs whose files may remain after their row was deleted.
+
+        Blobs that were stored again are dropped from the list.
+        """
+        row = t.pending_removals.c
         is_stored = sa.exists().where(t.blobs.c.digest == row.digest)
         async with self.database.write() as connection:
-            await connection.execute(sa.delete(t.removals).where(is_stored))
+            await connection.execute(sa.delete(t.pending_removals).where(is_stored))
             left = await connection.execute(sa.select(row.digest).limit(10 * CHUNK))
             return [Digest(digest) for (digest,) in left.all()]
 
     @uncancellable
-    async def finish(self, digests: Iterable[Digest]) -> None:
-        """The files of these are gone, or they are stored again."""
+    async def complete_removals(self, digests: Iterable[Digest]) -> None:
+        """Record that the files of these blobs are gone, or that they are stored again."""
         async with self.database.write() as connection:
             for chunk in _chunks([str(digest) for digest in digests]):
-                await connection.execute(sa.delete(t.removals).where(t.removals.c.digest.in_(chunk)))
+                await connection.execute(
+                    sa.delete(t.pending_removals).where(t.pending_removals.c.digest.in_(chunk))
+                )
 
     async def least_recently_pulled(self, after: Candidate | None, limit: int) -> list[Candidate]:
-        """The next ``limit`` blobs and manifests in the order in which they are evicted."""
+        """Return the next ``limit`` blobs and manifests in the order of eviction."""
         blobs = await self._old_blobs(after, limit)
         found = merge(blobs, await self._old_manifests(after, limit), key=lambda item: item.place)
         return [*islice(found, limit)]
 
     async def _old_manifests(self, after: Candidate | None, limit: int) -> list[Candidate]:
-        rows = await self.database.all(old_manifests(None if after is None else after.place, limit))
+        rows = await self.database.all(
+            select_eviction_candidates(None if after is None else after.place, limit)
+        )
         return [Candidate(Digest(row[0]), row[1], row[2], row[3]) for row in rows]
 
     async def _old_blobs(self, after: Candidate | None, limit: int) -> list[Candidate]:
@@ -289,13 +316,13 @@ class GcQueries:
         return [Candidate(Digest(item[0]), item[1], item[2]) for item in rows]
 
 
-def _is_recent(row: Any, terms: Terms) -> bool:
-    return row.size is not None and not row.is_named and row.last_seen > terms.young
+def _is_recent(row: Any, cutoffs: Cutoffs) -> bool:
+    return row.size is not None and not row.is_referenced and row.last_seen > cutoffs.recent
 
 
-def _keep_until(row: Any, terms: Terms) -> float:
-    """When its last pull by digest will be long enough ago, as ``due_at`` counts."""
-    return float(row.pulled_at - terms.pulled + terms.due)
+def _keep_until(row: Any, cutoffs: Cutoffs) -> float:
+    """Return the ``due_at`` at which the last pull by digest is no longer recent."""
+    return float(row.pulled_at - cutoffs.pulled + cutoffs.due)
 
 
 def _removal(row: Any) -> Removal:
@@ -312,12 +339,12 @@ def _as_parameters(row: Any) -> dict[str, Any]:
     }
 
 
-async def _settle(connection: AsyncConnection, kind: str, keys: Iterable[Key]) -> None:
-    row = t.reviews.c
+async def _dequeue(connection: AsyncConnection, kind: str, keys: Iterable[Key]) -> None:
+    row = t.gc_queue.c
     rows = [{"of_repository": repository_id, "of_digest": digest} for repository_id, digest in keys]
     if rows:
         await connection.execute(
-            sa.delete(t.reviews).where(
+            sa.delete(t.gc_queue).where(
                 row.kind == kind,
                 row.repository_id == sa.bindparam("of_repository"),
                 row.digest == sa.bindparam("of_digest"),
@@ -327,7 +354,7 @@ async def _settle(connection: AsyncConnection, kind: str, keys: Iterable[Key]) -
 
 
 async def _postpone(connection: AsyncConnection, kind: str, rows: list[tuple[Any, float]]) -> None:
-    """Review again at another time; when the last holder went remains what it was."""
+    """Set another ``due_at``; ``since`` stays."""
     values = [
         {
             "kind": kind,
@@ -339,25 +366,25 @@ async def _postpone(connection: AsyncConnection, kind: str, rows: list[tuple[Any
         for row, at in rows
     ]
     if values:
-        await connection.execute(insert(t.reviews).on_conflict_do_nothing(), values)
+        await connection.execute(insert(t.gc_queue).on_conflict_do_nothing(), values)
 
 
 async def _remove_manifests(connection: AsyncConnection, rows: list[dict[str, Any]]) -> None:
-    """Take them from their repositories; a manifest that is in none any more goes altogether."""
+    """Remove manifests from their repositories, and delete those that no repository has any more."""
     if not rows:
         return
-    held, refs = t.repository_manifests, t.manifest_references
+    entries, refs = t.repository_manifests, t.manifest_references
     await connection.execute(
-        sa.delete(held).where(
-            held.c.repository_id == sa.bindparam("of_repository"),
-            held.c.digest == sa.bindparam("of_digest"),
+        sa.delete(entries).where(
+            entries.c.repository_id == sa.bindparam("of_repository"),
+            entries.c.digest == sa.bindparam("of_digest"),
         ),
         rows,
     )
     await enqueue_children(connection, rows)
     for chunk in _chunks(rows):
         digests = [row["of_digest"] for row in chunk]
-        is_anywhere = sa.exists().where(held.c.digest == t.manifests.c.digest)
+        is_anywhere = sa.exists().where(entries.c.digest == t.manifests.c.digest)
         query = sa.select(t.manifests.c.digest).where(t.manifests.c.digest.in_(digests), ~is_anywhere)
         orphans = {row[0] for row in await connection.execute(query)}
         if orphans:
@@ -366,7 +393,7 @@ async def _remove_manifests(connection: AsyncConnection, rows: list[dict[str, An
             await connection.execute(sa.delete(t.manifests).where(t.manifests.c.digest.in_(orphans)))
 
 
-async def _forget_rights(connection: AsyncConnection, digests: list[str]) -> None:
+async def _delete_links(connection: AsyncConnection, digests: list[str]) -> None:
     for chunk in _chunks(digests):
         await connection.execute(sa.delete(t.repository_blobs).where(t.repository_blobs.c.digest.in_(chunk)))
 

@@ -1,8 +1,8 @@
-"""The queue of what may have lost its last holder: put up when that happens, looked at later.
+"""GC queue: content that may have lost its last reference, to be checked by a later collection.
 
-The idea is that of GitLab's container registry: a collection looks at what has changed since the
-last one and not at everything that is stored. A manifest is reviewed for each repository that
-holds it, a blob once.
+An entry is added by the transaction that removes a reference, so that a collection checks what has
+changed since the last one and not everything that is stored; GitLab's container registry works in
+the same way. A manifest has an entry for each repository that has it, a blob has one.
 """
 
 from __future__ import annotations
@@ -17,40 +17,40 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from regmirror.metadata import schema as t
 
 Kind = Literal["manifest", "blob"]
-EVERYWHERE: Final = 0  # the repository of blobs, which belong to none
-AT_ONCE: Final = 0.0  # when what is purged is due
+EVERYWHERE: Final = 0  # ``repository_id`` of blobs, which belong to no repository
+AT_ONCE: Final = 0.0  # ``due_at`` of purged content: due whatever the grace time
 
 
 async def enqueue(
     connection: AsyncConnection, kind: Kind, repository_id: int, digests: Iterable[str | None], at: float
 ) -> None:
-    """The last holder of these may have gone ``at`` this time; a later time replaces an earlier."""
+    """Enqueue content that may have lost its last reference at ``at``, which replaces an earlier time."""
     rows = [
         {"kind": kind, "repository_id": repository_id, "digest": digest, "since": at, "due_at": at}
         for digest in digests
         if digest is not None
     ]
     if rows:
-        await connection.execute(_or_newer(insert(t.reviews)), rows)
+        await connection.execute(_or_newer(insert(t.gc_queue)), rows)
 
 
 async def enqueue_children(connection: AsyncConnection, rows: list[dict[str, Any]]) -> None:
-    """A repository no longer holds a manifest: review what it held there in its turn.
+    """Enqueue the children and referrers of manifests that a repository no longer has.
 
-    Those are its children and its referrers. ``rows`` have ``of_repository``, ``of_digest``,
-    ``since`` and ``due_at``, which are passed on: a tree is collected in one go.
+    ``rows`` have ``of_repository``, ``of_digest``, ``since`` and ``due_at``. The new entries inherit
+    both times, so that one collection removes a whole tree.
     """
-    refs, held = t.manifest_references.c, t.repository_manifests.c
-    here = held.repository_id == sa.bindparam("of_repository")
-    children = _selection("manifest", held.repository_id, held.digest).where(
+    refs, entries = t.manifest_references.c, t.repository_manifests.c
+    here = entries.repository_id == sa.bindparam("of_repository")
+    children = _selection("manifest", entries.repository_id, entries.digest).where(
         here,
-        held.digest == refs.digest,
+        entries.digest == refs.digest,
         refs.manifest == sa.bindparam("of_digest"),
         refs.role == "manifest",
     )
-    referrers = _selection("manifest", held.repository_id, held.digest).where(
+    referrers = _selection("manifest", entries.repository_id, entries.digest).where(
         here,
-        held.digest == refs.manifest,
+        entries.digest == refs.manifest,
         refs.digest == sa.bindparam("of_digest"),
         refs.role == "subject",
     )
@@ -59,9 +59,9 @@ async def enqueue_children(connection: AsyncConnection, rows: list[dict[str, Any
 
 
 async def enqueue_blobs(connection: AsyncConnection, rows: list[dict[str, Any]]) -> None:
-    """Manifests are about to go: review the blobs they name, as far as anything is known of those.
+    """Enqueue the blobs of manifests that are about to be deleted, if they have a row or a link.
 
-    For ``rows`` see above.
+    ``rows`` are as for ``enqueue_children``.
     """
     refs = t.manifest_references.c
     named = _selection("blob", sa.literal(EVERYWHERE), refs.digest).where(
@@ -86,11 +86,13 @@ def _selection(kind: Kind, repository_id: Any, digest: Any) -> sa.Select[Any]:
 
 
 def _from(query: sa.Select[Any]) -> Any:
-    """What lost a holder of its own more recently keeps its own time, but for a purge."""
+    """Insert the selected entries. An existing entry keeps its time if that is later, so that its
+    grace time does not end early; a purge always replaces it.
+    """
     columns = ["kind", "repository_id", "digest", "since", "due_at"]
-    statement = insert(t.reviews).from_select(columns, query)
+    statement = insert(t.gc_queue).from_select(columns, query)
     new = statement.excluded.due_at
-    return _or_newer(statement, sa.or_(new <= AT_ONCE, new > t.reviews.c.due_at))
+    return _or_newer(statement, sa.or_(new <= AT_ONCE, new > t.gc_queue.c.due_at))
 
 
 def _or_newer(statement: Any, condition: Any = None) -> Any:
@@ -102,7 +104,10 @@ def _or_newer(statement: Any, condition: Any = None) -> Any:
 
 
 async def delete_manifest(connection: AsyncConnection, digest: str) -> None:
-    """Delete a manifest everywhere; the daily sweep finds what it held."""
+    """Delete a manifest from every repository.
+
+    Nothing is enqueued: reconciliation finds the content that it referenced.
+    """
     for table, column in (
         (t.repository_manifests, t.repository_manifests.c.digest),
         (t.manifest_references, t.manifest_references.c.manifest),

@@ -88,14 +88,14 @@ async def read_referrers(
     """The verified manifests whose ``subject`` is this, in the order of their digests: as many as
     have ``limit`` bytes together.
     """
-    refs, held, item = t.manifest_references, t.repository_manifests, t.manifests.c
+    refs, entries, item = t.manifest_references, t.repository_manifests, t.manifests.c
     total = sa.func.sum(sa.func.length(item.payload)).over(order_by=item.digest).label("total")
     found = (
-        sa.select(item.digest, held.c.media_type, total)
+        sa.select(item.digest, entries.c.media_type, total)
         .join(refs, refs.c.manifest == item.digest)
-        .join(held, held.c.digest == item.digest)
-        .join(t.repositories, t.repositories.c.id == held.c.repository_id)
-        .where(mine, held.c.is_verified, refs.c.digest == str(subject), refs.c.role == "subject")
+        .join(entries, entries.c.digest == item.digest)
+        .join(t.repositories, t.repositories.c.id == entries.c.repository_id)
+        .where(mine, entries.c.is_verified, refs.c.digest == str(subject), refs.c.role == "subject")
         .subquery()
     )
     query = (
@@ -107,6 +107,6 @@ async def read_referrers(
     return [Manifest(Digest(row[0]), row[1], row[2]) for row in await connection.execute(query)]
 
 
-async def read_row(connection: AsyncConnection, query: Any) -> Any:
+async def read_first_row(connection: AsyncConnection, query: Any) -> Any:
     """The first row."""
     return (await connection.execute(query)).first()

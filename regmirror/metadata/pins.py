@@ -66,7 +66,7 @@ class Pins:
         patterns = [pin.pattern for pin in await self.list()]
         if not patterns:
             return Pinned()
-        repository, tag, held = t.repositories.c, t.tags.c, t.repository_manifests.c
+        repository, tag, entries = t.repositories.c, t.tags.c, t.repository_manifests.c
         tags = await self.database.all(
             sa.select(
                 repository.id, repository.upstream, repository.name, tag.name, tag.digest, tag.previous
@@ -74,7 +74,7 @@ class Pins:
         )
         named = [row for row in tags if _is_pinned(patterns, row[1], row[2], f":{row[3]}", f"@{row[4]}")]
         manifests = await self.database.all(
-            sa.select(repository.id, repository.upstream, repository.name, held.digest).select_from(
+            sa.select(repository.id, repository.upstream, repository.name, entries.digest).select_from(
                 t.repositories.join(t.repository_manifests)
             )
         )

@@ -119,20 +119,20 @@ class Reports:
     def find(self, repository: Repository, reference: Reference) -> Named | None:
         """What ``reference`` names, if the repository has it here."""
         if isinstance(reference, Digest):
-            held = t.repository_manifests
-            query = sa.select(held.c.pulled_at).join(t.repositories)
+            entries = t.repository_manifests
+            query = sa.select(entries.c.pulled_at).join(t.repositories)
             row = self._connection.execute(
-                query.where(_is(repository), held.c.digest == str(reference))
+                query.where(_matches(repository), entries.c.digest == str(reference))
             ).first()
             return None if row is None else Named(reference, row[0])
         tags = t.tags.c
         query = sa.select(tags.digest, tags.pulled_at, tags.checked_at, tags.changed_at).join(t.repositories)
-        row = self._connection.execute(query.where(_is(repository), tags.name == str(reference))).first()
+        row = self._connection.execute(query.where(_matches(repository), tags.name == str(reference))).first()
         return None if row is None else Named(Digest(row[0]), row[1], row[2], row[3])
 
     def has_repository(self, repository: Repository) -> bool:
         """Whether anything is known of the repository."""
-        query = sa.select(t.repositories.c.id).where(_is(repository))
+        query = sa.select(t.repositories.c.id).where(_matches(repository))
         return self._connection.execute(query).first() is not None
 
     def find_manifest(self, digest: Digest) -> Manifest | None:
@@ -141,7 +141,7 @@ class Reports:
         row = self._connection.execute(query.where(t.manifests.c.digest == str(digest))).first()
         return None if row is None else Manifest(digest, row[0], row[1])
 
-    def names_of(self, digest: Digest) -> list[tuple[Repository, Tag]]:
+    def list_tags_of(self, digest: Digest) -> list[tuple[Repository, Tag]]:
         """Every tag that means exactly this manifest."""
         query = sa.select(t.repositories.c.upstream, t.repositories.c.name, t.tags.c.name.label("tag"))
         rows = self._connection.execute(
@@ -149,7 +149,7 @@ class Reports:
         )
         return [(Repository(row[0], row[1]), Tag(row[2])) for row in rows]
 
-    def used_elsewhere(self, digests: Collection[Digest], own: Collection[Digest]) -> set[str]:
+    def find_shared(self, digests: Collection[Digest], own: Collection[Digest]) -> set[str]:
         """Which of ``digests`` are named by a stored manifest that is none of ``own``."""
         refs = t.manifest_references.c
         query = sa.select(refs.digest).distinct()
@@ -157,7 +157,7 @@ class Reports:
         rows = self._connection.execute(query.where(refs.manifest.not_in([*map(str, own)])))
         return {str(row[0]) for row in rows}
 
-    def tagged(self, digests: Collection[Digest]) -> set[str]:
+    def find_tagged(self, digests: Collection[Digest]) -> set[str]:
         """Which of ``digests`` some tag means."""
         query = sa.select(t.tags.c.digest).distinct()
         rows = self._connection.execute(query.where(t.tags.c.digest.in_([*map(str, digests)])))
@@ -200,16 +200,16 @@ def _tagged() -> sa.Select[Any]:
 
 def _untagged() -> sa.Select[Any]:
     """Manifests that a repository holds under no tag and in no index."""
-    held, parent, refs = t.repository_manifests, t.repository_manifests.alias(), t.manifest_references
+    entries, parent, refs = t.repository_manifests, t.repository_manifests.alias(), t.manifest_references
     is_tagged = sa.exists().where(
-        t.tags.c.repository_id == held.c.repository_id, t.tags.c.digest == held.c.digest
+        t.tags.c.repository_id == entries.c.repository_id, t.tags.c.digest == entries.c.digest
     )
     is_child = sa.exists(
         sa.select(refs.c.manifest)
         .join(parent, parent.c.digest == refs.c.manifest)
         .where(
-            parent.c.repository_id == held.c.repository_id,
-            refs.c.digest == held.c.digest,
+            parent.c.repository_id == entries.c.repository_id,
+            refs.c.digest == entries.c.digest,
             refs.c.role == "manifest",
         )
     )
@@ -218,16 +218,16 @@ def _untagged() -> sa.Select[Any]:
             t.repositories.c.upstream,
             t.repositories.c.name,
             sa.null().label("tag"),
-            held.c.digest,
-            held.c.digest.label("stored"),
-            held.c.pulled_at,
+            entries.c.digest,
+            entries.c.digest.label("stored"),
+            entries.c.pulled_at,
         )
-        .join(held, held.c.repository_id == t.repositories.c.id)
+        .join(entries, entries.c.repository_id == t.repositories.c.id)
         .where(~is_tagged, ~is_child)
     )
 
 
-def _is(repository: Repository) -> sa.ColumnElement[bool]:
+def _matches(repository: Repository) -> sa.ColumnElement[bool]:
     return sa.and_(t.repositories.c.upstream == repository.upstream, t.repositories.c.name == repository.name)
 
 

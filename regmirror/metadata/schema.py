@@ -1,19 +1,23 @@
 """The tables. ``migrations/`` brings a database to this shape; a test keeps the two equal.
 
-    repositories ──< tags                 what a tag meant when its upstream was last asked
-                 ──< repository_manifests which manifests its upstream has sent
-                 ──< repository_blobs     which blobs its upstream has sent, or proven to have
-    manifests    ──< manifest_references  what a manifest names
-    blobs                                 what is stored as files: sizes and times
+    repositories ──< tags                 each tag as its upstream last reported it
+                 ──< repository_manifests manifests that the repository's upstream has sent
+                 ──< repository_blobs     links: blobs that this upstream has sent or proven to have
+    manifests    ──< manifest_references  descriptors in a manifest
+    blobs                                 blobs that are stored as files: sizes and times
 
-    totals                                counts and bytes of the two above, kept by triggers
-    reviews                               what may have lost its last holder, and when to look
-    removals                              blobs without a row whose files are still to be removed
+    totals                                counts and bytes of blobs and manifests, kept by triggers
+    gc_queue                              content that may have lost its last reference
+    pending_removals                      blobs without a row whose files are still to be removed
     pins                                  patterns that protect from eviction
-    chores                                what is done now and then, and how far it has come
+    maintenance_runs                      last run and progress of periodic tasks
 
-Times are wall-clock seconds. A row without its file is a miss; a file without its row is
-adopted again. Digests are texts ``algorithm:hex``.
+Times are wall-clock seconds. Digests are texts ``algorithm:hex``. A row without its file is a cache
+miss; reconciliation adds a row for a file that has none.
+
+Three tables have older names in SQL (``reviews``, ``removals``, ``chores``). A migration that renames
+them would rewrite triggers and indexes of every existing database and prevent a return to the version
+before, so that only their Python names have changed.
 """
 
 from __future__ import annotations
@@ -56,7 +60,7 @@ tags = Table(
     Column("checked_at", Float, nullable=False),
     Column("changed_at", Float, nullable=False),
     Column("pulled_at", Float, nullable=False),
-    # What the tag meant before, while the manifest that it means now is not stored.
+    # The tag's earlier digest, while the manifest of the present one is not stored.
     Column("previous", String),
     Index("ix_tags_digest", "digest"),
     Index("ix_tags_pulled_at", "pulled_at"),
@@ -79,9 +83,9 @@ repository_manifests = Table(
     Column("digest", ForeignKey("manifests.digest"), primary_key=True),
     Column("stored_at", Float, nullable=False),
     Column("pulled_at", Float, nullable=False),
-    # As this repository's upstream names it; NULL in rows of older versions.
+    # As this repository's upstream sent it; NULL in rows of older versions.
     Column("media_type", String),
-    # False where an older version wrote the row for less than the manifest's own bytes.
+    # False in rows that an older version wrote before the upstream had sent the manifest's bytes.
     Column("is_verified", Boolean, nullable=False, server_default=false()),
     Index("ix_repository_manifests_digest", "digest"),
     Index("ix_repository_manifests_pulled_at", "pulled_at", "digest", "repository_id"),  # order of eviction
@@ -126,9 +130,9 @@ totals = Table(
     Column("bytes", Integer, nullable=False),
 )
 
-#: ``since`` is when the last holder may have gone, ``due_at`` when that is long enough ago to look,
-#: the grace time apart. ``repository_id`` is 0 for blobs, which belong to no repository.
-reviews = Table(
+#: ``since`` is when the last reference may have been removed. An entry is due when ``due_at`` is longer
+#: ago than the grace time. ``repository_id`` is 0 for blobs, which belong to no repository.
+gc_queue = Table(
     "reviews",
     metadata,
     Column("kind", String, primary_key=True),  # manifest, blob
@@ -139,7 +143,7 @@ reviews = Table(
     Index("ix_reviews_kind_due_at", "kind", "due_at"),
 )
 
-removals = Table(
+pending_removals = Table(
     "removals",
     metadata,
     Column("digest", String, primary_key=True),
@@ -154,7 +158,7 @@ pins = Table(
     Column("pinned_at", Float, nullable=False),
 )
 
-chores = Table(
+maintenance_runs = Table(
     "chores",
     metadata,
     Column("name", String, primary_key=True),

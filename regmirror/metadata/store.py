@@ -20,9 +20,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from regmirror.metadata import schema as t
 from regmirror.metadata.database import Database, uncancellable
 from regmirror.metadata.gc_queue import EVERYWHERE, delete_manifest, enqueue
-from regmirror.metadata.list_queries import CatalogPage, read_catalog, read_referrers, read_row, read_tags
+from regmirror.metadata.list_queries import (
+    CatalogPage,
+    read_catalog,
+    read_first_row,
+    read_referrers,
+    read_tags,
+)
 from regmirror.metadata.records import TagRecord
-from regmirror.metadata.totals import BLOB_BYTES, FIGURES, MANIFEST_BYTES, TOTALS, Totals
+from regmirror.metadata.totals import BLOB_BYTES, CONTENT_TOTALS, MANIFEST_BYTES, TOTALS, Totals
 from regmirror.oci.manifests import MANIFEST_MAX, Descriptor, Manifest
 from regmirror.oci.names import Digest, Repository, Tag
 
@@ -60,7 +66,7 @@ class MetadataStore:
                 *(t.tags.c[name] for name in ("digest", "media_type", "size", "checked_at", "previous"))
             )
             .join(t.repositories)
-            .where(_is(repository), t.tags.c.name == str(tag))
+            .where(_matches(repository), t.tags.c.name == str(tag))
         )
         row = await self.database.first(query)
         if row is None:
@@ -70,31 +76,31 @@ class MetadataStore:
 
     async def find_manifest(self, repository: Repository, digest: Digest) -> Manifest | None:
         """The manifest as the repository's upstream has sent it; its bytes are not verified here."""
-        held = t.repository_manifests
-        media_type = sa.func.coalesce(held.c.media_type, t.manifests.c.media_type)
+        entries = t.repository_manifests
+        media_type = sa.func.coalesce(entries.c.media_type, t.manifests.c.media_type)
         query = (
             sa.select(media_type, t.manifests.c.payload)
-            .select_from(held.join(t.manifests).join(t.repositories))
-            .where(_is(repository), held.c.digest == str(digest), held.c.is_verified)
+            .select_from(entries.join(t.manifests).join(t.repositories))
+            .where(_matches(repository), entries.c.digest == str(digest), entries.c.is_verified)
         )
         row = await self.database.first(query)
         return None if row is None else Manifest(digest, row[0], row[1])
 
     async def is_linked(self, repository: Repository, digest: Digest) -> bool:
         """Whether the repository's upstream has sent this blob or proven that it has it."""
-        rights = t.repository_blobs
-        query = sa.select(rights.c.digest).join(t.repositories)
+        links = t.repository_blobs
+        query = sa.select(links.c.digest).join(t.repositories)
         return (
-            await self.database.first(query.where(_is(repository), rights.c.digest == str(digest)))
+            await self.database.first(query.where(_matches(repository), links.c.digest == str(digest)))
             is not None
         )
 
     async def find_links(self, repository: Repository, digests: Collection[Digest]) -> set[str]:
         """Those of the blobs for which ``is_linked`` is true."""
-        rights = t.repository_blobs
+        links = t.repository_blobs
         names = sa.func.json_each(json.dumps([*map(str, digests)])).table_valued("value")
-        query = sa.select(rights.c.digest).join(t.repositories).join(names, names.c.value == rights.c.digest)
-        return {row[0] for row in await self.database.all(query.where(_is(repository)))}
+        query = sa.select(links.c.digest).join(t.repositories).join(names, names.c.value == links.c.digest)
+        return {row[0] for row in await self.database.all(query.where(_matches(repository)))}
 
     async def find_size(self, digest: Digest) -> int | None:
         """The size of a stored blob; what manifests say of it is a claim, and not looked at."""
@@ -105,7 +111,7 @@ class MetadataStore:
         self, repository: Repository, *, last: str | None = None, limit: int | None = None
     ) -> list[str]:
         """The tags that are known here, sorted: at most ``limit`` after ``last``."""
-        mine = _is(repository)
+        mine = _matches(repository)
         return await self.database.read_list(lambda link: read_tags(link, mine, last or "", limit))
 
     async def list_catalog(self, page: CatalogPage) -> list[str]:
@@ -122,12 +128,12 @@ class MetadataStore:
         )
         return [Repository(row[0], row[1]) for row in await self.database.all(query)]
 
-    async def find_holders(self, digest: Digest) -> list[Repository]:
+    async def list_repositories_with(self, digest: Digest) -> list[Repository]:
         """Every repository that holds this manifest."""
-        held = t.repository_manifests
-        query = sa.select(t.repositories.c.upstream, t.repositories.c.name).join(held)
+        entries = t.repository_manifests
+        query = sa.select(t.repositories.c.upstream, t.repositories.c.name).join(entries)
         return [
-            Repository(*row) for row in await self.database.all(query.where(held.c.digest == str(digest)))
+            Repository(*row) for row in await self.database.all(query.where(entries.c.digest == str(digest)))
         ]
 
     async def list_referrers(
@@ -136,16 +142,16 @@ class MetadataStore:
         """The stored manifests of the repository whose ``subject`` is ``digest``, in the order of
         their digests: as many as have ``limit`` bytes together.
         """
-        mine = _is(repository)
+        mine = _matches(repository)
         return await self.database.read_list(lambda link: read_referrers(link, mine, digest, limit))
 
     async def totals(self) -> Totals:
         """Counts and bytes of everything stored."""
-        return Totals.read(await self.database.read_list(lambda link: read_row(link, TOTALS)))
+        return Totals.read(await self.database.read_list(lambda link: read_first_row(link, TOTALS)))
 
-    async def figures(self) -> Totals:
+    async def content_totals(self) -> Totals:
         """The counts and bytes that are kept; tags and repositories are not counted."""
-        blobs, size, manifests, manifest_bytes = await self.database.first(FIGURES) or (0, 0, 0, 0)
+        blobs, size, manifests, manifest_bytes = await self.database.first(CONTENT_TOTALS) or (0, 0, 0, 0)
         return Totals(blobs or 0, size or 0, manifests or 0, 0, 0, manifest_bytes or 0)
 
     async def stored_bytes(self) -> int:
@@ -193,8 +199,8 @@ class MetadataStore:
             ]
             if rows:
                 await connection.execute(insert(t.manifest_references).on_conflict_do_nothing(), rows)
-            await _hold_manifest(connection, mine, manifest, now)
-            await _drop_previous(connection, mine, digest, now)
+            await _add_manifest(connection, mine, manifest, now)
+            await _clear_previous(connection, mine, digest, now)
             if tag is not None:
                 record = TagRecord(manifest.digest, manifest.media_type, manifest.size, now)
                 await _replace_tag(connection, mine, tag, record)
@@ -238,7 +244,7 @@ class MetadataStore:
             await _link(connection, repository, digest, self._now())
 
     @uncancellable
-    async def save_blob(self, digest: Digest, size: int, proven_for: Iterable[Repository] = ()) -> None:
+    async def save_blob(self, digest: Digest, size: int, linked_to: Iterable[Repository] = ()) -> None:
         """A blob has been stored as a file, and ``confirm`` is true of these repositories."""
         now = self._now()
         async with self.database.write() as connection:
@@ -248,7 +254,7 @@ class MetadataStore:
                 .on_conflict_do_update(["digest"], set_={"size": size, "stored_at": now})
             )
             await enqueue(connection, "blob", EVERYWHERE, [str(digest)], now)
-            for repository in proven_for:
+            for repository in linked_to:
                 await _link(connection, repository, digest, now)
 
     @uncancellable
@@ -294,12 +300,12 @@ class MetadataStore:
                 )
 
 
-def _is(repository: Repository) -> sa.ColumnElement[bool]:
+def _matches(repository: Repository) -> sa.ColumnElement[bool]:
     return sa.and_(t.repositories.c.upstream == repository.upstream, t.repositories.c.name == repository.name)
 
 
 async def _find_repository_id(connection: AsyncConnection, repository: Repository) -> int | None:
-    query = sa.select(t.repositories.c.id).where(_is(repository))
+    query = sa.select(t.repositories.c.id).where(_matches(repository))
     found: int | None = (await connection.execute(query)).scalar()
     return found
 
@@ -319,12 +325,12 @@ async def _link(connection: AsyncConnection, repository: Repository, digest: Dig
         await enqueue(connection, "blob", EVERYWHERE, [str(digest)], now)
 
 
-async def _hold_manifest(
+async def _add_manifest(
     connection: AsyncConnection, repository_id: int, manifest: Manifest, now: float
 ) -> None:
     """The media type is the repository's own: another one may call the same bytes something else."""
-    digest, held = str(manifest.digest), t.repository_manifests.c
-    key = (held.repository_id == repository_id, held.digest == digest)
+    digest, entries = str(manifest.digest), t.repository_manifests.c
+    key = (entries.repository_id == repository_id, entries.digest == digest)
     known = {"media_type": manifest.media_type, "is_verified": True}
     renewed = await connection.execute(sa.update(t.repository_manifests).where(*key).values(known))
     if not renewed.rowcount:
@@ -344,25 +350,27 @@ async def _replace_tag(
     ).first()
     before = [] if old is None else [item for item in old if item not in (None, str(record.digest))]
     previous = None
-    if before and not await _first_held(connection, repository_id, [str(record.digest)]):
-        previous = await _first_held(connection, repository_id, before)
+    if before and not await _find_first_stored(connection, repository_id, [str(record.digest)]):
+        previous = await _find_first_stored(connection, repository_id, before)
     await enqueue(connection, "manifest", repository_id, {*before} - {previous}, record.checked_at)
     record = replace(record, previous=None if previous is None else Digest(previous))
     await connection.execute(_upsert_tag(repository_id, tag, record))
     return record
 
 
-async def _first_held(connection: AsyncConnection, repository_id: int, digests: list[str]) -> str | None:
+async def _find_first_stored(
+    connection: AsyncConnection, repository_id: int, digests: list[str]
+) -> str | None:
     """The first of ``digests`` that the repository holds."""
-    held = t.repository_manifests.c
-    query = sa.select(held.digest).where(
-        held.repository_id == repository_id, held.digest.in_(digests), held.is_verified
+    entries = t.repository_manifests.c
+    query = sa.select(entries.digest).where(
+        entries.repository_id == repository_id, entries.digest.in_(digests), entries.is_verified
     )
     found = {row[0] for row in await connection.execute(query)}
     return next((digest for digest in digests if digest in found), None)
 
 
-async def _drop_previous(connection: AsyncConnection, repository_id: int, digest: str, now: float) -> None:
+async def _clear_previous(connection: AsyncConnection, repository_id: int, digest: str, now: float) -> None:
     """The manifest that these tags mean is stored now: what they meant before is not needed."""
     row = t.tags.c
     moved = (row.repository_id == repository_id, row.digest == digest, row.previous.is_not(None))

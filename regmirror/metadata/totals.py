@@ -37,7 +37,7 @@ MANIFEST_BYTES = (
     _total("manifests", t.totals.c.bytes) + _total("references", t.totals.c.count) * REFERENCE_BYTES
 )
 #: Repositories of which something is known; a row without is dropped by the daily sweep.
-KNOWN = sa.union(
+NONEMPTY_REPOSITORIES = sa.union(
     sa.select(t.tags.c.repository_id),
     sa.select(t.repository_manifests.c.repository_id),
     sa.select(t.repository_blobs.c.repository_id),
@@ -50,11 +50,11 @@ TOTALS = sa.select(
     sa.select(sa.func.count()).select_from(t.tags).scalar_subquery(),
     sa.select(sa.func.count())
     .select_from(t.repositories)
-    .where(t.repositories.c.id.in_(KNOWN))
+    .where(t.repositories.c.id.in_(NONEMPTY_REPOSITORIES))
     .scalar_subquery(),
     MANIFEST_BYTES,
 )
 #: Nothing is counted for it: what anybody may ask for, as often as he likes.
-FIGURES = sa.select(
+CONTENT_TOTALS = sa.select(
     _total("blobs", t.totals.c.count), BLOB_BYTES, _total("manifests", t.totals.c.count), MANIFEST_BYTES
 )

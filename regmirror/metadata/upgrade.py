@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from regmirror.errors import ConfigError
 from regmirror.files import create
-from regmirror.metadata.vacuum import make_shrinkable
+from regmirror.metadata.vacuum import enable_incremental_vacuum
 
 REVISION: Final = "0004"  # the newest script in migrations/versions
 FILE_NAME: Final = "regmirror.db"
@@ -38,17 +38,17 @@ def upgrade(path: Path) -> str | None:
         _create(path)
         with engine.connect() as connection:
             if not path.stat().st_size:
-                make_shrinkable(_driver(connection))  # before anything is written
+                enable_incremental_vacuum(_driver(connection))  # before anything is written
             connection.exec_driver_sql("PRAGMA journal_mode=WAL")
             if _revision(connection) == REVISION:
-                make_shrinkable(_driver(connection))  # an upgrade may have been killed before that
+                enable_incremental_vacuum(_driver(connection))  # an upgrade may have been killed before that
                 return None
             connection.exec_driver_sql("BEGIN IMMEDIATE")  # all or nothing, and one process at a time
             if (found := _revision(connection)) == REVISION:
                 return None
             _migrate(connection, path)
             connection.commit()
-            make_shrinkable(_driver(connection))
+            enable_incremental_vacuum(_driver(connection))
             return found
     except OSError as error:
         reason = f"{path} cannot be used: {(error.strerror or str(error)).lower()}"

@@ -13,8 +13,8 @@ STEP: Final = 1000  # pages in one transaction, for which other writers wait
 BUSY: Final = 5.0  # seconds to wait for another writer
 
 
-def make_shrinkable(connection: sqlite3.Connection) -> None:
-    """Have SQLite keep track of its pages, so that ``give_back`` can work.
+def enable_incremental_vacuum(connection: sqlite3.Connection) -> None:
+    """Have SQLite keep track of its pages, so that ``reclaim_space`` can work.
 
     A new database gets that for nothing. One that was made without is written once more, if the disk
     has room for it and nobody else uses it; otherwise SQLite only reuses the space.
@@ -28,7 +28,7 @@ def make_shrinkable(connection: sqlite3.Connection) -> None:
             connection.execute("VACUUM")
 
 
-def give_back(path: Path, spare: int = SPARE) -> None:
+def reclaim_space(path: Path, spare: int = SPARE) -> None:
     """Give free pages back to the file system, all but ``spare`` bytes; best effort."""
     name = f"file:{quote(str(path))}?mode=rw"
     with suppress(sqlite3.Error, OSError), closing(sqlite3.connect(name, uri=True, timeout=BUSY)) as opened:

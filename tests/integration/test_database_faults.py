@@ -10,7 +10,7 @@ from contextlib import closing
 import pytest
 from sqlalchemy.exc import DatabaseError
 
-from regmirror.metadata.cache import SUSPICION
+from regmirror.metadata.cache import EXAMINATION_INTERVAL
 from regmirror.oci.names import Repository, Tag
 from regmirror.telemetry.events import NotStored
 from tests.fake_registry import random_bytes
@@ -268,7 +268,7 @@ async def test_a_damaged_database_is_not_examined_for_each_error(mirror, monkeyp
     for _ in range(5):
         assert await metadata_cache(mirror).find_tag(app, tag) is None
     await wait_until(lambda: examined == [True], "it is examined")
-    mirror.clock.advance(SUSPICION)
+    mirror.clock.advance(EXAMINATION_INTERVAL)
     await metadata_cache(mirror).find_tag(app, tag)
     await wait_until(lambda: examined == [True, True], "it is examined again")
 

@@ -149,7 +149,7 @@ async def test_a_good_file_is_not_put_aside_because_its_size_cannot_be_read(mirr
 async def test_any_number_of_lists_leaves_the_database_to_pulls(mirror, database, image, paths, monkeypatch):
     """B44, B100: lists have connections of their own, and few wait for them."""
     monkeypatch.setattr("regmirror.metadata.database.LIST_WAIT", 1_000)
-    monkeypatch.setattr("regmirror.metadata.cache.LIST_PATIENCE", 1_000)
+    monkeypatch.setattr("regmirror.metadata.cache.LIST_DEADLINE", 1_000)
     await mirror.reload(freshness=OFFLINE)
     gate, real = asyncio.Event(), database._read_list
 

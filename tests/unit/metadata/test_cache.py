@@ -118,7 +118,7 @@ async def test_one_manifest_does_not_push_all_rights_out_of_memory():
     """B67, B100: it brings none."""
     metadata_cache = MetadataCache(BrokenStore(), emit=lambda event: None, missing_max_age=10)
     await metadata_cache.save_manifest(APP, manifest_of(500))
-    assert len(metadata_cache._rights) == 0
+    assert len(metadata_cache._links) == 0
 
 
 async def test_times_of_last_pull_are_gathered_in_a_bounded_number(monkeypatch):

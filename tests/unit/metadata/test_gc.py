@@ -11,7 +11,7 @@ from regmirror.maintenance.remover import Remover
 from regmirror.metadata import schema as t
 from regmirror.metadata.gc import PURGE, GcQueries
 from regmirror.metadata.pins import Pins
-from regmirror.metadata.reachability import due_blobs, due_manifests
+from regmirror.metadata.reachability import select_due_blobs, select_due_manifests
 from regmirror.metadata.records import TagRecord
 from regmirror.metadata.store import MetadataStore
 from regmirror.metadata.upgrade import database_path, upgrade
@@ -48,9 +48,9 @@ class World:
     def __init__(self, path):
         self.now, self.files = Now(), Files()
         self.store = MetadataStore(path, self.now)
-        self.curation = GcQueries(self.store.database, self.now)
+        self.queries = GcQueries(self.store.database, self.now)
         self.pins = Pins(self.store.database, self.now)
-        self.remover = Remover(self.curation, self.files, lambda event: None)
+        self.remover = Remover(self.queries, self.files, lambda event: None)
 
     async def add(self, payload, repository=APP, tag=None, *layers):
         manifest = Manifest(Digest.of(payload), OCI_MANIFEST, payload)
@@ -64,7 +64,7 @@ class World:
     async def collect(self):
         gone = []
         collector = Collector(
-            self.curation, self.pins, self.remover, grace=GRACE, keep_untagged=KEEP, now=self.now
+            self.queries, self.pins, self.remover, grace=GRACE, keep_untagged=KEEP, now=self.now
         )
         await collector.collect(gone.append)
         return [item.digest for item in gone]
@@ -127,16 +127,16 @@ async def test_a_purge_spares_a_blob_that_a_manifest_names_by_now(world):
     """B8, B42: it was pulled again while the purge was going on."""
     await world.store.save_blob(LAYER, 5)
     image = await world.add(b"image", APP, TAG, LAYER)
-    await world.curation.purge_manifests(APP, [image])
-    removing = world.curation.remove_blobs
+    await world.queries.purge_manifests(APP, [image])
+    removing = world.queries.remove_blobs
 
     async def late(*args, **kwargs):
         await world.add(b"image", APP, TAG, LAYER)
         return await removing(*args, **kwargs)
 
-    world.curation.remove_blobs = late
+    world.queries.remove_blobs = late
     gone = []
-    collector = Collector(world.curation, world.pins, world.remover, grace=0, keep_untagged=0, now=world.now)
+    collector = Collector(world.queries, world.pins, world.remover, grace=0, keep_untagged=0, now=world.now)
     await collector.purge(gone.append)
     assert gone == []
     assert (await world.store.totals()).blobs == 1
@@ -161,7 +161,7 @@ async def test_a_tag_that_a_pin_protects_is_not_forgotten(world):
     await world.pins.add(f"{APP}:1")
     pinned = await world.pins.find_pinned()
     world.now.time += 10
-    assert await world.curation.forget_tags(world.now(), pinned.tags, 10) == 1
+    assert await world.queries.delete_old_tags(world.now(), pinned.tags, 10) == 1
     assert await world.store.list_tags(APP) == ["1"]
 
 
@@ -181,8 +181,10 @@ def scans(plan):
     return [line for line in plan if line.startswith("SCAN") and any(name in line for name in BIG)]
 
 
-@pytest.mark.parametrize("query", [due_manifests(1.0, 10), due_blobs(1.0, 10)], ids=["manifests", "blobs"])
-async def test_what_is_due_is_found_by_its_index(world, query):
+@pytest.mark.parametrize(
+    "query", [select_due_manifests(1.0, 10), select_due_blobs(1.0, 10)], ids=["manifests", "blobs"]
+)
+async def test_due_entries_are_found_through_an_index(world, query):
     """B42: a collection's work grows with what has changed, not with what is stored."""
     plan = await plan_of(world, query)
     assert scans(plan) == []
@@ -203,8 +205,8 @@ async def test_the_order_of_eviction_is_that_of_an_index(world, is_first, monkey
 
     after = None if is_first else Candidate(LAYER, 5, 1.0)
     with monkeypatch.context() as patched:
-        patched.setattr(world.curation.database, "all", remember)
-        await world.curation.least_recently_pulled(after, 10)
+        patched.setattr(world.queries.database, "all", remember)
+        await world.queries.least_recently_pulled(after, 10)
     plan = await plan_of(world, asked[0])
     assert all("ix_blobs_pulled_at" in line for line in plan)
     assert not any("TEMP B-TREE" in line for line in plan)
@@ -213,6 +215,6 @@ async def test_the_order_of_eviction_is_that_of_an_index(world, is_first, monkey
 async def test_nothing_is_purged_by_a_review_that_is_not_due(world):
     """B43: a purge settles only what it has put up itself."""
     await world.add(b"fresh", APP)
-    assert (await world.curation.review_manifests(PURGE, (), 10)).count == 0
-    count = await world.store.database.first(sa.select(sa.func.count()).select_from(t.reviews))
+    assert (await world.queries.process_manifest_queue(PURGE, (), 10)).count == 0
+    count = await world.store.database.first(sa.select(sa.func.count()).select_from(t.gc_queue))
     assert count == (1,)

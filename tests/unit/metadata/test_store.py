@@ -166,7 +166,9 @@ async def test_a_manifest_may_be_saved_again_and_in_other_repositories(store):
         await store.save_manifest(repository, MANIFEST, REFERENCES, TAG)
     size = MANIFEST.size + len(REFERENCES) * REFERENCE_BYTES
     assert await store.totals() == Totals(0, 0, manifests=1, tags=2, repositories=2, manifest_bytes=size)
-    assert await store.figures() == Totals(0, 0, manifests=1, tags=0, repositories=0, manifest_bytes=size)
+    assert await store.content_totals() == Totals(
+        0, 0, manifests=1, tags=0, repositories=0, manifest_bytes=size
+    )
 
 
 @pytest.mark.parametrize(("digest", "changed_at"), [(MANIFEST.digest, 1_000.0), (LAYER, 1_050.0)])

@@ -8,7 +8,7 @@ from contextlib import closing
 import pytest
 
 from regmirror.metadata.upgrade import upgrade
-from regmirror.metadata.vacuum import give_back
+from regmirror.metadata.vacuum import reclaim_space
 from tests.unit.metadata.test_upgrade import make
 
 SPARE = 100_000
@@ -33,7 +33,7 @@ def test_a_database_shrinks_when_its_rows_are_gone(tmp_path, revision):
     before = path.stat().st_size
     fill_and_empty(path)
     assert path.stat().st_size > 6_000_000
-    give_back(path, SPARE)
+    reclaim_space(path, SPARE)
     assert path.stat().st_size <= before + 2 * SPARE
     with closing(sqlite3.connect(path)) as opened:
         assert opened.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
@@ -44,11 +44,11 @@ def test_a_database_that_cannot_shrink_stays_as_it_is(tmp_path):
     path = tmp_path / "other.db"
     fill_and_empty(path)
     before = path.stat().st_size
-    give_back(path, SPARE)
+    reclaim_space(path, SPARE)
     assert path.stat().st_size == before
 
 
 def test_a_database_that_is_gone_is_not_made(tmp_path):
     """B44: it may be about to be restored."""
-    give_back(tmp_path / "absent.db", SPARE)
+    reclaim_space(tmp_path / "absent.db", SPARE)
     assert list(tmp_path.iterdir()) == []
