@@ -200,8 +200,8 @@ def _find_shared(
     a whole manifest that it belongs to.
     """
     blobs = {blob.digest for image in images for blob in image.blobs}
-    named = reports.used_elsewhere(blobs, manifests)
-    roots = reports.used_elsewhere(manifests, manifests) | (reports.tagged(manifests) - {str(root)})
+    named = reports.find_shared(blobs, manifests)
+    roots = reports.find_shared(manifests, manifests) | (reports.find_tagged(manifests) - {str(root)})
     below = {blob.digest for image in images if image.digest in roots for blob in image.blobs}
     return {digest for digest in blobs if digest in named} | below
 

@@ -40,7 +40,7 @@ def print_image(context: Context, config: Config, repository: Repository, refere
             raise RegmirrorError(
                 f"of {shown} only the digest is known, {named.digest}; pull the image to cache it"
             )
-        names = [naming.show_image(*pair) for pair in reports.names_of(named.digest)]
+        names = [naming.show_image(*pair) for pair in reports.list_tags_of(named.digest)]
     report = {
         "image": shown,
         "repository": str(repository),

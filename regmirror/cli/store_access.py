@@ -20,7 +20,7 @@ from regmirror.metadata.database import DatabaseFailed
 from regmirror.metadata.reports import open_reports
 from regmirror.metadata.store import MetadataStore
 from regmirror.metadata.upgrade import database_path
-from regmirror.metadata.vacuum import give_back
+from regmirror.metadata.vacuum import reclaim_space
 
 LOCK_TIMEOUT: Final = 60.0  # seconds to wait for the maintenance of another process
 INVALIDATION_TIME: Final = 0.25  # seconds within which every server drops its in-memory caches
@@ -45,7 +45,7 @@ def change_store(config: Config, work: Work, *, is_exclusive: bool = True, is_dr
     except DatabaseFailed as error:
         raise RegmirrorError(f"the database cannot be used: {getattr(error, 'orig', error)}") from None
     if not is_dry:
-        give_back(database_path(root))
+        reclaim_space(database_path(root))
         InvalidationMarker(root).publish()
         time.sleep(INVALIDATION_TIME)
 

@@ -128,7 +128,7 @@ class Capacity:
                 summary.add(removal, report)
             if evicted and not self._is_dry:
                 self._news.publish()
-            await self._gc_queries.forget_tags(after.pulled_at - TAG_GRACE, pinned.tags, PAGE)
+            await self._gc_queries.delete_old_tags(after.pulled_at - TAG_GRACE, pinned.tags, PAGE)
 
     async def used(self) -> int:
         """Bytes of stored blobs and manifests."""

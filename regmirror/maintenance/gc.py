@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from regmirror.maintenance.remover import Remover
-from regmirror.metadata.gc import PURGE, GcQueries, Key, Reason, Removal, Terms
+from regmirror.metadata.gc import PURGE, Cutoffs, GcQueries, Key, Reason, Removal
 from regmirror.metadata.pins import Pins
 
 BATCH: Final = 500  # queue entries in one transaction, for which pulls wait
@@ -61,28 +61,28 @@ class Collector:
     async def collect(self, report: Report) -> GcSummary:
         """Process every due entry of the GC queue, and report each removal."""
         due = self._now() - self._grace
-        terms = Terms(due=due, young=due, pulled=self._now() - max(self._grace, self._keep_untagged))
+        cutoffs = Cutoffs(due=due, recent=due, pulled=self._now() - max(self._grace, self._keep_untagged))
         await self._remover.finish_earlier()
         pinned = await self._pins.find_pinned()
-        return await self._collect(terms, pinned.manifests, "unreferenced", report)
+        return await self._collect(cutoffs, pinned.manifests, "unreferenced", report)
 
     async def purge(self, report: Report) -> GcSummary:
         """Remove what a purge has left unreferenced, without a grace time."""
         return await self._collect(PURGE, (), "purged", report)
 
     async def _collect(
-        self, terms: Terms, pinned: Collection[Key], reason: Reason, report: Report
+        self, cutoffs: Cutoffs, pinned: Collection[Key], reason: Reason, report: Report
     ) -> GcSummary:
         summary = GcSummary()
-        while (reviewed := await self._gc_queries.review_manifests(terms, pinned, BATCH)).count:
+        while (reviewed := await self._gc_queries.process_manifest_queue(cutoffs, pinned, BATCH)).count:
             summary.checked += reviewed.count
             for removal in reviewed.removed:
                 summary.add(removal, report)
-        while (due := await self._gc_queries.review_blobs(terms, BATCH)).count:
+        while (due := await self._gc_queries.process_blob_queue(cutoffs, BATCH)).count:
             summary.checked += due.count
-            removed = await self._remover.remove(due.unheld, reason, unless_named=True)
+            removed = await self._remover.remove(due.unreferenced, reason, unless_referenced=True)
             if removed.busy:
-                await self._gc_queries.put_off_blobs(removed.busy)
+                await self._gc_queries.postpone_blobs(removed.busy)
             for digest, size in removed.gone:
                 summary.add(Removal(digest, size, "no manifest names it"), report)
         return summary

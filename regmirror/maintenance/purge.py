@@ -32,7 +32,7 @@ class Purger:
         await self._gc_queries.purge_tags(repository, None)
         for removal in await self._gc_queries.purge_manifests(repository, None):
             report(removal)
-        await self._gc_queries.purge_rights(repository)
+        await self._gc_queries.purge_links(repository)
         return await self._collector.purge(report)
 
     async def purge_digest(self, digest: Digest, report: Report) -> bool:
@@ -40,7 +40,7 @@ class Purger:
 
         False if the blob stays because it is being read.
         """
-        for repository in await self._metadata.find_holders(digest):
+        for repository in await self._metadata.list_repositories_with(digest):
             for removal in await self._gc_queries.purge_manifests(repository, [digest]):
                 report(removal)
         removed = await self._remover.remove([digest], "purged")

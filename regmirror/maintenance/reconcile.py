@@ -43,8 +43,8 @@ async def reconcile(
         await asyncio.to_thread(store.sweep_quarantine, now - QUARANTINE_MAX_AGE)
     await _compare_rows(inventory, store, summary)
     await _compare_files(inventory, store, summary)
-    await inventory.put_up_unheld_manifests()
-    await inventory.drop_unknown_repositories()
+    await inventory.enqueue_unreferenced_manifests()
+    await inventory.delete_empty_repositories()
     return summary
 
 
@@ -56,9 +56,9 @@ async def _compare_rows(inventory: Inventory, store: BlobStore, summary: Reconci
         digests = [row.digest for row in page]
         missing = await asyncio.to_thread(_find_missing, store, digests)
         if missing:
-            await inventory.drop_rows(missing)
+            await inventory.delete_blobs(missing)
             summary.rows_dropped += len(missing)
-        await inventory.enqueue([(row.digest, row.stored_at) for row in page if not row.is_named])
+        await inventory.enqueue([(row.digest, row.stored_at) for row in page if not row.is_referenced])
 
 
 def _find_missing(store: BlobStore, digests: list[Digest]) -> list[Digest]:
@@ -67,8 +67,8 @@ def _find_missing(store: BlobStore, digests: list[Digest]) -> list[Digest]:
 
 async def _compare_files(inventory: Inventory, store: BlobStore, summary: ReconcileSummary) -> None:
     async for page in store.pages(PAGE):
-        recorded = await inventory.known([blob.digest for blob in page])
+        recorded = await inventory.find_stored([blob.digest for blob in page])
         new = [(blob.digest, blob.size, blob.stored_at) for blob in page if blob.digest not in recorded]
         if new:
-            await inventory.adopt_rows(new)
+            await inventory.insert_blobs(new)
             summary.rows_added += len(new)

@@ -56,14 +56,17 @@ class Remover:
         digests: Collection[Digest],
         reason: Reason,
         *,
-        unless_named: bool = False,
+        unless_referenced: bool = False,
         pulled_until: float | None = None,
     ) -> Removed:
         """Remove those of ``digests`` that ``GcQueries.remove_blobs`` allows under the same conditions."""
         removed = Removed()
         digests = list(digests)
         delete_rows = partial(
-            self._gc_queries.remove_blobs, reason=reason, unless_named=unless_named, pulled_until=pulled_until
+            self._gc_queries.remove_blobs,
+            reason=reason,
+            unless_referenced=unless_referenced,
+            pulled_until=pulled_until,
         )
         for start in range(0, len(digests), BATCH):
             gone = await self._remove_batch(digests[start : start + BATCH], delete_rows, removed)
@@ -74,9 +77,9 @@ class Remover:
 
     async def finish_earlier(self) -> None:
         """Delete the files of removals that were interrupted after their row was deleted."""
-        while unfinished := await self._gc_queries.unfinished():
-            await asyncio.to_thread(self._unlink, unfinished)
-            await self._gc_queries.finish(unfinished)
+        while pending := await self._gc_queries.list_pending_removals():
+            await asyncio.to_thread(self._unlink, pending)
+            await self._gc_queries.complete_removals(pending)
 
     async def _remove_batch(
         self, batch: list[Digest], delete_rows: DeleteRows, removed: Removed
@@ -87,7 +90,7 @@ class Remover:
             free = [digest for digest in batch if digest not in {*busy}]
             gone = await delete_rows(free)
             await asyncio.to_thread(_unlink, [locked[digest] for digest, _ in gone if digest in locked])
-        await self._gc_queries.finish([digest for digest, _ in gone])
+        await self._gc_queries.complete_removals([digest for digest, _ in gone])
         return gone
 
     def _lock(self, batch: list[Digest], locks: ExitStack) -> tuple[dict[Digest, Removable], list[Digest]]:

@@ -23,8 +23,8 @@ from regmirror.maintenance.toolkit import Toolkit, limits_of
 from regmirror.maintenance.turns import TurnUnavailable
 from regmirror.metadata.cache import MetadataCache
 from regmirror.metadata.gc import Removal
-from regmirror.metadata.inventory import Chore
-from regmirror.metadata.vacuum import give_back
+from regmirror.metadata.inventory import MaintenanceRun
+from regmirror.metadata.vacuum import reclaim_space
 from regmirror.telemetry.events import Emit, MaintenanceEnded
 
 COLLECTION: Final = "collection"
@@ -75,7 +75,7 @@ class MaintenanceScheduler:
         ):
             await self._evict()
             await self.collect_if_due()
-            await asyncio.to_thread(give_back, self._toolkit.metadata.database.path)
+            await asyncio.to_thread(reclaim_space, self._toolkit.metadata.database.path)
 
     async def _evict(self) -> None:
         began = time.monotonic()
@@ -109,7 +109,7 @@ class MaintenanceScheduler:
             removed_manifests += removal.repository is not None
 
         done = await toolkit.collector(self.config).collect(count)
-        await toolkit.inventory.save_chore(COLLECTION, Chore(started_at, toolkit.now()))
+        await toolkit.inventory.save_run(COLLECTION, MaintenanceRun(started_at, toolkit.now()))
         if removed_manifests:
             toolkit.news.publish()
         seconds = time.monotonic() - began
@@ -141,10 +141,10 @@ class MaintenanceScheduler:
                 logging.getLogger(__name__).warning("%s", error)
 
     async def _is_due(self, task: str, interval: float) -> bool:
-        last, now = await self._toolkit.inventory.find_chore(task), self._toolkit.now()
+        last, now = await self._toolkit.inventory.get_run(task), self._toolkit.now()
         if task == SCRUB and not last.started_at and not last.ended_at:
             # A new store has nothing to verify: its first scrub is due after one interval.
-            await self._toolkit.inventory.save_chore(task, Chore(now, now))
+            await self._toolkit.inventory.save_run(task, MaintenanceRun(now, now))
             return False
         return now - last.ended_at >= interval or last.ended_at > now
 

@@ -15,7 +15,7 @@ from typing import Final
 
 from regmirror.blobs.base import BlobStore, Verifiable
 from regmirror.errors import RegmirrorError
-from regmirror.metadata.inventory import BlobRow, Chore, Inventory
+from regmirror.metadata.inventory import BlobRow, Inventory, MaintenanceRun
 from regmirror.oci.names import Digest, Hasher, Repository
 from regmirror.telemetry.events import BlobRemoved, BlobRepaired, Emit, VerificationFailed
 
@@ -87,21 +87,21 @@ class Scrubber:
     async def scrub(self, report: Callable[[Finding], None]) -> ScrubSummary:
         """Verify everything, or what an interrupted run has left, and report every corrupt blob."""
         summary, pacer = ScrubSummary(), Pacer(self.rate, self.clock, self.sleep)
-        last = await self.inventory.find_chore(TASK) if self.is_resumable else Chore()
+        last = await self.inventory.get_run(TASK) if self.is_resumable else MaintenanceRun()
         cursor = last.cursor
         started_at = last.started_at if cursor else self.now()
         while page := await self.inventory.blobs_after(cursor, PAGE):
             for row in page:
                 await self._verify(row, pacer, summary, report)
             cursor = page[-1].digest
-            await self._record(Chore(started_at, last.ended_at, cursor))
+            await self._record(MaintenanceRun(started_at, last.ended_at, cursor))
         await self._verify_manifests(summary, report)
-        await self._record(Chore(started_at, self.now()))
+        await self._record(MaintenanceRun(started_at, self.now()))
         return summary
 
-    async def _record(self, chore: Chore) -> None:
+    async def _record(self, run: MaintenanceRun) -> None:
         if self.is_resumable:
-            await self.inventory.save_chore(TASK, chore)
+            await self.inventory.save_run(TASK, run)
 
     async def _verify(
         self, row: BlobRow, pacer: Pacer, summary: ScrubSummary, report: Callable[[Finding], None]
@@ -111,7 +111,7 @@ class Scrubber:
         summary.bytes += row.size
         if why is None:
             return
-        await self.inventory.drop_rows([row.digest])
+        await self.inventory.delete_blobs([row.digest])
         self.on_drop()
         self.emit(VerificationFailed("", "blob", row.digest, "store"))
         self.emit(BlobRemoved(row.digest, row.size, "corrupt"))
@@ -128,7 +128,7 @@ class Scrubber:
             await self.store.quarantine(row.digest)
             return f"it cannot be opened: {error.strerror}"
         if stored is None:
-            is_recorded = bool(await self.inventory.known([row.digest]))
+            is_recorded = bool(await self.inventory.find_stored([row.digest]))
             return "its file is missing" if is_recorded and not self.store.exists(row.digest) else None
         try:
             why = await self._find_fault(row, stored, pacer)
@@ -169,7 +169,7 @@ class Scrubber:
                 summary.checked += 1
                 summary.bytes += len(payload)
                 if Digest.of(payload, digest.algorithm) != digest:
-                    await self.inventory.drop_manifest(text)
+                    await self.inventory.delete_manifest(text)
                     self.on_drop()
                     self.emit(VerificationFailed("", "manifest", digest, "store"))
                     summary.corrupt += 1

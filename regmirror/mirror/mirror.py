@@ -107,7 +107,7 @@ class Mirror:
                 await self._metadata_cache.save_blob(digest, blob.size)  # a file without its row
             return blob
         if blob.size != size:  # another worker may have replaced the file since memory learnt its size
-            size = await self._metadata_cache.find_size(digest, again=True) or size
+            size = await self._metadata_cache.find_size(digest, bypass_cache=True) or size
         if blob.size == size or digest == Digest.of(b"", digest.algorithm):
             return blob
         blob.close()

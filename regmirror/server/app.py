@@ -179,7 +179,7 @@ def _open_metadata_cache(
         missing_max_age=config.freshness.missing_max_age,
         now=times.now,
         clock=times.clock,
-        watch=DatabaseMonitor(metadata.database, recovery),
+        monitor=DatabaseMonitor(metadata.database, recovery),
     )
     stack.push_async_callback(metadata_cache.close)
     return metadata_cache

@@ -86,7 +86,7 @@ class Ops:
         """All metrics in the text format of Prometheus."""
         try:
             async with asyncio.timeout(DATABASE_MAX):
-                totals = await self._totals.do("totals", self._metadata.figures)
+                totals = await self._totals.do("totals", self._metadata.content_totals)
             size = totals.blob_bytes + totals.manifest_bytes
             self._metrics.set_store(totals.blobs, size, totals.manifests)
         except (SQLAlchemyError, TimeoutError):

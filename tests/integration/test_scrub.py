@@ -19,7 +19,7 @@ from regmirror.errors import BlobUnknown
 from regmirror.maintenance.news import InvalidationMarker
 from regmirror.maintenance.scrub import PIECE, TASK, Finding, Pacer, Scrubber, ScrubSummary
 from regmirror.maintenance.toolkit import open_toolkit
-from regmirror.metadata.inventory import Chore
+from regmirror.metadata.inventory import MaintenanceRun
 from regmirror.metadata.store import MetadataStore
 from regmirror.metadata.upgrade import database_path, upgrade
 from regmirror.oci.manifests import Manifest
@@ -157,22 +157,22 @@ async def test_what_came_but_was_not_kept_is_not_healed(store: Any) -> None:
 
 async def test_a_run_goes_on_where_the_last_one_was_broken_off(store: Any) -> None:
     """B47: at its cursor, and ends with the time when everything was verified."""
-    await store.toolkit.inventory.save_chore(TASK, Chore(1_000.0, 500.0, Digest.of(BLOBS[1])))
+    await store.toolkit.inventory.save_run(TASK, MaintenanceRun(1_000.0, 500.0, Digest.of(BLOBS[1])))
     done, _ = await store.scrub()
     assert done.checked == 2
-    assert await store.toolkit.inventory.find_chore(TASK) == Chore(1_000.0, 5_000.0, "")
+    assert await store.toolkit.inventory.get_run(TASK) == MaintenanceRun(1_000.0, 5_000.0, "")
 
 
 async def test_a_run_by_hand_verifies_everything_and_leaves_the_cursor_alone(store: Any) -> None:
     """B47: whoever asks for a scrub wants all of it, also while a server is in the middle of one."""
     rotten = Digest.of(BLOBS[0])
     store.spoil(rotten)
-    broken_off = Chore(1_000.0, 500.0, Digest.of(BLOBS[1]))
-    await store.toolkit.inventory.save_chore(TASK, broken_off)
+    broken_off = MaintenanceRun(1_000.0, 500.0, Digest.of(BLOBS[1]))
+    await store.toolkit.inventory.save_run(TASK, broken_off)
     done, findings = await store.scrub(is_resumable=False)
     assert done.checked == 4
     assert [item.digest for item in findings] == [rotten]
-    assert await store.toolkit.inventory.find_chore(TASK) == broken_off
+    assert await store.toolkit.inventory.get_run(TASK) == broken_off
 
 
 async def test_reading_is_held_to_the_rate(store: Any) -> None:

@@ -61,7 +61,7 @@ async def test_a_removal_that_was_interrupted_is_finished(
         world.toolkit.store.path(digest).unlink()
     await world.toolkit.remover.finish_earlier()
     assert not world.toolkit.store.exists(digest)
-    assert await world.toolkit.gc_queries.unfinished() == []
+    assert await world.toolkit.gc_queries.list_pending_removals() == []
 
 
 async def test_an_unknown_digest_is_neither_removed_nor_busy(world: World) -> None:

@@ -15,7 +15,7 @@ from regmirror.maintenance.scheduler import COLLECTION, EVICTION, RECONCILE_INTE
 from regmirror.maintenance.scrub import TASK as SCRUB
 from regmirror.maintenance.toolkit import limits_of
 from regmirror.metadata.cache import MetadataCache
-from regmirror.metadata.inventory import Chore
+from regmirror.metadata.inventory import MaintenanceRun
 from regmirror.oci.names import Digest, Repository
 from regmirror.telemetry.events import MaintenanceEnded
 from tests.unit.maintenance.world import APP, TAG, World, config, flush_nothing
@@ -61,7 +61,7 @@ async def test_a_collection_is_done_once_per_interval(setup: Setup) -> None:
 
 
 async def test_a_clock_that_was_set_back_does_not_stop_collections(setup: Setup) -> None:
-    await setup.world.toolkit.inventory.save_chore(COLLECTION, Chore(0, setup.world.time + 10_000))
+    await setup.world.toolkit.inventory.save_run(COLLECTION, MaintenanceRun(0, setup.world.time + 10_000))
     await setup.scheduler.collect_if_due()
     assert setup.ended() == ["collection"]
 
@@ -70,7 +70,7 @@ async def test_a_clock_that_was_set_back_does_not_stop_collections(setup: Setup)
 async def test_a_task_that_another_process_does_is_left_to_it(setup: Setup, task: str) -> None:
     """B40, B43, B47."""
     setup.world.time += 10 * 86_400
-    await setup.world.toolkit.inventory.save_chore(SCRUB, Chore(1, 1))
+    await setup.world.toolkit.inventory.save_run(SCRUB, MaintenanceRun(1, 1))
     await setup.world.add_blob(b"blob")
     setup.capacity.limits = limits_of(config(storage={"max_size": "1"}))
     async with setup.world.toolkit.turns.try_turn(task):
@@ -109,7 +109,7 @@ async def test_files_and_rows_are_reconciled_once_a_day(
 
 @pytest.mark.parametrize("section", ["gc", "scrub"])
 async def test_an_interval_of_0_turns_a_task_off(setup: Setup, section: str) -> None:
-    await setup.world.toolkit.inventory.save_chore(SCRUB, Chore(1, 1))
+    await setup.world.toolkit.inventory.save_run(SCRUB, MaintenanceRun(1, 1))
     setup.scheduler.follow_config(config(**{**SECTIONS, section: {"interval": "0"}}))
     await setup.scheduler.collect_if_due()
     await setup.scheduler.scrub_if_due(no_repair)

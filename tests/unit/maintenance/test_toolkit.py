@@ -39,7 +39,9 @@ async def test_a_dry_run_counts_a_blob_that_is_being_read_as_busy(world: World) 
 async def test_an_interrupted_removal_gets_no_new_row(world: World) -> None:
     """B42: reconciliation finishes it first."""
     digest = await world.add_blob(b"blob")
-    await world.toolkit.gc_queries.remove_blobs([digest], "evicted", unless_named=False, pulled_until=None)
+    await world.toolkit.gc_queries.remove_blobs(
+        [digest], "evicted", unless_referenced=False, pulled_until=None
+    )
     assert world.toolkit.store.exists(digest)
     assert (await world.toolkit.reconcile()).rows_added == 0
     assert not world.toolkit.store.exists(digest)
