@@ -1,1 +1,1 @@
-"""What is known about content: repositories, tags, manifests, references, sizes, times."""
+"""Metadata of stored content in a database: repositories, tags, manifests, links, blobs, times."""

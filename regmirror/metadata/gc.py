@@ -20,7 +20,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from regmirror.metadata import schema as t
 from regmirror.metadata.database import Database, uncancellable
-from regmirror.metadata.gc_queue import AT_ONCE, EVERYWHERE, enqueue, enqueue_blobs, enqueue_children
+from regmirror.metadata.gc_queue import (
+    AT_ONCE,
+    EVERYWHERE,
+    dequeue,
+    enqueue,
+    enqueue_blobs,
+    enqueue_children,
+    postpone,
+)
 from regmirror.metadata.reachability import (
     is_blob_referenced,
     select_due_blobs,
@@ -29,6 +37,7 @@ from regmirror.metadata.reachability import (
     select_manifests,
 )
 from regmirror.metadata.records import Candidate
+from regmirror.metadata.repositories import find_repository_id
 from regmirror.oci.names import Digest, Repository, Tag
 
 Reason = Literal["unreferenced", "evicted", "purged", "corrupt"]
@@ -101,12 +110,12 @@ class GcQueries:
         """
         async with self.database.write() as connection:
             due = (await connection.execute(select_due_manifests(cutoffs.due, limit))).all()
-            await _dequeue(connection, "manifest", [(row.repository_id, row.digest) for row in due])
+            await dequeue(connection, "manifest", [(row.repository_id, row.digest) for row in due])
             unreferenced = [row for row in due if row.size is not None and not row.is_referenced]
             kept = [row for row in unreferenced if (row.repository_id, row.digest) in pinned]
             later = [row for row in unreferenced if row.pulled_at > max(row.since, cutoffs.pulled)]
-            await _postpone(connection, "manifest", [(row, _keep_until(row, cutoffs)) for row in later])
-            await _postpone(connection, "manifest", [(row, self._now() + 1.0) for row in kept])
+            await postpone(connection, "manifest", [(row, _keep_until(row, cutoffs)) for row in later])
+            await postpone(connection, "manifest", [(row, self._now() + 1.0) for row in kept])
             removed = [row for row in unreferenced if row not in later and row not in kept]
             await _remove_manifests(connection, [_as_parameters(row) for row in removed])
         return ProcessedManifests(len(due), tuple(_removal(row) for row in removed))
@@ -118,7 +127,7 @@ class GcQueries:
         """Remove these manifests (None: all) from the repository, even if they are referenced."""
         entries = t.repository_manifests.c
         async with self.database.write() as connection:
-            mine = await _find_repository(connection, repository)
+            mine = await find_repository_id(connection, repository)
             wanted = [] if digests is None else [entries.digest.in_([*map(str, digests)])]
             rows = (await connection.execute(select_manifests(entries.repository_id == mine, *wanted))).all()
             found = [Removal(Digest(row.digest), row.size, "purged", repository) for row in rows]
@@ -131,7 +140,7 @@ class GcQueries:
         """Delete these tags (None: all) of the repository, and enqueue their manifests as due."""
         row = t.tags.c
         async with self.database.write() as connection:
-            mine = await _find_repository(connection, repository)
+            mine = await find_repository_id(connection, repository)
             wanted = [] if tags is None else [row.name.in_([*map(str, tags)])]
             gone = await connection.execute(
                 sa.delete(t.tags)
@@ -146,7 +155,7 @@ class GcQueries:
         """Delete every link of the repository, and enqueue the blobs as due."""
         links = t.repository_blobs
         async with self.database.write() as connection:
-            mine = await _find_repository(connection, repository)
+            mine = await find_repository_id(connection, repository)
             gone = await connection.execute(
                 sa.delete(links).where(links.c.repository_id == mine).returning(links.c.digest)
             )
@@ -228,8 +237,8 @@ class GcQueries:
                 row for row in due if row.size is not None and not row.is_referenced and row not in recent
             ]
             processed = [(EVERYWHERE, row.digest) for row in due if row not in unreferenced]
-            await _dequeue(connection, "blob", processed)
-            await _postpone(connection, "blob", [(row, row.last_seen) for row in recent])
+            await dequeue(connection, "blob", processed)
+            await postpone(connection, "blob", [(row, row.last_seen) for row in recent])
         return ProcessedBlobs(len(due), tuple(Digest(row.digest) for row in unreferenced))
 
     @uncancellable
@@ -268,7 +277,7 @@ class GcQueries:
                     await connection.execute(insert(t.pending_removals).on_conflict_do_nothing(), new)
                 if reason in ("unreferenced", "purged"):
                     await _delete_links(connection, [row.digest for row in rows])
-                    await _dequeue(connection, "blob", [(EVERYWHERE, digest) for digest in chunk])
+                    await dequeue(connection, "blob", [(EVERYWHERE, digest) for digest in chunk])
                 gone += [(Digest(row.digest), row.size) for row in rows]
         return gone
 
@@ -339,36 +348,6 @@ def _as_parameters(row: Any) -> dict[str, Any]:
     }
 
 
-async def _dequeue(connection: AsyncConnection, kind: str, keys: Iterable[Key]) -> None:
-    row = t.gc_queue.c
-    rows = [{"of_repository": repository_id, "of_digest": digest} for repository_id, digest in keys]
-    if rows:
-        await connection.execute(
-            sa.delete(t.gc_queue).where(
-                row.kind == kind,
-                row.repository_id == sa.bindparam("of_repository"),
-                row.digest == sa.bindparam("of_digest"),
-            ),
-            rows,
-        )
-
-
-async def _postpone(connection: AsyncConnection, kind: str, rows: list[tuple[Any, float]]) -> None:
-    """Set another ``due_at``; ``since`` stays."""
-    values = [
-        {
-            "kind": kind,
-            "repository_id": row.repository_id,
-            "digest": row.digest,
-            "since": row.since,
-            "due_at": at,
-        }
-        for row, at in rows
-    ]
-    if values:
-        await connection.execute(insert(t.gc_queue).on_conflict_do_nothing(), values)
-
-
 async def _remove_manifests(connection: AsyncConnection, rows: list[dict[str, Any]]) -> None:
     """Remove manifests from their repositories, and delete those that no repository has any more."""
     if not rows:
@@ -396,13 +375,6 @@ async def _remove_manifests(connection: AsyncConnection, rows: list[dict[str, An
 async def _delete_links(connection: AsyncConnection, digests: list[str]) -> None:
     for chunk in _chunks(digests):
         await connection.execute(sa.delete(t.repository_blobs).where(t.repository_blobs.c.digest.in_(chunk)))
-
-
-async def _find_repository(connection: AsyncConnection, repository: Repository) -> int | None:
-    row = t.repositories.c
-    query = sa.select(row.id).where(row.upstream == repository.upstream, row.name == repository.name)
-    found: int | None = (await connection.execute(query)).scalar()
-    return found
 
 
 def _chunks(values: list[T]) -> Iterator[list[T]]:

@@ -34,6 +34,37 @@ async def enqueue(
         await connection.execute(_or_newer(insert(t.gc_queue)), rows)
 
 
+async def dequeue(connection: AsyncConnection, kind: Kind, keys: Iterable[tuple[int, str]]) -> None:
+    """Delete the entries of these keys: a repository's id and a digest."""
+    row = t.gc_queue.c
+    rows = [{"of_repository": repository_id, "of_digest": digest} for repository_id, digest in keys]
+    if rows:
+        await connection.execute(
+            sa.delete(t.gc_queue).where(
+                row.kind == kind,
+                row.repository_id == sa.bindparam("of_repository"),
+                row.digest == sa.bindparam("of_digest"),
+            ),
+            rows,
+        )
+
+
+async def postpone(connection: AsyncConnection, kind: Kind, rows: list[tuple[Any, float]]) -> None:
+    """Set another ``due_at``; ``since`` stays."""
+    values = [
+        {
+            "kind": kind,
+            "repository_id": row.repository_id,
+            "digest": row.digest,
+            "since": row.since,
+            "due_at": at,
+        }
+        for row, at in rows
+    ]
+    if values:
+        await connection.execute(insert(t.gc_queue).on_conflict_do_nothing(), values)
+
+
 async def enqueue_children(connection: AsyncConnection, rows: list[dict[str, Any]]) -> None:
     """Enqueue the children and referrers of manifests that a repository no longer has.
 

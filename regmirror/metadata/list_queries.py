@@ -1,6 +1,6 @@
-"""Lists and figures. Of a list that comes in pages no more rows are read than a page has entries.
+"""Queries of lists. A page reads no more rows than it has entries.
 
-Each function reads by the connection that ``Database.read_list`` gives it.
+The connection of each function is one that ``Database.read_list`` passes.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from regmirror.oci.names import Digest
 
 @dataclass(frozen=True, slots=True)
 class CatalogPage:
-    """At most ``limit`` names after ``last``: those of ``upstream``, or those of all, which then
-    begin with their upstream unless that is ``default``.
+    """A request for at most ``limit`` names after ``last``.
+
+    With ``upstream``, only its names; otherwise those of all upstreams, each preceded by its upstream
+    unless that is ``default``.
     """
 
     limit: int
@@ -29,7 +31,7 @@ class CatalogPage:
 
 
 async def read_catalog(connection: AsyncConnection, page: CatalogPage) -> list[str]:
-    """The names of the repositories that hold a manifest or a tag, sorted."""
+    """Return one page of names of repositories that have a manifest or a tag, in order."""
     upstreams = await _read_upstreams(connection) if page.upstream is None else [page.upstream]
     found = []
     for upstream in upstreams:
@@ -41,14 +43,17 @@ async def read_catalog(connection: AsyncConnection, page: CatalogPage) -> list[s
 
 
 def _last_of(last: str, prefix: str) -> str | None:
-    """After which name the names with this prefix go on; None if all of them come before ``last``."""
+    """Return the name after which those with this prefix continue.
+
+    None if all of them come before ``last``.
+    """
     if last.startswith(prefix):
         return last[len(prefix) :]
     return "" if last < prefix else None
 
 
 async def _read_upstreams(connection: AsyncConnection) -> list[str]:
-    """Each upstream once; one step in the index for each, however many repositories there are."""
+    """Return every upstream, with one search in the index for each and no scan of repositories."""
     upstream = t.repositories.c.upstream
     following = sa.select(sa.func.min(upstream)).where(upstream > sa.bindparam("last"))
     found: list[str] = []
@@ -77,7 +82,7 @@ async def _read_names(connection: AsyncConnection, upstream: str, last: str, lim
 async def read_tags(
     connection: AsyncConnection, mine: sa.ColumnElement[bool], last: str, limit: int | None
 ) -> list[str]:
-    """The tags of the repository that is ``mine``, sorted: at most ``limit`` after ``last``."""
+    """Return tags of the repository selected by ``mine``, in order: at most ``limit`` after ``last``."""
     query = sa.select(t.tags.c.name).join(t.repositories).where(mine, t.tags.c.name > last)
     return [row[0] for row in await connection.execute(query.order_by(t.tags.c.name).limit(limit))]
 
@@ -85,8 +90,8 @@ async def read_tags(
 async def read_referrers(
     connection: AsyncConnection, mine: sa.ColumnElement[bool], subject: Digest, limit: int
 ) -> list[Manifest]:
-    """The verified manifests whose ``subject`` is this, in the order of their digests: as many as
-    have ``limit`` bytes together.
+    """Return the verified manifests whose ``subject`` is this, in the order of their digests, up to
+    ``limit`` bytes together.
     """
     refs, entries, item = t.manifest_references, t.repository_manifests, t.manifests.c
     total = sa.func.sum(sa.func.length(item.payload)).over(order_by=item.digest).label("total")
@@ -108,5 +113,5 @@ async def read_referrers(
 
 
 async def read_first_row(connection: AsyncConnection, query: Any) -> Any:
-    """The first row."""
+    """Return the first row of the result."""
     return (await connection.execute(query)).first()

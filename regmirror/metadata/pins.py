@@ -1,4 +1,4 @@
-"""Patterns that protect from eviction, and what they protect.
+"""Pins: patterns that protect images from eviction, and the content that they protect.
 
 A pattern is matched with ``upstream/name``, ``upstream/name:tag`` and ``upstream/name@digest``.
 """
@@ -22,13 +22,17 @@ Key = tuple[int, str]  # a repository's id and a digest, or a tag
 
 @dataclass(frozen=True, slots=True)
 class Pin:
+    """A pattern, and the time at which it was pinned."""
+
+    """A pattern, and the time at which it was pinned."""
+
     pattern: str
     pinned_at: float  # wall-clock seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Pinned:
-    """What the pins of this moment protect: tags, manifests of repositories, and blobs."""
+    """The tags, manifests of repositories and blobs that pins protect."""
 
     tags: frozenset[Key] = frozenset()
     manifests: frozenset[Key] = frozenset()
@@ -36,33 +40,33 @@ class Pinned:
 
 
 class Pins:
-    """The patterns in the database; ``now`` is the wall clock."""
+    """The pins in the database; ``now`` is the wall clock."""
 
     def __init__(self, database: Database, now: Callable[[], float] = time.time) -> None:
         self.database = database
         self._now = now
 
     async def list(self) -> list[Pin]:
-        """Every pin, in the order of their patterns."""
+        """Return every pin, in the order of patterns."""
         query = sa.select(t.pins.c.pattern, t.pins.c.pinned_at).order_by(t.pins.c.pattern)
         return [Pin(*row) for row in await self.database.all(query)]
 
     @uncancellable
     async def add(self, pattern: str) -> bool:
-        """Pin; false if it was pinned before."""
+        """Add a pin; return False if it exists already."""
         async with self.database.write() as connection:
             new = insert(t.pins).values(pattern=pattern, pinned_at=self._now())
             return bool((await connection.execute(new.on_conflict_do_nothing())).rowcount)
 
     @uncancellable
     async def remove(self, pattern: str) -> bool:
-        """Unpin; false if there was no such pin."""
+        """Remove a pin; return False if there is none."""
         async with self.database.write() as connection:
             gone = await connection.execute(sa.delete(t.pins).where(t.pins.c.pattern == pattern))
             return bool(gone.rowcount)
 
     async def find_pinned(self) -> Pinned:
-        """What is protected now; looks at all names if there is a pin, and at none if not."""
+        """Return the protected content. Reads all tags and manifests, unless there is no pin."""
         patterns = [pin.pattern for pin in await self.list()]
         if not patterns:
             return Pinned()
@@ -84,7 +88,7 @@ class Pins:
         return Pinned(frozenset((row[0], row[3]) for row in named), frozenset(roots), blobs)
 
     async def _below(self, roots: Iterable[str]) -> frozenset[Digest]:
-        """Everything that the manifests name, directly or through an index."""
+        """Return everything that the manifests reference, directly or through an index."""
         refs = t.manifest_references.c
         found: set[str] = set()
         fresh = {*roots}

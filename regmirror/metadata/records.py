@@ -9,9 +9,9 @@ from regmirror.oci.names import Digest
 
 @dataclass(frozen=True, slots=True)
 class TagRecord:
-    """What a tag meant when the upstream was last asked, at ``checked_at``.
+    """A tag as its upstream reported it at ``checked_at`` (wall-clock seconds).
 
-    ``previous`` is what it meant before, while the manifest of ``digest`` is not stored.
+    ``previous`` is the earlier digest, as long as the manifest of ``digest`` is not stored.
     """
 
     digest: Digest
@@ -23,9 +23,10 @@ class TagRecord:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A stored blob, or a manifest of a repository, last pulled at ``pulled_at`` (wall-clock seconds).
+    """A candidate for eviction: a stored blob, or a manifest of a repository.
 
-    ``size`` is what its removal frees: 0 for a manifest that another repository needs longer.
+    ``size`` is the number of bytes that its removal frees, which is 0 for a manifest that another
+    repository pulled later. ``pulled_at`` is in wall-clock seconds.
     """
 
     digest: Digest
@@ -35,5 +36,5 @@ class Candidate:
 
     @property
     def place(self) -> tuple[float, str, int]:
-        """In the order of eviction."""
+        """The sort key of the order of eviction."""
         return self.pulled_at, str(self.digest), self.repository_id

@@ -19,6 +19,7 @@ import sqlalchemy as sa
 
 from regmirror.errors import RegmirrorError
 from regmirror.metadata import schema as t
+from regmirror.metadata.repositories import is_repository
 from regmirror.metadata.totals import TOTALS, Totals
 from regmirror.metadata.upgrade import REVISION, database_path
 from regmirror.oci.manifests import Manifest
@@ -122,17 +123,19 @@ class Reports:
             entries = t.repository_manifests
             query = sa.select(entries.c.pulled_at).join(t.repositories)
             row = self._connection.execute(
-                query.where(_matches(repository), entries.c.digest == str(reference))
+                query.where(is_repository(repository), entries.c.digest == str(reference))
             ).first()
             return None if row is None else Named(reference, row[0])
         tags = t.tags.c
         query = sa.select(tags.digest, tags.pulled_at, tags.checked_at, tags.changed_at).join(t.repositories)
-        row = self._connection.execute(query.where(_matches(repository), tags.name == str(reference))).first()
+        row = self._connection.execute(
+            query.where(is_repository(repository), tags.name == str(reference))
+        ).first()
         return None if row is None else Named(Digest(row[0]), row[1], row[2], row[3])
 
     def has_repository(self, repository: Repository) -> bool:
         """Whether anything is known of the repository."""
-        query = sa.select(t.repositories.c.id).where(_matches(repository))
+        query = sa.select(t.repositories.c.id).where(is_repository(repository))
         return self._connection.execute(query).first() is not None
 
     def find_manifest(self, digest: Digest) -> Manifest | None:
@@ -225,10 +228,6 @@ def _untagged() -> sa.Select[Any]:
         .join(entries, entries.c.repository_id == t.repositories.c.id)
         .where(~is_tagged, ~is_child)
     )
-
-
-def _matches(repository: Repository) -> sa.ColumnElement[bool]:
-    return sa.and_(t.repositories.c.upstream == repository.upstream, t.repositories.c.name == repository.name)
 
 
 def _connect(path: Path) -> sqlite3.Connection:

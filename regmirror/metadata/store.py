@@ -1,7 +1,6 @@
-"""What pulls ask of the metadata and write to it: one method, one question or one transaction.
+"""Metadata store: the queries and transactions of pulls, one for each method.
 
-Whatever may have lost its last holder by a transaction is put up for review in it; who reviews
-is ``gc.py``.
+A transaction that removes a reference adds the content to the GC queue; ``gc.py`` processes it.
 """
 
 from __future__ import annotations
@@ -28,45 +27,50 @@ from regmirror.metadata.list_queries import (
     read_tags,
 )
 from regmirror.metadata.records import TagRecord
+from regmirror.metadata.repositories import find_repository_id, get_repository_id, is_repository
 from regmirror.metadata.totals import BLOB_BYTES, CONTENT_TOTALS, MANIFEST_BYTES, TOTALS, Totals
 from regmirror.oci.manifests import MANIFEST_MAX, Descriptor, Manifest
 from regmirror.oci.names import Digest, Repository, Tag
 
-#: A manifest beyond these is passed on and not stored: clients reject more than about 4.4 MB, and
-#: an image has at most some hundred layers. It else takes many times its size in the database.
+#: A larger manifest is served and not stored. Clients reject more than about 4.4 MB, and an image has
+#: at most some hundred layers; the rows of its references take many times its own size.
 STORED_MANIFEST_MAX: Final = 4_500_000
 STORED_REFERENCES_MAX: Final = 10_000
 
 
 def is_storable(manifest: Manifest, references: Sized) -> bool:
-    """Whether the manifest and the number of its references are within the bounds of the database."""
+    """Whether the manifest is small enough to store, with ``references`` as its descriptors."""
     return manifest.size <= STORED_MANIFEST_MAX and len(references) <= STORED_REFERENCES_MAX
 
 
 class MetadataStore:
-    """The database at ``path``, already migrated (see ``upgrade``)."""
+    """Rows of the database at ``path``, which ``upgrade`` has migrated; ``now`` is the wall clock.
+
+    Errors are SQLAlchemy's.
+    """
 
     def __init__(self, path: Path, now: Callable[[], float] = time.time) -> None:
         self.database = Database(path)
         self._now = now
 
     async def close(self) -> None:
+        """Wait for running queries, and close every connection."""
         await self.database.close()
 
     async def ping(self) -> None:
         """Raise sqlalchemy's DatabaseError if the database cannot be read."""
         await self.database.first(sa.select(t.repositories.c.id).limit(1))
 
-    # --- questions -----------------------------------------------------------------------
+    # --- queries -------------------------------------------------------------------------
 
     async def find_tag(self, repository: Repository, tag: Tag) -> TagRecord | None:
-        """What the tag meant when its upstream was last asked."""
+        """Return the tag as its upstream last reported it."""
         query = (
             sa.select(
                 *(t.tags.c[name] for name in ("digest", "media_type", "size", "checked_at", "previous"))
             )
             .join(t.repositories)
-            .where(_matches(repository), t.tags.c.name == str(tag))
+            .where(is_repository(repository), t.tags.c.name == str(tag))
         )
         row = await self.database.first(query)
         if row is None:
@@ -75,51 +79,51 @@ class MetadataStore:
         return TagRecord(Digest(row[0]), row[1], row[2], row[3], previous)
 
     async def find_manifest(self, repository: Repository, digest: Digest) -> Manifest | None:
-        """The manifest as the repository's upstream has sent it; its bytes are not verified here."""
+        """Return the manifest that the repository's upstream sent; its digest is not verified."""
         entries = t.repository_manifests
         media_type = sa.func.coalesce(entries.c.media_type, t.manifests.c.media_type)
         query = (
             sa.select(media_type, t.manifests.c.payload)
             .select_from(entries.join(t.manifests).join(t.repositories))
-            .where(_matches(repository), entries.c.digest == str(digest), entries.c.is_verified)
+            .where(is_repository(repository), entries.c.digest == str(digest), entries.c.is_verified)
         )
         row = await self.database.first(query)
         return None if row is None else Manifest(digest, row[0], row[1])
 
     async def is_linked(self, repository: Repository, digest: Digest) -> bool:
-        """Whether the repository's upstream has sent this blob or proven that it has it."""
+        """Whether the repository's upstream has sent the blob or proven that it has it."""
         links = t.repository_blobs
         query = sa.select(links.c.digest).join(t.repositories)
         return (
-            await self.database.first(query.where(_matches(repository), links.c.digest == str(digest)))
+            await self.database.first(query.where(is_repository(repository), links.c.digest == str(digest)))
             is not None
         )
 
     async def find_links(self, repository: Repository, digests: Collection[Digest]) -> set[str]:
-        """Those of the blobs for which ``is_linked`` is true."""
+        """Return those of ``digests`` that are linked to the repository."""
         links = t.repository_blobs
         names = sa.func.json_each(json.dumps([*map(str, digests)])).table_valued("value")
         query = sa.select(links.c.digest).join(t.repositories).join(names, names.c.value == links.c.digest)
-        return {row[0] for row in await self.database.all(query.where(_matches(repository)))}
+        return {row[0] for row in await self.database.all(query.where(is_repository(repository)))}
 
     async def find_size(self, digest: Digest) -> int | None:
-        """The size of a stored blob; what manifests say of it is a claim, and not looked at."""
+        """Return the size of a stored blob, from its file and not from a descriptor."""
         row = await self.database.first(sa.select(t.blobs.c.size).where(t.blobs.c.digest == str(digest)))
         return None if row is None else int(row[0])
 
     async def list_tags(
         self, repository: Repository, *, last: str | None = None, limit: int | None = None
     ) -> list[str]:
-        """The tags that are known here, sorted: at most ``limit`` after ``last``."""
-        mine = _matches(repository)
+        """Return the stored tags in order: at most ``limit`` after ``last``. Raises ListsBusy."""
+        mine = is_repository(repository)
         return await self.database.read_list(lambda link: read_tags(link, mine, last or "", limit))
 
     async def list_catalog(self, page: CatalogPage) -> list[str]:
-        """The names of the repositories that hold a manifest or a tag, in the catalog's order."""
+        """Return one page of names of repositories that have a manifest or a tag. Raises ListsBusy."""
         return await self.database.read_list(lambda link: read_catalog(link, page))
 
     async def list_repositories(self) -> list[Repository]:
-        """Every repository that holds a manifest or a tag."""
+        """Return every repository that has a manifest or a tag, in order."""
         ids = sa.union(sa.select(t.repository_manifests.c.repository_id), sa.select(t.tags.c.repository_id))
         query = (
             sa.select(t.repositories.c.upstream, t.repositories.c.name)
@@ -129,7 +133,7 @@ class MetadataStore:
         return [Repository(row[0], row[1]) for row in await self.database.all(query)]
 
     async def list_repositories_with(self, digest: Digest) -> list[Repository]:
-        """Every repository that holds this manifest."""
+        """Return every repository that has this manifest."""
         entries = t.repository_manifests
         query = sa.select(t.repositories.c.upstream, t.repositories.c.name).join(entries)
         return [
@@ -139,23 +143,23 @@ class MetadataStore:
     async def list_referrers(
         self, repository: Repository, digest: Digest, limit: int = MANIFEST_MAX
     ) -> list[Manifest]:
-        """The stored manifests of the repository whose ``subject`` is ``digest``, in the order of
-        their digests: as many as have ``limit`` bytes together.
+        """Return the repository's manifests whose ``subject`` is ``digest``, in the order of their
+        digests, up to ``limit`` bytes together. Raises ListsBusy.
         """
-        mine = _matches(repository)
+        mine = is_repository(repository)
         return await self.database.read_list(lambda link: read_referrers(link, mine, digest, limit))
 
     async def totals(self) -> Totals:
-        """Counts and bytes of everything stored."""
+        """Return counts and bytes of everything stored. Raises ListsBusy."""
         return Totals.read(await self.database.read_list(lambda link: read_first_row(link, TOTALS)))
 
     async def content_totals(self) -> Totals:
-        """The counts and bytes that are kept; tags and repositories are not counted."""
+        """Return the totals of blobs and manifests, which no query has to count; the others are 0."""
         blobs, size, manifests, manifest_bytes = await self.database.first(CONTENT_TOTALS) or (0, 0, 0, 0)
         return Totals(blobs or 0, size or 0, manifests or 0, 0, 0, manifest_bytes or 0)
 
     async def stored_bytes(self) -> int:
-        """Bytes of all stored blobs and manifests, with what manifests take to be found."""
+        """Return the bytes that count against ``storage.max_size``: blobs, manifests, reference rows."""
         row = await self.database.first(sa.select(BLOB_BYTES + MANIFEST_BYTES))
         return int(row[0] or 0) if row else 0
 
@@ -169,13 +173,13 @@ class MetadataStore:
         references: Iterable[Descriptor],
         tag: Tag | None = None,
     ) -> None:
-        """The repository's upstream has sent this manifest; if ``tag`` is given, it means it as of now.
+        """Store a manifest that the repository's upstream sent; with ``tag``, the tag names it.
 
-        To be called for what ``is_storable`` alone.
+        The manifest must be ``is_storable``.
         """
         now, digest = self._now(), str(manifest.digest)
         async with self.database.write() as connection:
-            mine = await _repository_id(connection, repository)
+            mine = await get_repository_id(connection, repository)
             await connection.execute(
                 insert(t.manifests)
                 .values(
@@ -207,27 +211,26 @@ class MetadataStore:
 
     @uncancellable
     async def delete_manifest(self, digest: Digest) -> None:
-        """The stored bytes have changed: the manifest is unknown until it is fetched again."""
+        """Delete a corrupt manifest from every repository, so that it is fetched again."""
         async with self.database.write() as connection:
             await delete_manifest(connection, str(digest))
 
     @uncancellable
     async def save_tag(self, repository: Repository, tag: Tag, record: TagRecord) -> TagRecord:
-        """The upstream says that the tag means ``record``, whether or not it is stored.
+        """Store the tag as its upstream reports it, whether or not its manifest is stored.
 
-        Returns what the tag's record is now: while the new manifest is not stored, the one that
-        the tag meant before is kept as ``previous``.
+        Returns the stored record: until the new manifest is stored, ``previous`` is the earlier one.
         """
         async with self.database.write() as connection:
-            mine = await _repository_id(connection, repository)
+            mine = await get_repository_id(connection, repository)
             return await _replace_tag(connection, mine, tag, record)
 
     @uncancellable
     async def delete_tag(self, repository: Repository, tag: Tag) -> None:
-        """The upstream no longer has the tag."""
+        """Delete a tag that the upstream no longer has; nothing if it is not stored."""
         async with self.database.write() as connection:
-            mine = await _find_repository_id(connection, repository)
-            if mine is None:  # anybody may ask for names that do not exist
+            mine = await find_repository_id(connection, repository)
+            if mine is None:  # clients may request any name: no row is created for it
                 return
             gone = await connection.execute(
                 sa.delete(t.tags)
@@ -245,7 +248,7 @@ class MetadataStore:
 
     @uncancellable
     async def save_blob(self, digest: Digest, size: int, linked_to: Iterable[Repository] = ()) -> None:
-        """A blob has been stored as a file, and ``confirm`` is true of these repositories."""
+        """Record a blob whose file is stored, and link it to these repositories."""
         now = self._now()
         async with self.database.write() as connection:
             await connection.execute(
@@ -259,7 +262,7 @@ class MetadataStore:
 
     @uncancellable
     async def delete_blob(self, digest: Digest) -> None:
-        """A blob's file is gone."""
+        """Delete the row of a blob whose file does not exist."""
         async with self.database.write() as connection:
             await connection.execute(sa.delete(t.blobs).where(t.blobs.c.digest == str(digest)))
 
@@ -270,7 +273,7 @@ class MetadataStore:
         manifests: Mapping[tuple[Repository, Digest], float],
         blobs: Mapping[Digest, float],
     ) -> None:
-        """When tags, manifests and blobs were last pulled: a batch, gathered in memory."""
+        """Record times of last pulls (wall-clock seconds); content that is not stored is skipped."""
         mine = sa.select(t.repositories.c.id).where(
             t.repositories.c.upstream == sa.bindparam("of_upstream"),
             t.repositories.c.name == sa.bindparam("of_name"),
@@ -300,26 +303,8 @@ class MetadataStore:
                 )
 
 
-def _matches(repository: Repository) -> sa.ColumnElement[bool]:
-    return sa.and_(t.repositories.c.upstream == repository.upstream, t.repositories.c.name == repository.name)
-
-
-async def _find_repository_id(connection: AsyncConnection, repository: Repository) -> int | None:
-    query = sa.select(t.repositories.c.id).where(_matches(repository))
-    found: int | None = (await connection.execute(query)).scalar()
-    return found
-
-
-async def _repository_id(connection: AsyncConnection, repository: Repository) -> int:
-    found = await _find_repository_id(connection, repository)
-    if found is None:
-        new = insert(t.repositories).values(upstream=repository.upstream, name=repository.name)
-        found = (await connection.execute(new.returning(t.repositories.c.id))).scalar_one()
-    return int(found)
-
-
 async def _link(connection: AsyncConnection, repository: Repository, digest: Digest, now: float) -> None:
-    right = {"repository_id": await _repository_id(connection, repository), "digest": str(digest)}
+    right = {"repository_id": await get_repository_id(connection, repository), "digest": str(digest)}
     new = insert(t.repository_blobs).values(**right, confirmed_at=now).on_conflict_do_nothing()
     if (await connection.execute(new)).rowcount:
         await enqueue(connection, "blob", EVERYWHERE, [str(digest)], now)
@@ -328,7 +313,10 @@ async def _link(connection: AsyncConnection, repository: Repository, digest: Dig
 async def _add_manifest(
     connection: AsyncConnection, repository_id: int, manifest: Manifest, now: float
 ) -> None:
-    """The media type is the repository's own: another one may call the same bytes something else."""
+    """Add the manifest to the repository, or update it.
+
+    The media type belongs to the repository: two may serve the same bytes with different ones.
+    """
     digest, entries = str(manifest.digest), t.repository_manifests.c
     key = (entries.repository_id == repository_id, entries.digest == digest)
     known = {"media_type": manifest.media_type, "is_verified": True}
@@ -342,7 +330,7 @@ async def _add_manifest(
 async def _replace_tag(
     connection: AsyncConnection, repository_id: int, tag: Tag, record: TagRecord
 ) -> TagRecord:
-    """Write the tag's new record and put up for review what it no longer means."""
+    """Write the tag's new record, and enqueue the manifests that it no longer names."""
     row = t.tags.c
     query = sa.select(row.digest, row.previous)
     old = (
@@ -361,7 +349,7 @@ async def _replace_tag(
 async def _find_first_stored(
     connection: AsyncConnection, repository_id: int, digests: list[str]
 ) -> str | None:
-    """The first of ``digests`` that the repository holds."""
+    """Return the first of ``digests`` whose manifest the repository has."""
     entries = t.repository_manifests.c
     query = sa.select(entries.digest).where(
         entries.repository_id == repository_id, entries.digest.in_(digests), entries.is_verified
@@ -371,7 +359,7 @@ async def _find_first_stored(
 
 
 async def _clear_previous(connection: AsyncConnection, repository_id: int, digest: str, now: float) -> None:
-    """The manifest that these tags mean is stored now: what they meant before is not needed."""
+    """Clear ``previous`` of tags whose present manifest is stored now, and enqueue the earlier ones."""
     row = t.tags.c
     moved = (row.repository_id == repository_id, row.digest == digest, row.previous.is_not(None))
     dropped = [old[0] for old in await connection.execute(sa.select(row.previous).where(*moved))]

@@ -1,4 +1,4 @@
-"""How much is stored, from what triggers keep and from counting."""
+"""Totals of stored content: maintained by triggers for blobs and manifests, counted for the others."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from regmirror.metadata.reachability import REFERENCE_BYTES
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """How much is stored."""
+    """Counts and bytes of stored content."""
 
     blobs: int
     blob_bytes: int
@@ -24,7 +24,7 @@ class Totals:
 
     @classmethod
     def read(cls, row: Any) -> Totals:
-        """From the row that ``TOTALS`` gives."""
+        """Return the totals from the row that ``TOTALS`` selects."""
         return cls(*(int(value or 0) for value in row))
 
 
@@ -36,13 +36,13 @@ BLOB_BYTES = _total("blobs", t.totals.c.bytes)
 MANIFEST_BYTES = (
     _total("manifests", t.totals.c.bytes) + _total("references", t.totals.c.count) * REFERENCE_BYTES
 )
-#: Repositories of which something is known; a row without is dropped by the daily sweep.
+#: Repositories with a tag, a manifest or a link; reconciliation deletes the rows of the others.
 NONEMPTY_REPOSITORIES = sa.union(
     sa.select(t.tags.c.repository_id),
     sa.select(t.repository_manifests.c.repository_id),
     sa.select(t.repository_blobs.c.repository_id),
 )
-#: Neither blobs nor manifests are counted for it, however many there are; tags and repositories are.
+#: Counts the rows of tags and repositories; blobs and manifests may be many more and are not counted.
 TOTALS = sa.select(
     _total("blobs", t.totals.c.count),
     BLOB_BYTES,
@@ -54,7 +54,7 @@ TOTALS = sa.select(
     .scalar_subquery(),
     MANIFEST_BYTES,
 )
-#: Nothing is counted for it: what anybody may ask for, as often as he likes.
+#: Counts nothing, because any client may request ``/metrics`` at any rate.
 CONTENT_TOTALS = sa.select(
     _total("blobs", t.totals.c.count), BLOB_BYTES, _total("manifests", t.totals.c.count), MANIFEST_BYTES
 )
