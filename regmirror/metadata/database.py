@@ -1,7 +1,7 @@
-"""Connections to the database, and the ways it is used: a question, a list, a short transaction.
+"""Connections to the database for queries, lists and write transactions.
 
-SQLite in WAL mode: readers never wait, writers take turns. Within a process a lock keeps the
-writers in line without polling; between processes ``busy_timeout`` does.
+SQLite in WAL mode: readers never wait, and writers run one at a time. A lock orders the writers of a
+process without polling; ``busy_timeout`` orders those of several processes.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from urllib.parse import quote
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-#: Whatever goes wrong with a database.
+#: The base class of every error of a database.
 DatabaseFailed = sa.exc.SQLAlchemyError
 
 BUSY_TIMEOUT: Final = 10.0  # seconds a transaction waits for those of other processes
-READ_TIMEOUT: Final = 1.0  # seconds a question waits, which it does only while the file is recovered
-LISTS_AT_ONCE: Final = 2  # lists and figures that are read at the same time
-LISTS_WAITING: Final = 32  # and that wait for their turn
-LIST_WAIT: Final = 2.0  # seconds that one waits for its turn
+READ_TIMEOUT: Final = 1.0  # seconds a query waits for a lock, which exists only during recovery
+LISTS_AT_ONCE: Final = 2  # lists that are read at the same time
+LISTS_WAITING: Final = 32  # lists that wait for a connection
+LIST_WAIT: Final = 2.0  # seconds that a list waits for a connection
 _PRAGMAS = (
     "PRAGMA journal_mode=WAL",
     "PRAGMA synchronous=NORMAL",
     "PRAGMA foreign_keys=ON",
-    "PRAGMA journal_size_limit=8388608",  # the log is cut to that once it has been written back
+    "PRAGMA journal_size_limit=8388608",  # size of the log file after a checkpoint
 )
 
 
 class ListsBusy(DatabaseFailed):
-    """So many lists are being read that another one has to come later."""
+    """Too many lists are being read; the client has to retry later."""
 
 
 P = ParamSpec("P")
@@ -42,22 +42,22 @@ T = TypeVar("T")
 
 
 class Database:
-    """The database at ``path``, already migrated (see ``upgrade``). Errors are SQLAlchemy's."""
+    """The database at ``path``, which ``upgrade`` has migrated. Errors are SQLAlchemy's."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._reader, self._lister, self._writer = self._engines()
         self._lock = asyncio.Lock()
         self._turns = asyncio.Semaphore(LISTS_AT_ONCE)
-        self._waiting = 0  # for a turn to read a list
+        self._waiting = 0  # lists that wait for a connection
         self._running: set[asyncio.Task[Any]] = set()
 
     def _engines(self) -> tuple[AsyncEngine, AsyncEngine, AsyncEngine]:
-        """For what pulls ask, for lists and figures, and for transactions that write.
+        """Create the engines for queries of pulls, for lists, and for write transactions.
 
         Lists have connections of their own, so that no number of them delays a pull.
         """
-        # Never created here: an empty file would take the place of one that is being restored.
+        # mode=rw creates no file: an empty one would take the place of a database that is being restored.
         url = f"sqlite+aiosqlite:///file:{quote(str(self.path))}?mode=rw&uri=true"
         return (
             _engine(url, pool_size=4, begin="BEGIN", timeout=READ_TIMEOUT),
@@ -66,44 +66,45 @@ class Database:
         )
 
     async def close(self) -> None:
-        """Wait for what is running, and close every connection."""
+        """Wait for running queries and transactions, and close every connection."""
         await self.reconnect()
         await asyncio.gather(*self._running, return_exceptions=True)
 
     async def reconnect(self) -> None:
-        """Have the next question open the file that is there now."""
+        """Let following queries open the file that is at ``path`` now."""
         old, running = (self._reader, self._lister, self._writer), set(self._running)
         self._reader, self._lister, self._writer = self._engines()
-        if running:  # what they use is theirs until they end, and would not be closed now
+        if running:  # their connections are checked out, and dispose() would leave them open
             self._begin(_dispose(old, after=running))
         else:
             await _dispose(old)
 
     async def first(self, query: Any) -> tuple[Any, ...] | None:
-        """The first row of the answer."""
+        """Return the first row of the result, or None."""
         return await self.run(self._first(query))
 
     async def all(self, query: Any) -> list[tuple[Any, ...]]:
-        """Every row of the answer."""
+        """Return every row of the result."""
         return await self.run(self._all(query))
 
     async def read_list(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-        """What ``work`` reads, which may be much, when it is its turn; raises ListsBusy."""
+        """Run ``work``, which may read many rows, on a connection for lists. Raises ListsBusy."""
         await self._take_turn()
-        return await self.run(self._read_list(work))  # gives the turn back
+        return await self.run(self._read_list(work))  # which releases the turn
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction that holds the write lock from its beginning to its end.
+        """Begin a transaction that owns the write lock from its first to its last statement.
 
-        To be used inside ``whole``.
+        For use in ``uncancellable`` methods.
         """
         async with self._lock, self._writer.begin() as connection:
             yield connection
 
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Work that goes on when its caller is cancelled: a driver's call that is broken off in
-        the middle leaves a connection that nobody closes. ``close`` waits for what is running.
+        """Run ``work`` to its end even if its caller is cancelled, and return its result.
+
+        A cancelled call of the driver would leave a connection open. ``close`` waits for all work.
         """
         return await asyncio.shield(self._begin(work))
 
@@ -116,17 +117,17 @@ class Database:
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._running.discard(task)
         if not task.cancelled():
-            task.exception()  # nobody may be left to be told
+            task.exception()  # retrieved here, since the caller may have left
 
     async def _take_turn(self) -> None:
         if self._waiting >= LISTS_WAITING:
-            raise ListsBusy("too many lists are wanted")
+            raise ListsBusy(f"{LISTS_WAITING} lists are waiting for a connection")
         self._waiting += 1
         try:
             async with asyncio.timeout(LIST_WAIT):
                 await self._turns.acquire()
         except TimeoutError:
-            raise ListsBusy("lists take too long") from None
+            raise ListsBusy(f"no connection for lists became free within {LIST_WAIT:g} s") from None
         finally:
             self._waiting -= 1
 
@@ -157,7 +158,7 @@ S = TypeVar("S", bound=_HasDatabase)
 def uncancellable(
     method: Callable[Concatenate[S, P], Coroutine[Any, Any, T]],
 ) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
-    """A method that runs to its end even if its caller is cancelled (see ``Database.run``)."""
+    """Decorate a method to run to its end even if its caller is cancelled (see ``Database.run``)."""
 
     @functools.wraps(method)
     async def run(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -167,16 +168,16 @@ def uncancellable(
 
 
 async def _dispose(engines: Iterable[AsyncEngine], after: Iterable[asyncio.Task[Any]] = ()) -> None:
-    """Close every connection, when the tasks that may use them have ended."""
+    """Close every connection after the tasks that may use them have ended."""
     await asyncio.gather(*after, return_exceptions=True)
     for engine in engines:
         await engine.dispose()
 
 
 def _engine(url: str, *, pool_size: int, begin: str, timeout: float) -> AsyncEngine:
-    """An engine that sets SQLite's pragmas and begins transactions as it is told.
+    """Create an engine that sets SQLite's pragmas and begins transactions with ``begin``.
 
-    The driver's own habit of beginning late is switched off (``isolation_level = None``), as
+    ``isolation_level = None`` keeps the driver from beginning a transaction only at its first write, as
     SQLAlchemy's documentation advises for SQLite.
     """
     engine = create_async_engine(url, pool_size=pool_size, max_overflow=0)

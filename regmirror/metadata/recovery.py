@@ -1,8 +1,8 @@
-"""A database that is lost, damaged or replaced: found out, put aside, made anew.
+"""Recovery of a database that was lost or damaged: detect, quarantine, build a new one.
 
-The rows of blobs are made from their files; tags and manifests are asked of their upstreams
-again. A database in which SQLite finds no fault is never moved. One process at a time repairs,
-by an exclusive ``flock``; the others notice that another file is there and connect to it.
+The rows of blobs are rebuilt from their files; tags and manifests are fetched from their upstreams
+again. A database in which SQLite finds no damage is never moved. An exclusive ``flock`` lets one
+process recover; the others notice that the file has changed and connect to the new one.
 """
 
 from __future__ import annotations
@@ -24,39 +24,39 @@ from regmirror.metadata.database import Database
 from regmirror.metadata.upgrade import REVISION, DatabaseDamaged, upgrade
 from regmirror.oci.names import Digest
 
-BATCH: Final = 1000  # rows written at once
-#: Seconds until a collection looks at blobs whose manifests the lost database knew. Whatever is
-#: pulled meanwhile is named by its manifest again; the rest may as well be fetched again.
+BATCH: Final = 1000  # rows in one statement
+#: Seconds until a collection checks blobs whose manifests were lost with the database. The manifest of
+#: an image that is pulled before then references them again; the others may be removed.
 RELEARN: Final = 7 * 86_400.0
-NEEDED: Final = 1024 * 1024  # bytes without which SQLite cannot even open a database
-BUSY: Final = 5.0  # seconds to wait for a lock of SQLite's while looking for damage
+NEEDED: Final = 1024 * 1024  # bytes of free space that SQLite needs to open a database
+BUSY: Final = 5.0  # seconds to wait for a lock of SQLite's during an examination
 _COMPANIONS: Final = ("", "-wal", "-shm")
 _MESSAGES: Final = ("malformed", "not a database", "no such table", "no such column", "readonly_dbmoved")
 
 Scan = Callable[[], Iterable[tuple[Digest, int, float]]]
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 class RecoveryFailed(RegmirrorError):
-    """The database is gone or damaged, and no new one can be made."""
+    """The database is lost or damaged, and no new one can be created."""
 
 
 class DatabaseRecovery:
-    """What it takes to bring back the database at ``path``.
+    """Recovery of the database at ``path``.
 
-    ``scan`` lists the stored blobs: digest, size, time they were stored. ``say`` is told in one
-    line what was done. Its methods wait for the disk: use them in a thread.
+    ``scan`` lists the stored blobs: digest, size, time of storing. ``log`` logs one line for each
+    recovery. The methods block on the disk and belong into a thread.
     """
 
-    def __init__(self, path: Path, quarantine: Path, scan: Scan, say: Say) -> None:
+    def __init__(self, path: Path, quarantine: Path, scan: Scan, log: Log) -> None:
         self.path = path
-        self._quarantine, self._scan, self._say = quarantine, scan, say
+        self._quarantine, self._scan, self._log = quarantine, scan, log
 
     def prepare(self) -> None:
-        """Before anything opens it: create, migrate or replace the database.
+        """Create, migrate or replace the database, before anything opens it.
 
-        Raises ConfigError if it cannot be used, or belongs to a newer version. On a full disk it
-        is left as it is: pulls go on without it, and ``repair`` does what is missing once it can.
+        Raises ConfigError if it cannot be used, or was written by a newer version. On a full disk it
+        stays as it is: pulls continue without it, and ``repair`` completes the work later.
         """
         with locked(_beside(self.path, ".lock"), wait=True):
             try:
@@ -65,9 +65,9 @@ class DatabaseRecovery:
                 if not _is_full(self.path.parent):
                     if isinstance(error, ConfigError):
                         raise
-                    reason = f"{self.path} cannot be made anew: {error}"
+                    reason = f"no new database can be created at {self.path}: {error}"
                     raise ConfigError("storage.path", str(self.path.parent), reason) from None
-                self._say(f"the disk is full: the database {self.path} is not used until there is room")
+                self._log(f"the disk is full: the database {self.path} is not used until there is room")
 
     def _prepare(self) -> None:
         for suffix in _COMPANIONS:
@@ -77,16 +77,16 @@ class DatabaseRecovery:
             return
         try:
             if old := upgrade(self.path):
-                self._say(f"the database {self.path} was migrated from schema {old}")
+                self._log(f"the database {self.path} was migrated from schema {old}")
         except DatabaseDamaged:
             if not (damage := find_damage(self.path)):
                 raise
             self._restore(f"was damaged ({damage})")
 
     def repair(self) -> None:
-        """While it may be in use: replace the database if it is gone or damaged.
+        """Replace the database, which may be in use, if it is lost or damaged.
 
-        Does nothing while another process is at it.
+        Does nothing while another process does this.
         """
         with locked(_beside(self.path, ".lock"), wait=False) as is_mine:
             if not is_mine:
@@ -95,24 +95,24 @@ class DatabaseRecovery:
                 self._restore("was lost")
             elif damage := find_damage(self.path):
                 self._restore(f"was damaged ({damage})")
-            elif is_older(self.path):  # the start may have left that undone
+            elif is_older(self.path):  # ``prepare`` does not migrate on a full disk
                 upgrade(self.path)
 
     def _restore(self, what: str) -> None:
-        """Build a new database beside the old one, which goes at the last moment."""
+        """Build a new database beside the old one, and then replace that."""
         new = self.path.with_name(f"{self.path.name}.new")
         for suffix in _COMPANIONS:
             _beside(new, suffix).unlink(missing_ok=True)
         upgrade(new)
         count = write_rows(new, self._scan())
-        moved = self._put_aside()
+        moved = self._quarantine_files()
         new.replace(self.path)
         if count or moved:
             kept = f" and is kept in {self._quarantine}" if moved else ""
-            self._say(f"the database {self.path} {what}{kept}; a new one knows the {count} stored blobs")
+            self._log(f"the database {self.path} {what}{kept}; a new one knows the {count} stored blobs")
 
-    def _put_aside(self) -> bool:
-        """Move the database and its companions, which must not be taken for the new one's."""
+    def _quarantine_files(self) -> bool:
+        """Move the database and its companions, which SQLite would apply to the new one."""
         stamp, moved = time.time_ns(), False
         for suffix in _COMPANIONS:
             old = _beside(self.path, suffix)
@@ -124,24 +124,26 @@ class DatabaseRecovery:
 
 
 class DatabaseMonitor:
-    """Looks now and then whether the database is still the one that is connected to."""
+    """Notices that the database was lost, damaged or replaced, and has it recovered."""
 
-    def __init__(self, database: Database, keeper: DatabaseRecovery) -> None:
-        self._database, self._keeper = database, keeper
+    def __init__(self, database: Database, recovery: DatabaseRecovery) -> None:
+        self._database, self._recovery = database, recovery
         self._known = _identity(database.path)
 
     async def check(self, *, is_suspect: bool = False) -> bool:
-        """Whether another database is there now, to which everything has been connected anew.
+        """Recover the database if it is lost or, with ``is_suspect``, damaged; reconnect if needed.
 
-        One look at the file; only a database that is gone or ``is_suspect`` is examined. Raises
-        RecoveryFailed.
+        Return whether another database has taken its place. Unless it is lost or suspect, this is one
+        ``stat``. Raises RecoveryFailed.
         """
         found = await asyncio.to_thread(_identity, self._database.path)
         if is_suspect or found is None:
             try:
-                await asyncio.to_thread(self._keeper.repair)
+                await asyncio.to_thread(self._recovery.repair)
             except (OSError, sqlite3.Error, ConfigError) as error:
-                raise RecoveryFailed(f"the database cannot be repaired: {error}") from error
+                raise RecoveryFailed(
+                    f"the database {self._database.path} cannot be recovered: {error}"
+                ) from error
             found = await asyncio.to_thread(_identity, self._database.path)
         if found is None or (found == self._known and not is_suspect):
             return False
@@ -151,14 +153,14 @@ class DatabaseMonitor:
 
 
 def looks_damaged(message: str) -> bool:
-    """Whether SQLite's words are those of a database that should be examined."""
+    """Whether this error message of SQLite is a reason to examine the database."""
     return any(words in message.lower() for words in _MESSAGES)
 
 
 def find_damage(path: Path) -> str:
-    """What is wrong with the database, in SQLite's words; empty if nothing, or if it cannot be told.
+    """Return the damage that SQLite finds, in its words; empty if it finds none or cannot examine it.
 
-    Reads all of it.
+    Reads the whole file.
     """
     try:
         with closing(_connect(path)) as opened:
@@ -166,7 +168,7 @@ def find_damage(path: Path) -> str:
             if not tables:
                 return "it is empty"
             verdict = str(opened.execute("PRAGMA quick_check(1)").fetchone()[0])
-    except sqlite3.OperationalError:  # locked, unreadable, no memory: that says nothing of its content
+    except sqlite3.OperationalError:  # locked, unreadable or out of memory, but not damaged
         return ""
     except sqlite3.DatabaseError as error:
         return str(error)
@@ -174,7 +176,7 @@ def find_damage(path: Path) -> str:
 
 
 def is_older(path: Path) -> bool:
-    """Whether its schema is known to be older than that of this version."""
+    """Whether the schema is older than that of this version; False if it cannot be read."""
     try:
         with closing(_connect(path)) as opened:
             found = opened.execute("SELECT version_num FROM alembic_version").fetchone()
@@ -184,13 +186,13 @@ def is_older(path: Path) -> bool:
 
 
 def write_rows(path: Path, stored: Iterable[tuple[Digest, int, float]]) -> int:
-    """Add a row for each stored blob to a database that nobody else uses yet; how many.
+    """Add a row for each stored blob to a database that nothing else uses; return the number of rows.
 
-    A million take some seconds, and no more memory than a thousand.
+    Blobs are read and written in batches: a million take a few seconds and little memory.
     """
     count, now, found = 0, time.time(), iter(stored)
     with closing(sqlite3.connect(path, isolation_level=None)) as opened:
-        opened.execute("PRAGMA journal_mode=DELETE")  # a million rows need not be written twice
+        opened.execute("PRAGMA journal_mode=DELETE")  # WAL would write every row twice
         opened.execute("PRAGMA cache_size=-65536")
         opened.execute("BEGIN")
         while batch := [(str(digest), size, at) for digest, size, at in islice(found, BATCH)]:
@@ -205,7 +207,7 @@ def write_rows(path: Path, stored: Iterable[tuple[Digest, int, float]]) -> int:
                 [(digest, now, now + RELEARN) for digest, _, _ in batch],
             )
         opened.execute("COMMIT")
-        opened.execute("PRAGMA journal_mode=WAL")  # now, since later it has to wait for every reader
+        opened.execute("PRAGMA journal_mode=WAL")  # while there is no reader to wait for
     return count
 
 

@@ -1,7 +1,7 @@
-"""What the commands ask of a database that a server may be using at the same time.
+"""Reports for commands, from a database that a server may be using at the same time.
 
-The connection is read-only and sees one moment: a snapshot, which in WAL mode neither waits for
-writers nor holds them up.
+The connection is read-only and sees one snapshot. In WAL mode it neither waits for writers nor
+delays them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from regmirror.metadata.upgrade import REVISION, database_path
 from regmirror.oci.manifests import Manifest
 from regmirror.oci.names import Digest, Reference, Repository, Tag
 
-BUSY_TIMEOUT: Final = 10.0  # seconds; only while a server starts or ends
+BUSY_TIMEOUT: Final = 10.0  # seconds to wait for a lock, which exists only while a server starts or stops
 
 
 class StoreUnreadable(RegmirrorError):
@@ -34,11 +34,10 @@ class StoreUnreadable(RegmirrorError):
 
 @dataclass(frozen=True, slots=True)
 class StoredImage:
-    """A tag, or without one a manifest that was pulled by digest and belongs to no index.
+    """A tag or, if ``tag`` is None, a manifest that was pulled by digest and is in no index.
 
-    ``stored_bytes`` counts every blob and manifest below it once, as far as stored.
-    ``is_stored`` is false for a tag of which only the digest has been asked. Times are
-    wall-clock seconds.
+    ``stored_bytes`` counts every stored blob and manifest that it references once. ``is_stored`` is
+    False for a tag whose manifest was never fetched. Times are wall-clock seconds.
     """
 
     repository: Repository
@@ -51,7 +50,7 @@ class StoredImage:
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """What a reference names in a repository; the times are None for a digest's other half."""
+    """The manifest that a reference names; the times of checks are None if the reference is a digest."""
 
     digest: Digest
     pulled_at: float
@@ -61,7 +60,7 @@ class Named:
 
 @contextmanager
 def open_reports(storage: Path) -> Iterator[Reports]:
-    """The database below ``storage``; raises StoreUnreadable, also for what happens inside."""
+    """Open the database below ``storage``. Database errors inside the block raise StoreUnreadable too."""
     path = database_path(storage)
     engine = sa.create_engine("sqlite://", creator=lambda: _connect(path), poolclass=sa.NullPool)
     try:
@@ -77,7 +76,7 @@ def open_reports(storage: Path) -> Iterator[Reports]:
 
 
 def read_revision(storage: Path) -> str | None:
-    """The schema of the database below ``storage``, None without one; raises StoreUnreadable."""
+    """Return the schema of the database below ``storage``, or None. Raises StoreUnreadable."""
     path = database_path(storage)
     engine = sa.create_engine("sqlite://", creator=lambda: _connect(path), poolclass=sa.NullPool)
     try:
@@ -92,17 +91,17 @@ def read_revision(storage: Path) -> str | None:
 
 
 class Reports:
-    """Questions over one snapshot."""
+    """Queries over one snapshot of the database."""
 
     def __init__(self, connection: sa.Connection) -> None:
         self._connection = connection
 
     def totals(self) -> Totals:
-        """Counts and bytes of everything stored."""
+        """Return counts and bytes of everything stored."""
         return Totals.read(self._connection.execute(TOTALS).one())
 
     def list_images(self) -> list[StoredImage]:
-        """Every tag and every manifest pulled by digest, by repository and name."""
+        """Return every tag and every manifest pulled by digest, in order of repository and name."""
         sizes = self._stored_bytes()
         found = [
             StoredImage(
@@ -118,7 +117,7 @@ class Reports:
         return sorted(found, key=lambda item: (str(item.repository), item.tag or "~", item.digest))
 
     def find(self, repository: Repository, reference: Reference) -> Named | None:
-        """What ``reference`` names, if the repository has it here."""
+        """Return the manifest that ``reference`` names in the repository, or None."""
         if isinstance(reference, Digest):
             entries = t.repository_manifests
             query = sa.select(entries.c.pulled_at).join(t.repositories)
@@ -134,18 +133,18 @@ class Reports:
         return None if row is None else Named(Digest(row[0]), row[1], row[2], row[3])
 
     def has_repository(self, repository: Repository) -> bool:
-        """Whether anything is known of the repository."""
+        """Whether the repository has a row."""
         query = sa.select(t.repositories.c.id).where(is_repository(repository))
         return self._connection.execute(query).first() is not None
 
     def find_manifest(self, digest: Digest) -> Manifest | None:
-        """The stored manifest, byte for byte."""
+        """Return the stored manifest, byte for byte, or None."""
         query = sa.select(t.manifests.c.media_type, t.manifests.c.payload)
         row = self._connection.execute(query.where(t.manifests.c.digest == str(digest))).first()
         return None if row is None else Manifest(digest, row[0], row[1])
 
     def list_tags_of(self, digest: Digest) -> list[tuple[Repository, Tag]]:
-        """Every tag that means exactly this manifest."""
+        """Return every tag that names this manifest directly."""
         query = sa.select(t.repositories.c.upstream, t.repositories.c.name, t.tags.c.name.label("tag"))
         rows = self._connection.execute(
             query.join(t.tags).where(t.tags.c.digest == str(digest)).order_by(*query.selected_columns)
@@ -153,7 +152,7 @@ class Reports:
         return [(Repository(row[0], row[1]), Tag(row[2])) for row in rows]
 
     def find_shared(self, digests: Collection[Digest], own: Collection[Digest]) -> set[str]:
-        """Which of ``digests`` are named by a stored manifest that is none of ``own``."""
+        """Return those of ``digests`` that a stored manifest outside of ``own`` references."""
         refs = t.manifest_references.c
         query = sa.select(refs.digest).distinct()
         query = query.where(refs.digest.in_([*map(str, digests)]), refs.role != "subject")
@@ -161,13 +160,13 @@ class Reports:
         return {str(row[0]) for row in rows}
 
     def find_tagged(self, digests: Collection[Digest]) -> set[str]:
-        """Which of ``digests`` some tag means."""
+        """Return those of ``digests`` that a tag names directly."""
         query = sa.select(t.tags.c.digest).distinct()
         rows = self._connection.execute(query.where(t.tags.c.digest.in_([*map(str, digests)])))
         return {str(row[0]) for row in rows}
 
     def _stored_bytes(self) -> dict[str, int]:
-        """For every manifest, the bytes below it that are stored; shared content counts once."""
+        """Return for every manifest the stored bytes that it references; shared content counts once."""
         refs = t.manifest_references.c
         roots = sa.union(sa.select(t.tags.c.digest), sa.select(t.repository_manifests.c.digest)).subquery()
         start = sa.select(roots.c.digest.label("root"), roots.c.digest.label("digest"))
@@ -202,7 +201,7 @@ def _tagged() -> sa.Select[Any]:
 
 
 def _untagged() -> sa.Select[Any]:
-    """Manifests that a repository holds under no tag and in no index."""
+    """Select manifests that a repository has without a tag and outside of an index."""
     entries, parent, refs = t.repository_manifests, t.repository_manifests.alias(), t.manifest_references
     is_tagged = sa.exists().where(
         t.tags.c.repository_id == entries.c.repository_id, t.tags.c.digest == entries.c.digest
@@ -231,10 +230,10 @@ def _untagged() -> sa.Select[Any]:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    """Open for reading only.
+    """Open the database read-only.
 
-    A database nobody has open, in a directory that cannot be written, can only be read as
-    unchanging: SQLite may not create the shared memory beside it that readers and writers use.
+    In a directory that is not writable, SQLite cannot create the shared memory of readers and writers.
+    A database that no process has open can be read there as immutable.
     """
     name = f"file:{quote(str(path.absolute()))}?mode=ro"
     idle = not path.with_name(path.name + "-wal").exists()
@@ -261,11 +260,11 @@ def _require_schema(path: Path, found: str | None) -> None:
         return
     if is_newer(found):
         raise StoreUnreadable(f"{path} was written by a newer version (schema {found}); use that version")
-    raise StoreUnreadable(f"{path} is of an older version; regmirror serve brings it up to date")
+    raise StoreUnreadable(f"{path} was written by an older version; run regmirror serve to upgrade it")
 
 
 def is_newer(revision: str | None) -> bool:
-    """Whether a database of this schema was written by a later version than this one."""
+    """Whether a database of this schema was written by a newer version than this one."""
     with suppress(ValueError):
         return int(revision or "0") > int(REVISION)
     return True

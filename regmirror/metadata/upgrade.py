@@ -1,4 +1,4 @@
-"""Bringing a database to the schema of this version, before anything else opens it."""
+"""Upgrade of the database to the schema of this version, before anything else opens it."""
 
 from __future__ import annotations
 
@@ -18,32 +18,33 @@ FILE_NAME: Final = "regmirror.db"
 
 
 class DatabaseDamaged(ConfigError):
-    """The file is no database, or its pages contradict each other."""
+    """The file is not a database, or its pages are inconsistent."""
 
 
 def database_path(storage: Path) -> Path:
-    """Where SQLite keeps its file below ``storage.path``."""
+    """Return the path of the database below ``storage.path``."""
     return storage / FILE_NAME
 
 
 def upgrade(path: Path) -> str | None:
-    """Create or migrate the database at ``path``; the schema it had if that was an older one.
+    """Create or migrate the database at ``path``.
 
-    Raises DatabaseDamaged, or another ConfigError if it cannot be used.
+    Return the revision of its schema before a migration, or None if it was new or up to date. Raises
+    DatabaseDamaged, or another ConfigError if the database cannot be used.
     """
-    # No isolation level: the driver else begins late, and runs DDL outside of its transactions.
+    # With an isolation level the driver would run DDL outside of the transaction.
     arguments = {"timeout": 30, "isolation_level": None}
     engine = sa.create_engine(f"sqlite:///{path}", connect_args=arguments)
     try:
         _create(path)
         with engine.connect() as connection:
             if not path.stat().st_size:
-                enable_incremental_vacuum(_driver(connection))  # before anything is written
+                enable_incremental_vacuum(_driver(connection))  # takes effect only before the first write
             connection.exec_driver_sql("PRAGMA journal_mode=WAL")
             if _revision(connection) == REVISION:
-                enable_incremental_vacuum(_driver(connection))  # an upgrade may have been killed before that
+                enable_incremental_vacuum(_driver(connection))  # an earlier upgrade may have been killed here
                 return None
-            connection.exec_driver_sql("BEGIN IMMEDIATE")  # all or nothing, and one process at a time
+            connection.exec_driver_sql("BEGIN IMMEDIATE")  # one process migrates, all or nothing
             if (found := _revision(connection)) == REVISION:
                 return None
             _migrate(connection, path)
@@ -51,13 +52,14 @@ def upgrade(path: Path) -> str | None:
             enable_incremental_vacuum(_driver(connection))
             return found
     except OSError as error:
-        reason = f"{path} cannot be used: {(error.strerror or str(error)).lower()}"
+        reason = f"the database {path} cannot be used: {(error.strerror or str(error)).lower()}"
         raise ConfigError("storage.path", str(path.parent), reason) from None
-    except sa.exc.OperationalError as error:  # locked, read-only, in a directory of somebody else
-        reason = f"{path} cannot be used: {error.orig}; see who owns it and who else uses it"
+    except sa.exc.OperationalError as error:  # locked, read-only, or in another user's directory
+        remedy = "check its owner, and which other process uses it"
+        reason = f"the database {path} cannot be used: {error.orig}; {remedy}"
         raise ConfigError("storage.path", str(path.parent), reason) from None
     except sa.exc.DatabaseError as error:
-        reason = f"{path} is damaged: {error.orig}; move it away to start with a new one"
+        reason = f"the database {path} is damaged: {error.orig}; move it away to start with a new one"
         raise DatabaseDamaged("storage.path", str(path.parent), reason) from None
     finally:
         engine.dispose()
@@ -68,7 +70,7 @@ def _driver(connection: sa.Connection) -> sqlite3.Connection:
 
 
 def _create(path: Path) -> None:
-    """SQLite would let others read it; what it creates beside it has the modes of the file."""
+    """Create the file without access for others; SQLite gives its companions the same mode."""
     if not path.exists():
         os.close(create(path, os.O_RDWR))
 
@@ -81,7 +83,7 @@ def _revision(connection: sa.Connection) -> str | None:
 
 
 def _migrate(connection: sa.Connection, path: Path) -> None:
-    from alembic import command  # slow to import, and needed once in a version's life
+    from alembic import command  # slow to import, and needed for migrations only
     from alembic.config import Config
     from alembic.util import CommandError
 
@@ -92,5 +94,5 @@ def _migrate(connection: sa.Connection, path: Path) -> None:
         command.upgrade(config, "head")
     except CommandError:
         found = _revision(connection)
-        reason = f"{path} was written by a newer version (schema {found}); install that version"
+        reason = f"the database {path} was written by a newer version (schema {found}); install that version"
         raise ConfigError("storage.path", str(path.parent), reason) from None

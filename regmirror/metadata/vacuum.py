@@ -1,4 +1,4 @@
-"""Giving space back that deleted rows had: SQLite uses it again, but keeps it in the file."""
+"""Vacuum: return the space of deleted rows to the file system, which SQLite alone does not do."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
-SPARE: Final = 4 * 1024 * 1024  # bytes left in the file for rows to come
-STEP: Final = 1000  # pages in one transaction, for which other writers wait
+SPARE: Final = 4 * 1024 * 1024  # free bytes that stay in the file for new rows
+STEP: Final = 1000  # pages in one transaction, during which other writers wait
 BUSY: Final = 5.0  # seconds to wait for another writer
 
 
 def enable_incremental_vacuum(connection: sqlite3.Connection) -> None:
-    """Have SQLite keep track of its pages, so that ``reclaim_space`` can work.
+    """Set ``auto_vacuum=INCREMENTAL``, which ``reclaim_space`` needs.
 
-    A new database gets that for nothing. One that was made without is written once more, if the disk
-    has room for it and nobody else uses it; otherwise SQLite only reuses the space.
+    An existing database has to be rewritten once. If that fails, because the disk is full or another
+    process uses the database, it stays as it is and SQLite only reuses the space.
     """
     if _value(connection, "auto_vacuum"):
         return
@@ -29,16 +29,16 @@ def enable_incremental_vacuum(connection: sqlite3.Connection) -> None:
 
 
 def reclaim_space(path: Path, spare: int = SPARE) -> None:
-    """Give free pages back to the file system, all but ``spare`` bytes; best effort."""
+    """Return free pages to the file system, except ``spare`` bytes. Errors are ignored."""
     name = f"file:{quote(str(path))}?mode=rw"
     with suppress(sqlite3.Error, OSError), closing(sqlite3.connect(name, uri=True, timeout=BUSY)) as opened:
         page_size = _value(opened, "page_size")
         kept, free, before = spare // page_size, _value(opened, "freelist_count"), None
-        while free > kept and free != before:  # no progress without auto_vacuum
-            # ``execute`` would make one step, which is one page.
+        while free > kept and free != before:  # without auto_vacuum there is no progress
+            # ``execute`` would free one page only: it fetches no row, and each row frees a page.
             opened.executescript(f"PRAGMA incremental_vacuum({min(free - kept, STEP)})")
             before, free = free, _value(opened, "freelist_count")
-        # The file itself shrinks when all of the log is written back.
+        # A checkpoint of the whole log truncates the file.
         if path.stat().st_size > _value(opened, "page_count") * page_size:
             opened.execute("PRAGMA wal_checkpoint(PASSIVE)")
 

@@ -262,7 +262,7 @@ async def test_a_damaged_database_is_not_examined_for_each_error(mirror, monkeyp
     async def fail():
         raise DatabaseError("SELECT", {}, Exception("database disk image is malformed"))
 
-    monkeypatch.setattr(metadata_cache(mirror)._watch, "check", check)
+    monkeypatch.setattr(metadata_cache(mirror)._monitor, "check", check)
     app, tag = *_app(), Tag("1")
     monkeypatch.setattr(metadata_cache(mirror).store, "find_tag", lambda *_: fail())
     for _ in range(5):
@@ -277,7 +277,7 @@ async def test_ready_tells_that_the_database_cannot_be_read(mirror, image, path)
     """B44: nothing that is stored could be found by its tag."""
     await pull(mirror, path)
     garbage(database(mirror))
-    metadata_cache(mirror)._watch = None
+    metadata_cache(mirror)._monitor = None
     await mirror.worker._resources.metadata.database.reconnect()
     got = await mirror.get("/readyz")
     assert got.status == 503
