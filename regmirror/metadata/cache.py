@@ -1,11 +1,9 @@
-"""What this process remembers of the database, so that the hot path need not ask it.
+"""Metadata cache: bounded memory in front of the database, so that a hit needs no query.
 
-Fresh tags, manifests and proven (repository, digest) pairs live in bounded memory; what is
-learnt is written through; times of last pull are gathered and written in batches. A database
-that fails costs memory of things, never a pull that the upstream can answer: what cannot be read
-is unknown (``bounded_access.py``), every write may be lost without serving a wrong byte, and nobody waits
-long for either. A database that is gone or damaged is replaced while running, and told again what
-is in memory.
+Tags, manifests, links and sizes are read through and written through; times of last pulls are
+collected and written in batches. Database failures never fail a pull: a failed read is a cache
+miss, a failed write is dropped, both are bounded in time (``bounded_access.py``). When the database
+was replaced (``database_health.py``), the cached rows are written to the new one.
 """
 
 from __future__ import annotations
@@ -17,32 +15,35 @@ from typing import Any, Final, TypeVar
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from regmirror.errors import BlobUnknown, ManifestUnknown, MetadataUnavailable, RegistryError
+from regmirror.errors import BlobUnknown, ManifestUnknown, MetadataUnavailable
 from regmirror.lru import Lru, weigh_texts
-from regmirror.metadata.bounded_access import BoundedReads, Transaction, WriteQueue
+from regmirror.metadata.bounded_access import BoundedReads, WriteQueue
 from regmirror.metadata.database import ListsBusy
+from regmirror.metadata.database_health import DatabaseHealth
 from regmirror.metadata.list_queries import CatalogPage
 from regmirror.metadata.negative_cache import NegativeCache
 from regmirror.metadata.records import TagRecord
-from regmirror.metadata.recovery import DatabaseMonitor, RecoveryFailed, looks_damaged
+from regmirror.metadata.recovery import DatabaseMonitor
 from regmirror.metadata.store import MetadataStore, is_storable
 from regmirror.oci.manifests import Descriptor, Manifest, NotAManifest, parse_document, references
-from regmirror.oci.names import Digest, Reference, Repository, Tag
+from regmirror.oci.names import Digest, Repository, Tag
 from regmirror.offload import run_by_size
 from regmirror.telemetry.events import Emit, NotStored, VerificationFailed
 
 T = TypeVar("T")
-MANIFEST_BYTES: Final = 16 * 1024 * 1024  # of manifests kept in memory
-CACHE_BYTES: Final = 12 * 1024 * 1024  # of tags, held manifests, rights and sizes in memory, of each
-DENIED_MAX_AGE: Final = 5.0  # seconds: access may be granted at any time
-DESCRIPTOR_BYTES: Final = 400  # of a descriptor that is to be written
-PULLS_MAX: Final = 20_000  # times of last pull that are gathered, of each kind
-LIST_DEADLINE: Final = 5.0  # seconds that anybody waits for a list
-EXAMINATION_INTERVAL: Final = 5.0  # seconds between two examinations of a database that looks damaged
+MANIFEST_BYTES: Final = 16 * 1024 * 1024  # of cached manifests
+CACHE_BYTES: Final = 12 * 1024 * 1024  # of cached tags, links and sizes, of each
+DESCRIPTOR_BYTES: Final = 400  # of a descriptor in a queued write
+PULLS_MAX: Final = 20_000  # collected times of last pulls, of each kind
+LIST_DEADLINE: Final = 5.0  # seconds a caller waits for a list
 
 
 class MetadataCache:
-    """Memory in front of ``store``; ``clock`` is monotonic seconds, ``now`` the wall clock."""
+    """The cache of one process in front of ``store``.
+
+    ``missing_max_age`` is the max age of the negative cache in seconds, ``now`` the wall clock,
+    ``clock`` monotonic seconds.
+    """
 
     def __init__(
         self,
@@ -54,20 +55,16 @@ class MetadataCache:
         clock: Callable[[], float] = time.monotonic,
         monitor: DatabaseMonitor | None = None,
     ) -> None:
-        self.store = store
-        self._monitor = monitor
-        self._writes = WriteQueue(self._tell_failure)
-        self._reads = BoundedReads(self._tell_failure, store.ping)
-        self._suspected_at = -EXAMINATION_INTERVAL
-        self._examination: asyncio.Task[None] | None = None
-        self._emit = emit
-        self.missing_max_age = missing_max_age  # seconds; changes when the configuration is reloaded
-        self._now, self._clock = now, clock
+        self._store = store
+        self._emit, self._now = emit, now
+        self.health = DatabaseHealth(emit, monitor, self._save_again, clock)
+        self._reads = BoundedReads(self.health.report, store.ping)
+        self._writes = WriteQueue(self.health.report)
+        self.negative_cache = NegativeCache(missing_max_age, clock)
         self._tags: Lru[tuple[Repository, Tag], TagRecord] = Lru(CACHE_BYTES, _weigh_tag)
         self._manifests: Lru[tuple[Repository, Digest], Manifest] = Lru(MANIFEST_BYTES, _weigh_manifest)
-        self._links: Lru[tuple[Repository, Digest], bool] = Lru(CACHE_BYTES, _weigh_pair)
+        self._links: Lru[tuple[Repository, Digest], bool] = Lru(CACHE_BYTES, _weigh_link)
         self._sizes: Lru[Digest, int] = Lru(CACHE_BYTES, lambda digest, _: weigh_texts(digest))
-        self._missing = NegativeCache(clock)
         self._pulled_tags: dict[tuple[Repository, Tag], float] = {}
         self._pulled_manifests: dict[tuple[Repository, Digest], float] = {}
         self._pulled_blobs: dict[Digest, float] = {}
@@ -75,267 +72,221 @@ class MetadataCache:
     # --- tags and manifests --------------------------------------------------------------
 
     def get_cached_tag(self, repository: Repository, tag: Tag) -> TagRecord | None:
-        """What memory says; another process may have asked the upstream since."""
+        """Return the cached record; another process may have stored a newer one."""
         return self._tags.get((repository, tag))
 
     async def find_tag(self, repository: Repository, tag: Tag) -> TagRecord | None:
-        """What the database says, for the next time in memory."""
-        record = await self._read(self.store.find_tag(repository, tag))
-        newest = self._tags.get((repository, tag))
-        if record is None or (newest is not None and newest.checked_at > record.checked_at):
-            return newest  # the upstream was asked while the database was
+        """Return the newer of the stored and the cached record, and cache it."""
+        record = await self._reads.find(self._store.find_tag(repository, tag))
+        cached = self._tags.get((repository, tag))
+        if record is None or (cached is not None and cached.checked_at > record.checked_at):
+            return cached  # the upstream may have been checked during the read
         self._tags.put((repository, tag), record)
         return record
 
-    async def find_manifest(self, repository: Repository, digest: Digest) -> Manifest | None:
-        """The stored manifest, if the repository's own upstream has sent it there.
+    def get_cached_manifest(self, repository: Repository, digest: Digest) -> Manifest | None:
+        """Return the manifest if it is cached."""
+        return self._manifests.get((repository, digest))
 
-        That one of its manifests names it is not enough: an upstream may accept an index of
-        manifests that it does not have there. A row whose bytes have changed is deleted, so that
-        the manifest is fetched again (B99).
+    async def find_manifest(self, repository: Repository, digest: Digest) -> Manifest | None:
+        """Return the manifest if the repository's own upstream has sent it.
+
+        A reference from another manifest of the repository is not enough: an upstream may accept
+        an index of manifests that it does not have. A stored manifest that does not match its
+        digest is deleted, so that it is fetched again (B99).
         """
         key = (repository, digest)
         manifest = self._manifests.get(key)
         if manifest is None:
-            manifest = await self._read(self.store.find_manifest(repository, digest))
+            manifest = await self._reads.find(self._store.find_manifest(repository, digest))
             if manifest is not None and Digest.of(manifest.payload, digest.algorithm) != digest:
-                await self._delete_corrupt(digest)
+                self._emit(VerificationFailed("", "manifest", digest, "store"))
+                await self._writes.write(self._store.delete_manifest(digest))
                 return None
             if manifest is not None:
                 self._manifests.put(key, manifest)
         return manifest
 
-    def get_cached_manifest(self, repository: Repository, digest: Digest) -> Manifest | None:
-        """What ``find_manifest`` would return, if memory tells it."""
-        return self._manifests.get((repository, digest))
-
-    async def _delete_corrupt(self, digest: Digest) -> None:
-        self._emit(VerificationFailed("", "manifest", digest, "store"))
-        await self._write(self.store.delete_manifest(digest))
-
     async def save_manifest(self, repository: Repository, manifest: Manifest, tag: Tag | None = None) -> None:
-        """The upstream has just said this manifest (for the tag, if one is given)."""
-        named = await run_by_size(manifest.size, _named_by, manifest)
+        """Save a manifest that the upstream has just sent; with ``tag``, the tag names it."""
+        descriptors = await run_by_size(manifest.size, _parse_references, manifest)
         self._manifests.put((repository, manifest.digest), manifest)
-        self._missing.drop(repository, manifest.digest, ManifestUnknown)
+        self.negative_cache.drop(repository, manifest.digest, ManifestUnknown)
         record = TagRecord(manifest.digest, manifest.media_type, manifest.size, self._now())
         if tag is not None:
-            self._tags.put((repository, tag), record)
-            self._missing.drop(repository, tag, ManifestUnknown)
-        if is_storable(manifest, named):
-            size = manifest.size + len(named) * DESCRIPTOR_BYTES
-            await self._write(self.store.save_manifest(repository, manifest, named, tag), size)
+            self._put_tag(repository, tag, record)
+        if is_storable(manifest, descriptors):
+            size = manifest.size + len(descriptors) * DESCRIPTOR_BYTES
+            transaction = self._store.save_manifest(repository, manifest, descriptors, tag)
+            await self._writes.write(transaction, size)
             return
-        self._emit(NotStored("quota", f"a manifest of {manifest.size} bytes names {len(named)} items"))
+        detail = f"manifest too large to store: {manifest.size} bytes, {len(descriptors)} references"
+        self._emit(NotStored("quota", detail))
         if tag is not None:
-            await self._write(self.store.save_tag(repository, tag, record))
+            await self._writes.write(self._store.save_tag(repository, tag, record))
 
     async def save_tag(self, repository: Repository, tag: Tag, record: TagRecord) -> None:
-        """The upstream has just said what the tag means."""
-        self._tags.put((repository, tag), record)
-        self._missing.drop(repository, tag, ManifestUnknown)
-        await self._write(self.store.save_tag(repository, tag, record))
+        """Save a tag as the upstream has just reported it."""
+        self._put_tag(repository, tag, record)
+        await self._writes.write(self._store.save_tag(repository, tag, record))
 
     async def delete_tag(self, repository: Repository, tag: Tag) -> None:
+        """Delete a tag that the upstream does not have."""
         self._tags.drop((repository, tag))
-        await self._write(self.store.delete_tag(repository, tag))
+        await self._writes.write(self._store.delete_tag(repository, tag))
 
-    # --- lists of what is stored; MetadataUnavailable while the database cannot be read ----
+    def _put_tag(self, repository: Repository, tag: Tag, record: TagRecord) -> None:
+        self._tags.put((repository, tag), record)
+        self.negative_cache.drop(repository, tag, ManifestUnknown)
+
+    # --- lists; an empty list is a result, so that a failed read raises MetadataUnavailable --
 
     async def list_repositories(self, page: CatalogPage) -> list[str]:
-        """Their names as the catalog has them."""
-        return await self._list(self.store.list_catalog(page))
+        """Return one page of repository names as the catalog shows them."""
+        return await self._read_list(self._store.list_catalog(page))
 
     async def list_tags(
         self, repository: Repository, *, last: str | None = None, limit: int | None = None
     ) -> list[str]:
-        return await self._list(self.store.list_tags(repository, last=last, limit=limit))
+        """Return the stored tags in order: at most ``limit`` after ``last``."""
+        return await self._read_list(self._store.list_tags(repository, last=last, limit=limit))
 
     async def list_referrers(self, repository: Repository, digest: Digest) -> list[Manifest]:
-        return await self._list(self.store.list_referrers(repository, digest))
+        """Return the stored manifests whose ``subject`` is ``digest``."""
+        return await self._read_list(self._store.list_referrers(repository, digest))
 
-    # --- rights and sizes ----------------------------------------------------------------
+    async def _read_list(self, query: Coroutine[Any, Any, list[T]]) -> list[T]:
+        try:
+            async with asyncio.timeout(LIST_DEADLINE):
+                return await query
+        except ListsBusy as error:
+            raise MetadataUnavailable from error
+        except (SQLAlchemyError, TimeoutError) as error:
+            self.health.report(error)
+            raise MetadataUnavailable from error
+
+    # --- links and sizes -----------------------------------------------------------------
 
     async def is_linked(self, repository: Repository, digest: Digest) -> bool:
-        """Whether the repository's upstream has sent this blob or proven that it has it."""
+        """Whether the repository's upstream has sent the blob or proven that it has it."""
         key = (repository, digest)
         if self._links.get(key):
             return True
-        proven = await self._read(self.store.is_linked(repository, digest))
-        if proven:
+        is_linked = await self._reads.find(self._store.is_linked(repository, digest))
+        if is_linked:
             self._links.put(key, True)
-        return bool(proven)
+        return bool(is_linked)
 
     async def count_unlinked(self, repository: Repository, digests: Collection[Digest]) -> int:
-        """How many of these blobs the repository's upstream has neither sent nor proven to have."""
-        unknown = [digest for digest in digests if not self._links.get((repository, digest))]
-        if not unknown:
+        """Return how many of these blobs are not linked to the repository."""
+        uncached = [digest for digest in digests if not self._links.get((repository, digest))]
+        if not uncached:
             return 0
-        proven = await self._read(self.store.find_links(repository, unknown))
-        return len(unknown) - len(proven or ())
+        linked = await self._reads.find(self._store.find_links(repository, uncached))
+        return len(uncached) - len(linked or ())
 
     def get_cached_link(self, repository: Repository, digest: Digest, size: int) -> bool:
-        """Whether memory says that this content may be served there, and that it has that size."""
+        """Whether the cache has the link of this blob, and this as its size."""
         return self._links.get((repository, digest)) is not None and self._sizes.get(digest) == size
 
     async def link(self, repository: Repository, digest: Digest) -> None:
-        """The repository's upstream has just sent this blob, or proven that it has it."""
-        self._note_link(repository, digest)
-        await self._write(self.store.link(repository, digest))
-
-    def _note_link(self, repository: Repository, digest: Digest) -> None:
-        self._links.put((repository, digest), True)
-        self._missing.drop(repository, digest, BlobUnknown)
+        """Link a blob that the repository's upstream has just sent or proven to have."""
+        self._put_link(repository, digest)
+        await self._writes.write(self._store.link(repository, digest))
 
     async def find_size(self, digest: Digest, *, bypass_cache: bool = False) -> int | None:
-        """The size of the stored blob.
-
-        ``again`` passes over memory: another worker may know better since.
+        """Return the size of a blob in the store; ``bypass_cache`` reads the row, which another
+        worker may have changed.
         """
         size = None if bypass_cache else self._sizes.get(digest)
         if size is None:
-            size = await self._read(self.store.find_size(digest))
+            size = await self._reads.find(self._store.find_size(digest))
             if size is not None:
                 self._sizes.put(digest, size)
         return size
 
     async def save_blob(self, digest: Digest, size: int, linked_to: Collection[Repository] = ()) -> None:
-        """The blob has been verified and stored; the upstreams of ``linked_to`` have sent all of it, or
-        proven that they have it.
-        """
+        """Save a blob that was verified and stored, and link it to these repositories."""
         self._sizes.put(digest, size)
         for repository in linked_to:
-            self._note_link(repository, digest)
-        await self._write(self.store.save_blob(digest, size, linked_to))
+            self._put_link(repository, digest)
+        await self._writes.write(self._store.save_blob(digest, size, linked_to))
 
     async def delete_blob(self, digest: Digest) -> None:
+        """Delete the row of a blob whose file does not exist."""
         self._sizes.drop(digest)
-        await self._write(self.store.delete_blob(digest))
+        await self._writes.write(self._store.delete_blob(digest))
 
-    # --- what is missing -----------------------------------------------------------------
+    def _put_link(self, repository: Repository, digest: Digest) -> None:
+        self._links.put((repository, digest), True)
+        self.negative_cache.drop(repository, digest, BlobUnknown)
 
-    def check_negative_cache(
-        self, repository: Repository, reference: Reference, unknown: type[RegistryError]
-    ) -> None:
-        """Raise the ``unknown`` that was noted of this name, if that was a moment ago."""
-        self._missing.check(repository, reference, unknown)
-
-    def cache_missing(
-        self, repository: Repository, reference: Reference, error: RegistryError, *, denied: bool
-    ) -> None:
-        """The upstream has no such thing, or none for us."""
-        age = min(self.missing_max_age, DENIED_MAX_AGE) if denied else self.missing_max_age
-        if age > 0:
-            self._missing.note(repository, reference, error, denied=denied, max_age=age)
+    # --- all of the cache ----------------------------------------------------------------
 
     def invalidate_all(self) -> None:
-        """Something was taken away behind our back: the database knows better than memory."""
-        memories: tuple[Lru[Any, Any], ...] = (
-            self._tags,
-            self._manifests,
-            self._links,
-            self._sizes,
-        )
-        for memory in memories:
-            memory.clear()
-        self._missing.clear()
+        """Drop every entry, because another process has removed content."""
+        for entries in self._by_kind().values():
+            entries.clear()
+        self.negative_cache.clear()
 
     def lookups(self) -> dict[str, tuple[int, int]]:
-        """How often each memory had what was looked for since this process began, and had not."""
-        memories: dict[str, Lru[Any, Any]] = {
+        """Return hits and misses of each kind of entry since this process started."""
+        return {kind: (entries.hits, entries.misses) for kind, entries in self._by_kind().items()}
+
+    def _by_kind(self) -> dict[str, Lru[Any, Any]]:
+        """Keys are label values of a metric."""
+        return {
             "tags": self._tags,
             "manifests": self._manifests,
             "rights": self._links,
             "sizes": self._sizes,
         }
-        return {name: (memory.hits, memory.misses) for name, memory in memories.items()}
-
-    def clear_negative_cache(self) -> None:
-        """Ask again for everything that was absent or refused."""
-        self._missing.clear()
-
-    # --- last pulls ----------------------------------------------------------------------
-
-    def note_tag_pull(self, repository: Repository, tag: Tag) -> None:
-        if len(self._pulled_tags) < PULLS_MAX:
-            self._pulled_tags[(repository, tag)] = self._now()
-
-    def note_manifest_pull(self, repository: Repository, digest: Digest) -> None:
-        if len(self._pulled_manifests) < PULLS_MAX:
-            self._pulled_manifests[(repository, digest)] = self._now()
-
-    def note_blob_pull(self, digest: Digest) -> None:
-        if len(self._pulled_blobs) < PULLS_MAX:
-            self._pulled_blobs[digest] = self._now()
-
-    async def flush_pulls(self) -> None:
-        """Write the times gathered since the last flush."""
-        tags, self._pulled_tags = self._pulled_tags, {}
-        manifests, self._pulled_manifests = self._pulled_manifests, {}
-        blobs, self._pulled_blobs = self._pulled_blobs, {}
-        if tags or manifests or blobs:
-            await self._write(self.store.save_pulls(tags, manifests, blobs))
-
-    # --- the database ------------------------------------------------------------------
-
-    async def check_database(self, *, is_suspect: bool = False) -> None:
-        """Go on with the database that is there now, or with a new one if there is none or, where
-        it ``is_suspect``, if it is damaged. To be called every few seconds.
-        """
-        if self._monitor is None:
-            return
-        try:
-            if await self._monitor.check(is_suspect=is_suspect):
-                await self._save_again()
-        except RecoveryFailed as error:
-            self._tell_failure(error)
 
     async def close(self) -> None:
-        """Write what is still to be written, as far as the database lets it."""
-        if self._examination is not None:
-            self._examination.cancel()
-            await asyncio.wait({self._examination})
+        """Write what can still be written."""
+        await self.health.close()
         await self._reads.close()
         await self.flush_pulls()
         await self._writes.close()
 
     async def _save_again(self) -> None:
-        """Another database: tell it what is in memory, which else it would not learn."""
-        for repository, manifest in [(key[0], item) for key, item in self._manifests.items()]:
-            named = await run_by_size(manifest.size, _named_by, manifest)
-            await self._write(self.store.save_manifest(repository, manifest, named), manifest.size)
+        """Write the cached rows to a new database."""
+        for (repository, _), manifest in self._manifests.items():
+            descriptors = await run_by_size(manifest.size, _parse_references, manifest)
+            transaction = self._store.save_manifest(repository, manifest, descriptors)
+            await self._writes.write(transaction, manifest.size)
         for repository, digest in [key for key, _ in self._links.items()]:
-            await self._write(self.store.link(repository, digest))
+            await self._writes.write(self._store.link(repository, digest))
         for (repository, tag), record in self._tags.items():
-            await self._write(self.store.save_tag(repository, tag, record))
+            await self._writes.write(self._store.save_tag(repository, tag, record))
 
-    async def _read(self, question: Coroutine[Any, Any, T]) -> T | None:
-        """The answer; None, and the request is in doubt, if there is none in time."""
-        return await self._reads.find(question)
+    # --- last pulls ----------------------------------------------------------------------
 
-    async def _list(self, question: Coroutine[Any, Any, T]) -> T:
-        """The answer; raises MetadataUnavailable if there is none, since an empty list is an answer."""
-        try:
-            async with asyncio.timeout(LIST_DEADLINE):
-                return await question
-        except ListsBusy as error:
-            raise MetadataUnavailable from error
-        except (SQLAlchemyError, TimeoutError) as error:
-            self._tell_failure(error)
-            raise MetadataUnavailable from error
+    def note_tag_pull(self, repository: Repository, tag: Tag) -> None:
+        """Note that the tag was pulled now, to be written by ``flush_pulls``."""
+        if len(self._pulled_tags) < PULLS_MAX:
+            self._pulled_tags[(repository, tag)] = self._now()
 
-    async def _write(self, transaction: Transaction, size: int = 0) -> None:
-        await self._writes.write(transaction, size)
+    def note_manifest_pull(self, repository: Repository, digest: Digest) -> None:
+        """Note that the manifest was pulled now, to be written by ``flush_pulls``."""
+        if len(self._pulled_manifests) < PULLS_MAX:
+            self._pulled_manifests[(repository, digest)] = self._now()
 
-    def _tell_failure(self, error: Exception) -> None:
-        message = str(getattr(error, "orig", error))
-        self._emit(NotStored("database", message))
-        if looks_damaged(message) and self._clock() >= self._suspected_at + EXAMINATION_INTERVAL:
-            self._suspected_at = self._clock()
-            self._examination = asyncio.create_task(self.check_database(is_suspect=True))
+    def note_blob_pull(self, digest: Digest) -> None:
+        """Note that the blob was pulled now, to be written by ``flush_pulls``."""
+        if len(self._pulled_blobs) < PULLS_MAX:
+            self._pulled_blobs[digest] = self._now()
+
+    async def flush_pulls(self) -> None:
+        """Write the times noted since the last flush."""
+        tags, self._pulled_tags = self._pulled_tags, {}
+        manifests, self._pulled_manifests = self._pulled_manifests, {}
+        blobs, self._pulled_blobs = self._pulled_blobs, {}
+        if tags or manifests or blobs:
+            await self._writes.write(self._store.save_pulls(tags, manifests, blobs))
 
 
-def _named_by(manifest: Manifest) -> list[Descriptor]:
+def _parse_references(manifest: Manifest) -> list[Descriptor]:
     try:
         return references(parse_document(manifest.payload))
     except NotAManifest:
@@ -352,6 +303,6 @@ def _weigh_manifest(key: tuple[Repository, Digest], manifest: Manifest) -> int:
     return manifest.size + weigh_texts(key[0].upstream, key[0].name, key[1], manifest.media_type)
 
 
-def _weigh_pair(key: tuple[Repository, Digest], _: bool) -> int:
+def _weigh_link(key: tuple[Repository, Digest], _: bool) -> int:
     repository, digest = key
     return weigh_texts(repository.upstream, repository.name, digest)

@@ -1,7 +1,7 @@
-"""Names that upstreams have just refused: text and class of the error, for a few seconds.
+"""Negative cache: names that upstreams reported as missing or denied, for a few seconds.
 
-No exception is kept. Its traceback holds the frames of the request that met it, and with them the
-request itself.
+Entries store the class and message of an error and no exception: its traceback would keep the
+request alive that met it.
 """
 
 from __future__ import annotations
@@ -16,27 +16,32 @@ from regmirror.lru import Lru, weigh_texts
 from regmirror.oci.names import Reference, Repository
 
 NEGATIVE_CACHE_BYTES: Final = 4 * 1024 * 1024
-MESSAGE_MAX: Final = 1_000  # characters of an error that are kept
-SWEEP: Final = 5.0  # seconds between two looks for expired entries
+DENIED_MAX_AGE: Final = 5.0  # seconds: access may be granted at any time
+MESSAGE_MAX: Final = 1_000  # characters of an error message
+EXPIRY_INTERVAL: Final = 5.0  # seconds between two searches for expired entries
 
-#: A digest may be no manifest and yet a blob, so the error that it was asked for as is part of the key.
+#: A digest that is no manifest may be a blob, so the error's class is part of the key.
 _Key = tuple[Repository, Reference, type[RegistryError]]
 
 
 @dataclass(frozen=True, slots=True)
-class _Absence:
-    until: float
+class _Entry:
+    expires_at: float
     message: str
     cause: type[UpstreamNotFound | UpstreamDenied]
 
 
 class NegativeCache:
-    """Absent names by repository; ``clock`` is monotonic seconds."""
+    """Missing names by repository.
 
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._entries: Lru[_Key, _Absence] = Lru(NEGATIVE_CACHE_BYTES, _weigh)
-        self._swept_at = -math.inf
+    ``max_age`` is in seconds and changes with the configuration; 0 stores nothing. ``clock`` is
+    monotonic seconds.
+    """
+
+    def __init__(self, max_age: float, clock: Callable[[], float]) -> None:
+        self.max_age, self._clock = max_age, clock
+        self._entries: Lru[_Key, _Entry] = Lru(NEGATIVE_CACHE_BYTES, _weigh)
+        self._expired_at = -math.inf
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -47,45 +52,40 @@ class NegativeCache:
         return self._entries.weight
 
     def check(self, repository: Repository, reference: Reference, unknown: type[RegistryError]) -> None:
-        """Raise a new ``unknown`` if the name was noted as absent and that has not expired."""
-        found = self._entries.get((repository, reference, unknown))
-        if found is None:
+        """Raise a new ``unknown`` if the name is cached as missing."""
+        entry = self._entries.get((repository, reference, unknown))
+        if entry is None:
             return
-        if self._clock() < found.until:
-            error = unknown(found.message)
-            error.is_definite = True  # else it would not have been noted
-            raise error from found.cause(repository.upstream, found.message)
+        if self._clock() < entry.expires_at:
+            error = unknown(entry.message)
+            error.is_definite = True  # only definite errors are cached
+            raise error from entry.cause(repository.upstream, entry.message)
         self.drop(repository, reference, unknown)
 
-    def note(
-        self,
-        repository: Repository,
-        reference: Reference,
-        error: RegistryError,
-        *,
-        denied: bool,
-        max_age: float,
+    def put(
+        self, repository: Repository, reference: Reference, error: RegistryError, *, denied: bool
     ) -> None:
-        """Keep class and text of ``error`` for ``max_age`` seconds."""
-        self.sweep()
-        cause = UpstreamDenied if denied else UpstreamNotFound
-        absence = _Absence(self._clock() + max_age, error.message[:MESSAGE_MAX], cause)
-        self._entries.put((repository, reference, type(error)), absence)
+        """Cache class and message of ``error`` for ``max_age``, or less if access was denied."""
+        max_age = min(self.max_age, DENIED_MAX_AGE) if denied else self.max_age
+        if max_age > 0:
+            self._drop_expired()
+            cause = UpstreamDenied if denied else UpstreamNotFound
+            entry = _Entry(self._clock() + max_age, error.message[:MESSAGE_MAX], cause)
+            self._entries.put((repository, reference, type(error)), entry)
 
     def drop(self, repository: Repository, reference: Reference, unknown: type[RegistryError]) -> None:
         self._entries.drop((repository, reference, unknown))
 
-    def sweep(self) -> None:
-        """Drop the expired entries, unless that was done a moment ago."""
-        now = self._clock()
-        if now - self._swept_at >= SWEEP:
-            self._swept_at = now
-            self._entries.drop_where(lambda absence: absence.until <= now)
-
     def clear(self) -> None:
         self._entries.clear()
 
+    def _drop_expired(self) -> None:
+        now = self._clock()
+        if now - self._expired_at >= EXPIRY_INTERVAL:
+            self._expired_at = now
+            self._entries.drop_where(lambda entry: entry.expires_at <= now)
 
-def _weigh(key: _Key, absence: _Absence) -> int:
+
+def _weigh(key: _Key, entry: _Entry) -> int:
     repository, reference, _ = key
-    return weigh_texts(repository.upstream, repository.name, reference, absence.message)
+    return weigh_texts(repository.upstream, repository.name, reference, entry.message)

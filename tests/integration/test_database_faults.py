@@ -10,7 +10,7 @@ from contextlib import closing
 import pytest
 from sqlalchemy.exc import DatabaseError
 
-from regmirror.metadata.cache import EXAMINATION_INTERVAL
+from regmirror.metadata.database_health import EXAMINATION_INTERVAL
 from regmirror.oci.names import Repository, Tag
 from regmirror.telemetry.events import NotStored
 from tests.fake_registry import random_bytes
@@ -206,7 +206,7 @@ async def test_a_database_that_goes_wrong_is_replaced(mirror, upstream, image, p
     assert manifest.body == image.manifest
     mirror.clock.advance(3_600)  # past the tag's age, so that the database is asked
     await pull(mirror, path)
-    await metadata_cache(mirror).check_database()
+    await metadata_cache(mirror).health.check()
     await wait_until(lambda: _is_known(mirror), "the new one knows the tag")
     await drain(mirror)
     assert rows(mirror, "PRAGMA integrity_check") == [("ok",)]
@@ -241,7 +241,7 @@ async def test_of_several_processes_one_repairs(start_mirror, upstream, image, p
     responses = await asyncio.gather(*(mirror.get(TAG) for mirror in mirrors * 3))
     assert {got.body for got in responses} == {image.manifest}
     for _ in range(2):
-        await asyncio.gather(*(metadata_cache(mirror).check_database() for mirror in mirrors))
+        await asyncio.gather(*(metadata_cache(mirror).health.check() for mirror in mirrors))
     await wait_until(lambda: _is_known(mirrors[0]), "the new one is there")
     for mirror in mirrors:
         mirror.clock.advance(3_600)
@@ -262,9 +262,9 @@ async def test_a_damaged_database_is_not_examined_for_each_error(mirror, monkeyp
     async def fail():
         raise DatabaseError("SELECT", {}, Exception("database disk image is malformed"))
 
-    monkeypatch.setattr(metadata_cache(mirror)._monitor, "check", check)
+    monkeypatch.setattr(metadata_cache(mirror).health._monitor, "check", check)
     app, tag = *_app(), Tag("1")
-    monkeypatch.setattr(metadata_cache(mirror).store, "find_tag", lambda *_: fail())
+    monkeypatch.setattr(metadata_cache(mirror)._store, "find_tag", lambda *_: fail())
     for _ in range(5):
         assert await metadata_cache(mirror).find_tag(app, tag) is None
     await wait_until(lambda: examined == [True], "it is examined")
@@ -277,7 +277,7 @@ async def test_ready_tells_that_the_database_cannot_be_read(mirror, image, path)
     """B44: nothing that is stored could be found by its tag."""
     await pull(mirror, path)
     garbage(database(mirror))
-    metadata_cache(mirror)._monitor = None
+    metadata_cache(mirror).health._monitor = None
     await mirror.worker._resources.metadata.database.reconnect()
     got = await mirror.get("/readyz")
     assert got.status == 503

@@ -1,4 +1,4 @@
-"""Memory in front of the database: what is newest counts, and a failing database costs no pull."""
+"""The newest record counts, and a failing database fails no pull."""
 
 import asyncio
 import json
@@ -7,7 +7,7 @@ import threading
 from sqlalchemy.exc import OperationalError
 
 from regmirror.errors import BlobUnknown, ManifestUnknown
-from regmirror.metadata import cache as knowledge_module
+from regmirror.metadata import cache as cache_module
 from regmirror.metadata.cache import MetadataCache
 from regmirror.metadata.records import TagRecord
 from regmirror.oci.manifests import OCI_MANIFEST, Manifest
@@ -21,14 +21,14 @@ NEW = TagRecord(DIGEST, "x/y", 1, 200.0)
 
 
 class SlowStore:
-    """A database that answers when it is told to, with what it knew when it was asked."""
+    """A database whose reads return when ``returning`` is set, with the record of before."""
 
     def __init__(self):
-        self.asked, self.answer = asyncio.Event(), asyncio.Event()
+        self.reading, self.returning = asyncio.Event(), asyncio.Event()
 
     async def find_tag(self, repository, tag):
-        self.asked.set()
-        await self.answer.wait()
+        self.reading.set()
+        await self.returning.wait()
         return OLD
 
     async def save_tag(self, repository, tag, record):
@@ -39,7 +39,7 @@ class SlowStore:
 
 
 class BrokenStore:
-    """A database that fails whatever it is asked."""
+    """A database whose every query fails."""
 
     def __getattr__(self, name):
         async def fail(*_):
@@ -48,21 +48,21 @@ class BrokenStore:
         return fail
 
 
-async def test_what_was_learnt_while_the_database_was_read_is_kept():
-    """B25: else the upstream would be asked again by everybody who had looked a moment before."""
+async def test_a_tag_saved_during_a_read_is_kept():
+    """B25: otherwise requests that read the older record would check the upstream again."""
     store = SlowStore()
     metadata_cache = MetadataCache(store, emit=lambda event: None, missing_max_age=10)
     finding = asyncio.create_task(metadata_cache.find_tag(APP, LATEST))
-    await store.asked.wait()
+    await store.reading.wait()
     await metadata_cache.save_tag(APP, LATEST, NEW)
-    store.answer.set()
+    store.returning.set()
 
     assert await finding == NEW
     assert metadata_cache.get_cached_tag(APP, LATEST) == NEW
 
 
-async def test_a_database_that_fails_costs_no_pull():
-    """B44: what cannot be read is not known, what cannot be written is counted; memory goes on."""
+async def test_a_failing_database_fails_no_pull():
+    """B44: a failed read is a miss, a failed write is reported, and the cache still works."""
     events = []
     metadata_cache = MetadataCache(BrokenStore(), emit=events.append, missing_max_age=10)
 
@@ -79,15 +79,15 @@ async def test_a_database_that_fails_costs_no_pull():
     assert {event.detail for event in events} == {"disk I/O error"}
 
 
-def test_what_is_missing_is_missing_as_what_it_was_asked_for():
-    """B28: a digest that is no manifest may be a blob."""
+def test_a_missing_manifest_may_be_a_blob():
+    """B28: the negative cache tells them apart."""
     metadata_cache = MetadataCache(BrokenStore(), emit=lambda event: None, missing_max_age=10)
     error = ManifestUnknown("none")
-    metadata_cache.cache_missing(APP, DIGEST, error, denied=False)
+    metadata_cache.negative_cache.put(APP, DIGEST, error, denied=False)
     refused = None
     try:
-        metadata_cache.check_negative_cache(APP, DIGEST, BlobUnknown)
-        metadata_cache.check_negative_cache(APP, DIGEST, ManifestUnknown)
+        metadata_cache.negative_cache.check(APP, DIGEST, BlobUnknown)
+        metadata_cache.negative_cache.check(APP, DIGEST, ManifestUnknown)
     except ManifestUnknown as caught:
         refused = caught
     assert (type(refused), refused.message) == (ManifestUnknown, error.message)
@@ -100,30 +100,30 @@ def manifest_of(layers):
 
 
 async def test_a_large_manifest_is_parsed_in_a_thread(monkeypatch):
-    """B100: the loop of everybody else goes on meanwhile."""
-    threads, real = [], knowledge_module.parse_document
+    """B100: the event loop serves other requests meanwhile."""
+    threads, real = [], cache_module.parse_document
 
     def parse(payload):
         threads.append(threading.current_thread())
         return real(payload)
 
-    monkeypatch.setattr(knowledge_module, "parse_document", parse)
+    monkeypatch.setattr(cache_module, "parse_document", parse)
     metadata_cache = MetadataCache(BrokenStore(), emit=lambda event: None, missing_max_age=10)
     await metadata_cache.save_manifest(APP, manifest_of(500))
     assert len(threads) == 1
     assert threads[0] is not threading.main_thread()
 
 
-async def test_one_manifest_does_not_push_all_rights_out_of_memory():
-    """B67, B100: it brings none."""
+async def test_a_large_manifest_evicts_no_cached_links():
+    """B67, B100: its references are no links."""
     metadata_cache = MetadataCache(BrokenStore(), emit=lambda event: None, missing_max_age=10)
     await metadata_cache.save_manifest(APP, manifest_of(500))
     assert len(metadata_cache._links) == 0
 
 
-async def test_times_of_last_pull_are_gathered_in_a_bounded_number(monkeypatch):
-    """B100: between two flushes anything may be pulled."""
-    monkeypatch.setattr(knowledge_module, "PULLS_MAX", 2)
+async def test_the_number_of_collected_pull_times_is_bounded(monkeypatch):
+    """B100: any number of names may be pulled between two flushes."""
+    monkeypatch.setattr(cache_module, "PULLS_MAX", 2)
     metadata_cache = MetadataCache(BrokenStore(), emit=lambda event: None, missing_max_age=10)
     for number in range(5):
         metadata_cache.note_tag_pull(APP, Tag(f"t{number}"))

@@ -1,4 +1,4 @@
-"""Absent names in memory: texts and classes, never the requests that met them."""
+"""Missing names are cached as class and message, for a limited time and in limited memory."""
 
 import gc
 import tracemalloc
@@ -7,7 +7,12 @@ import weakref
 import pytest
 
 from regmirror.errors import BlobUnknown, ManifestUnknown, UpstreamDenied, UpstreamNotFound
-from regmirror.metadata.negative_cache import NEGATIVE_CACHE_BYTES, SWEEP, NegativeCache
+from regmirror.metadata.negative_cache import (
+    DENIED_MAX_AGE,
+    EXPIRY_INTERVAL,
+    NEGATIVE_CACHE_BYTES,
+    NegativeCache,
+)
 from regmirror.oci.names import Repository, Tag
 
 APP, LATEST = Repository("docker.io", "team/app"), Tag("latest")
@@ -21,11 +26,11 @@ class Clock:
 
 
 class Request:
-    """What a frame holds."""
+    """An object that a frame references."""
 
 
 def meet(request):
-    """An error with the frame of a request in its traceback, as asking an upstream leaves it."""
+    """An error with the frame of a request in its traceback, as a failed upstream request leaves it."""
     try:
         try:
             raise UpstreamNotFound("docker.io", "has no such thing")
@@ -35,78 +40,96 @@ def meet(request):
         return error
 
 
-def note(absences, tag=LATEST, *, denied=False, max_age=10):
-    absences.note(APP, tag, meet(Request()), denied=denied, max_age=max_age)
+def put(cache, tag=LATEST, *, denied=False):
+    cache.put(APP, tag, meet(Request()), denied=denied)
 
 
-def test_an_absent_name_is_refused_until_it_expires():
+def test_a_missing_name_is_rejected_until_it_expires():
     """B28: text and class of the first error."""
     clock = Clock()
-    absences = NegativeCache(clock)
-    note(absences)
-    absences.check(APP, LATEST, BlobUnknown)
+    cache = NegativeCache(10, clock)
+    put(cache)
+    cache.check(APP, LATEST, BlobUnknown)
     with pytest.raises(ManifestUnknown, match=r"^docker\.io: has no such thing$"):
-        absences.check(APP, LATEST, ManifestUnknown)
+        cache.check(APP, LATEST, ManifestUnknown)
     clock.now += 10
-    absences.check(APP, LATEST, ManifestUnknown)
-    assert len(absences) == 0
+    cache.check(APP, LATEST, ManifestUnknown)
+    assert len(cache) == 0
 
 
-def test_every_refusal_is_an_exception_of_its_own():
-    """B100: one that is raised again and again gathers the frames of everybody who met it."""
-    absences = NegativeCache(Clock())
-    note(absences)
+def test_every_check_raises_a_new_exception():
+    """B100: one that is raised again collects the frames of every request that caught it."""
+    cache = NegativeCache(10, Clock())
+    put(cache)
     met = []
     for _ in range(2):
         with pytest.raises(ManifestUnknown) as caught:
-            absences.check(APP, LATEST, ManifestUnknown)
+            cache.check(APP, LATEST, ManifestUnknown)
         met.append(caught.value)
     assert met[0] is not met[1]
 
 
 @pytest.mark.parametrize(("denied", "cause"), [(False, UpstreamNotFound), (True, UpstreamDenied)])
-def test_a_refusal_tells_its_cause(denied, cause):
-    """B33: what is gone may be served from before, what is denied may not."""
-    absences = NegativeCache(Clock())
-    note(absences, denied=denied)
+def test_the_cause_tells_missing_from_denied(denied, cause):
+    """B33: missing content may be served stale, denied content may not."""
+    cache = NegativeCache(10, Clock())
+    put(cache, denied=denied)
     with pytest.raises(ManifestUnknown) as caught:
-        absences.check(APP, LATEST, ManifestUnknown)
+        cache.check(APP, LATEST, ManifestUnknown)
     assert type(caught.value.__cause__) is cause
 
 
-def test_no_request_is_held():
-    """B100: the frames of an error hold whoever met it."""
-    absences = NegativeCache(Clock())
+def test_no_request_is_kept_alive():
+    """B100: the traceback of an error references the request that caught it."""
+    cache = NegativeCache(10, Clock())
     request = Request()
-    held = weakref.ref(request)
-    absences.note(APP, LATEST, meet(request), denied=False, max_age=10)
+    reference = weakref.ref(request)
+    cache.put(APP, LATEST, meet(request), denied=False)
     del request
     gc.collect()
-    assert held() is None
+    assert reference() is None
 
 
-def test_expired_absences_are_dropped():
-    """B100: nobody may ever ask for an invented name again."""
+def test_expired_entries_are_dropped():
+    """B100: an invented name may never be requested again."""
     clock = Clock()
-    absences = NegativeCache(clock)
+    cache = NegativeCache(10, clock)
+    cache.max_age = 1
     for number in range(100):
-        note(absences, Tag(f"t{number}"), max_age=1)
-    clock.now += SWEEP
-    note(absences)
-    assert len(absences) == 1
+        put(cache, Tag(f"t{number}"))
+    clock.now += EXPIRY_INTERVAL
+    put(cache)
+    assert len(cache) == 1
 
 
-def test_invented_names_take_no_more_than_their_bytes():
-    """B100: whatever is asked for, and however long it is."""
-    absences = NegativeCache(Clock())
+def test_invented_names_take_no_more_than_the_limit():
+    """B100: whatever the number and length of the names."""
+    cache = NegativeCache(10, Clock())
     error = ManifestUnknown("m" * 10_000)
     tracemalloc.start()
     try:
         for number in range(6_000):
             repository = Repository("docker.io", f"{number:0255}")
-            absences.note(repository, Tag(f"{number:0128}"), error, denied=False, max_age=10)
+            cache.put(repository, Tag(f"{number:0128}"), error, denied=False)
         taken, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert absences.weight <= NEGATIVE_CACHE_BYTES
+    assert cache.weight <= NEGATIVE_CACHE_BYTES
     assert taken <= NEGATIVE_CACHE_BYTES
+
+
+def test_denied_names_expire_early():
+    """B28: access may be granted at any time."""
+    clock = Clock()
+    cache = NegativeCache(10, clock)
+    put(cache, denied=True)
+    clock.now += DENIED_MAX_AGE
+    cache.check(APP, LATEST, ManifestUnknown)
+    assert len(cache) == 0
+
+
+def test_without_a_max_age_nothing_is_cached():
+    """B28: ``freshness.missing_max_age = 0`` turns it off."""
+    cache = NegativeCache(0, Clock())
+    put(cache)
+    assert len(cache) == 0
