@@ -68,7 +68,7 @@ class MaintenanceScheduler:
     async def tick(self) -> None:
         """Write the times of last pulls, evict what exceeds the limits, collect if that is due."""
         await self._metadata_cache.flush_pulls()
-        await self._metadata_cache.check_database()
+        await self._metadata_cache.health.check()
         with (
             self._lock_failures_logged(),
             suppress(SQLAlchemyError, OSError),  # reported where it happened; the next tick tries again

@@ -154,7 +154,7 @@ class Mirror:
 
     async def _join_download(self, repository: Repository, digest: Digest) -> CachedResult[Blob]:
         """Follow the blob's download, started if there is none, once its upstream has responded."""
-        self._metadata_cache.check_negative_cache(repository, digest, BlobUnknown)
+        self._metadata_cache.negative_cache.check(repository, digest, BlobUnknown)
         with self._upstream_access.mapping_to_unknown((repository, digest), BlobUnknown):
             source = self._source(repository, digest)
             follower, joined = await self._upstream_access.with_deadline(

@@ -88,7 +88,7 @@ class Possession:
         BlobUnknown if they differ from a verified blob, or another RegistryError.
         """
         key = (repository, digest)
-        self._metadata_cache.check_negative_cache(*key, BlobUnknown)
+        self._metadata_cache.negative_cache.check(*key, BlobUnknown)
         is_verified = not isinstance(blob, Follower) or blob.is_verified
         flight = self._proofs if is_verified else self._early_proofs
         pending = sum(other.upstream == repository.upstream for other, _ in flight)

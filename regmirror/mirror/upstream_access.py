@@ -92,7 +92,7 @@ class UpstreamAccess:
         Raises ``unknown`` if the upstream does not have the content or denies access to it, now or
         according to the negative cache; UpstreamTimeout with the reason ``slow`` at the deadline.
         """
-        self._metadata_cache.check_negative_cache(*key, unknown)
+        self._metadata_cache.negative_cache.check(*key, unknown)
         joined = key in flight
         with self.mapping_to_unknown(key, unknown):
             task = flight.start(key, work)
@@ -163,7 +163,7 @@ class UpstreamAccess:
             missing.is_definite = isinstance(key[1], Tag) and not self.offline
             if missing.is_definite or not has_failed_read():
                 denied = isinstance(error, UpstreamDenied)
-                self._metadata_cache.cache_missing(*key, missing, denied=denied)
+                self._metadata_cache.negative_cache.put(*key, missing, denied=denied)
             raise missing from error
 
 

@@ -42,8 +42,8 @@ class Worker:
         replaced = resources.upstreams.renew(enabled, changes.upstreams, offline=offline)
         resources.metrics.follow_config(enabled, new.storage.max_size)
         resources.scheduler.follow_config(new)
-        resources.metadata_cache.missing_max_age = new.freshness.missing_max_age
-        resources.metadata_cache.clear_negative_cache()  # credentials may have changed
+        resources.metadata_cache.negative_cache.max_age = new.freshness.missing_max_age
+        resources.metadata_cache.negative_cache.clear()  # credentials may have changed
         self._snapshot = changes.target
         if changes.tables:
             old, self._generation = self._generation, open_generation(resources, new, self._operations)
