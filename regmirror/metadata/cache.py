@@ -18,9 +18,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from regmirror.errors import BlobUnknown, ManifestUnknown, MetadataUnavailable
 from regmirror.lru import Lru, weigh_texts
 from regmirror.metadata.bounded_access import BoundedReads, WriteQueue
+from regmirror.metadata.catalogue import Catalogue
 from regmirror.metadata.database import ListsBusy
 from regmirror.metadata.database_health import DatabaseHealth
 from regmirror.metadata.list_queries import CatalogPage
+from regmirror.metadata.local_index import LocalIndex
 from regmirror.metadata.negative_cache import NegativeCache
 from regmirror.metadata.records import TagRecord
 from regmirror.metadata.recovery import DatabaseMonitor
@@ -55,7 +57,8 @@ class MetadataCache:
         clock: Callable[[], float] = time.monotonic,
         monitor: DatabaseMonitor | None = None,
     ) -> None:
-        self._store = store
+        self._catalogue: Catalogue = store
+        self._index: LocalIndex = store
         self._emit, self._now = emit, now
         self.health = DatabaseHealth(emit, monitor, self._save_again, clock)
         self._reads = BoundedReads(self.health.report, store.ping)
@@ -77,7 +80,7 @@ class MetadataCache:
 
     async def find_tag(self, repository: Repository, tag: Tag) -> TagRecord | None:
         """Return the newer of the stored and the cached record, and cache it."""
-        record = await self._reads.find(self._store.find_tag(repository, tag))
+        record = await self._reads.find(self._catalogue.find_tag(repository, tag))
         cached = self._tags.get((repository, tag))
         if record is None or (cached is not None and cached.checked_at > record.checked_at):
             return cached  # the upstream may have been checked during the read
@@ -98,10 +101,10 @@ class MetadataCache:
         key = (repository, digest)
         manifest = self._manifests.get(key)
         if manifest is None:
-            manifest = await self._reads.find(self._store.find_manifest(repository, digest))
+            manifest = await self._reads.find(self._catalogue.find_manifest(repository, digest))
             if manifest is not None and Digest.of(manifest.payload, digest.algorithm) != digest:
                 self._emit(VerificationFailed("", "manifest", digest, "store"))
-                await self._writes.write(self._store.delete_manifest(digest))
+                await self._writes.write(self._catalogue.delete_manifest(digest))
                 return None
             if manifest is not None:
                 self._manifests.put(key, manifest)
@@ -117,23 +120,23 @@ class MetadataCache:
             self._put_tag(repository, tag, record)
         if is_storable(manifest, descriptors):
             size = manifest.size + len(descriptors) * DESCRIPTOR_BYTES
-            transaction = self._store.save_manifest(repository, manifest, descriptors, tag)
+            transaction = self._catalogue.save_manifest(repository, manifest, descriptors, tag)
             await self._writes.write(transaction, size)
             return
         detail = f"manifest too large to store: {manifest.size} bytes, {len(descriptors)} references"
         self._emit(NotStored("quota", detail))
         if tag is not None:
-            await self._writes.write(self._store.save_tag(repository, tag, record))
+            await self._writes.write(self._catalogue.save_tag(repository, tag, record))
 
     async def save_tag(self, repository: Repository, tag: Tag, record: TagRecord) -> None:
         """Save a tag as the upstream has just reported it."""
         self._put_tag(repository, tag, record)
-        await self._writes.write(self._store.save_tag(repository, tag, record))
+        await self._writes.write(self._catalogue.save_tag(repository, tag, record))
 
     async def delete_tag(self, repository: Repository, tag: Tag) -> None:
         """Delete a tag that the upstream does not have."""
         self._tags.drop((repository, tag))
-        await self._writes.write(self._store.delete_tag(repository, tag))
+        await self._writes.write(self._catalogue.delete_tag(repository, tag))
 
     def _put_tag(self, repository: Repository, tag: Tag, record: TagRecord) -> None:
         self._tags.put((repository, tag), record)
@@ -143,17 +146,17 @@ class MetadataCache:
 
     async def list_repositories(self, page: CatalogPage) -> list[str]:
         """Return one page of repository names as the catalog shows them."""
-        return await self._read_list(self._store.list_catalog(page))
+        return await self._read_list(self._catalogue.list_catalog(page))
 
     async def list_tags(
         self, repository: Repository, *, last: str | None = None, limit: int | None = None
     ) -> list[str]:
         """Return the stored tags in order: at most ``limit`` after ``last``."""
-        return await self._read_list(self._store.list_tags(repository, last=last, limit=limit))
+        return await self._read_list(self._catalogue.list_tags(repository, last=last, limit=limit))
 
     async def list_referrers(self, repository: Repository, digest: Digest) -> list[Manifest]:
         """Return the stored manifests whose ``subject`` is ``digest``."""
-        return await self._read_list(self._store.list_referrers(repository, digest))
+        return await self._read_list(self._catalogue.list_referrers(repository, digest))
 
     async def _read_list(self, query: Coroutine[Any, Any, list[T]]) -> list[T]:
         try:
@@ -172,7 +175,7 @@ class MetadataCache:
         key = (repository, digest)
         if self._links.get(key):
             return True
-        is_linked = await self._reads.find(self._store.is_linked(repository, digest))
+        is_linked = await self._reads.find(self._catalogue.is_linked(repository, digest))
         if is_linked:
             self._links.put(key, True)
         return bool(is_linked)
@@ -182,7 +185,7 @@ class MetadataCache:
         uncached = [digest for digest in digests if not self._links.get((repository, digest))]
         if not uncached:
             return 0
-        linked = await self._reads.find(self._store.find_links(repository, uncached))
+        linked = await self._reads.find(self._catalogue.find_links(repository, uncached))
         return len(uncached) - len(linked or ())
 
     def get_cached_link(self, repository: Repository, digest: Digest, size: int) -> bool:
@@ -192,7 +195,7 @@ class MetadataCache:
     async def link(self, repository: Repository, digest: Digest) -> None:
         """Link a blob that the repository's upstream has just sent or proven to have."""
         self._put_link(repository, digest)
-        await self._writes.write(self._store.link(repository, digest))
+        await self._writes.write(self._catalogue.link(repository, digest))
 
     async def find_size(self, digest: Digest, *, bypass_cache: bool = False) -> int | None:
         """Return the size of a blob in the store; ``bypass_cache`` reads the row, which another
@@ -200,7 +203,7 @@ class MetadataCache:
         """
         size = None if bypass_cache else self._sizes.get(digest)
         if size is None:
-            size = await self._reads.find(self._store.find_size(digest))
+            size = await self._reads.find(self._index.find_size(digest))
             if size is not None:
                 self._sizes.put(digest, size)
         return size
@@ -210,12 +213,12 @@ class MetadataCache:
         self._sizes.put(digest, size)
         for repository in linked_to:
             self._put_link(repository, digest)
-        await self._writes.write(self._store.save_blob(digest, size, linked_to))
+        await self._writes.write(self._catalogue.save_blob(digest, size, linked_to))
 
     async def delete_blob(self, digest: Digest) -> None:
         """Delete the row of a blob whose file does not exist."""
         self._sizes.drop(digest)
-        await self._writes.write(self._store.delete_blob(digest))
+        await self._writes.write(self._index.delete_blob(digest))
 
     def _put_link(self, repository: Repository, digest: Digest) -> None:
         self._links.put((repository, digest), True)
@@ -253,12 +256,12 @@ class MetadataCache:
         """Write the cached rows to a new database."""
         for (repository, _), manifest in self._manifests.items():
             descriptors = await run_by_size(manifest.size, _parse_references, manifest)
-            transaction = self._store.save_manifest(repository, manifest, descriptors)
+            transaction = self._catalogue.save_manifest(repository, manifest, descriptors)
             await self._writes.write(transaction, manifest.size)
         for repository, digest in [key for key, _ in self._links.items()]:
-            await self._writes.write(self._store.link(repository, digest))
+            await self._writes.write(self._catalogue.link(repository, digest))
         for (repository, tag), record in self._tags.items():
-            await self._writes.write(self._store.save_tag(repository, tag, record))
+            await self._writes.write(self._catalogue.save_tag(repository, tag, record))
 
     # --- last pulls ----------------------------------------------------------------------
 
@@ -283,7 +286,7 @@ class MetadataCache:
         manifests, self._pulled_manifests = self._pulled_manifests, {}
         blobs, self._pulled_blobs = self._pulled_blobs, {}
         if tags or manifests or blobs:
-            await self._writes.write(self._store.save_pulls(tags, manifests, blobs))
+            await self._writes.write(self._catalogue.save_pulls(tags, manifests, blobs))
 
 
 def _parse_references(manifest: Manifest) -> list[Descriptor]:

@@ -264,7 +264,7 @@ async def test_a_damaged_database_is_not_examined_for_each_error(mirror, monkeyp
 
     monkeypatch.setattr(metadata_cache(mirror).health._monitor, "check", check)
     app, tag = *_app(), Tag("1")
-    monkeypatch.setattr(metadata_cache(mirror)._store, "find_tag", lambda *_: fail())
+    monkeypatch.setattr(metadata_cache(mirror)._catalogue, "find_tag", lambda *_: fail())
     for _ in range(5):
         assert await metadata_cache(mirror).find_tag(app, tag) is None
     await wait_until(lambda: examined == [True], "it is examined")
