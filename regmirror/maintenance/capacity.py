@@ -30,9 +30,9 @@ from regmirror.maintenance.gc import GcSummary, Report, ignore
 from regmirror.maintenance.news import News
 from regmirror.maintenance.remover import Remover
 from regmirror.metadata.gc import GcQueries, Removal
+from regmirror.metadata.local_index import LocalIndex
 from regmirror.metadata.pins import Pinned, Pins
 from regmirror.metadata.records import Candidate
-from regmirror.metadata.store import MetadataStore
 from regmirror.oci.names import Digest
 
 THREADS: Final = 2  # for measuring, apart from the threads that read and sync files
@@ -60,7 +60,7 @@ class Capacity:
         limits: Limits,
         disk: Disk,
         staging: Staging,
-        metadata: MetadataStore,
+        metadata: LocalIndex,
         gc_queries: GcQueries,
         pins: Pins,
         remover: Remover,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from regmirror.maintenance.gc import Collector, GcSummary, Report
 from regmirror.maintenance.remover import Remover
+from regmirror.metadata.catalogue import Catalogue
 from regmirror.metadata.gc import GcQueries, Removal
-from regmirror.metadata.store import MetadataStore
 from regmirror.oci.names import Digest, Reference, Repository
 
 
@@ -13,7 +13,7 @@ class Purger:
     """Purges regardless of grace time, pins and last pulls; what other content references stays."""
 
     def __init__(
-        self, metadata: MetadataStore, gc_queries: GcQueries, remover: Remover, collector: Collector
+        self, metadata: Catalogue, gc_queries: GcQueries, remover: Remover, collector: Collector
     ) -> None:
         self._metadata, self._gc_queries = metadata, gc_queries
         self._remover, self._collector = remover, collector

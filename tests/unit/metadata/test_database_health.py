@@ -46,7 +46,7 @@ class Setup:
 
 
 async def test_damage_is_examined_once_in_an_interval() -> None:
-    """B44: an examination reads the whole database."""
+    """An examination reads the whole database."""
     monitor = Monitor()
     setup = Setup(monitor)
     for _ in range(3):
@@ -73,7 +73,7 @@ async def test_other_failures_are_emitted_and_not_examined() -> None:
 
 
 async def test_cached_rows_are_written_to_a_database_that_replaced_the_old_one() -> None:
-    """B44: only then."""
+    """Only then."""
     setup = Setup(Monitor(result=False))
     await setup.health.check()
     assert setup.replaced == 0
