@@ -42,6 +42,7 @@ from regmirror.telemetry import logs
 from regmirror.telemetry.events import Emit, to_all
 from regmirror.telemetry.logs import RequestLog
 from regmirror.telemetry.metrics import Metrics
+from regmirror.upstream import detached_body
 from regmirror.upstream.registry import Upstreams
 from regmirror.v2.connection import Connection, FastConnection, find_missing_names
 from regmirror.v2.sender import Sender
@@ -77,11 +78,13 @@ def check_upstreams(config: Config) -> None:
 
 
 def check_fast_paths() -> None:
-    """Log a warning for each fast path that the installed aiohttp does not support.
+    """Log one warning for each fast path that the installed aiohttp does not support.
 
     Fast paths rely on private names of aiohttp (decision record 0029). Without them the server
-    works by aiohttp's own path, more slowly.
+    works by aiohttp's own path, more slowly. Workers are forked after this check, so that they
+    inherit the cached result of ``detached_body.is_supported`` and do not log it again.
     """
+    detached_body.is_supported()
     if missing := find_missing_names():
         logs.log_warning(
             "response cache is off: this version of aiohttp lacks names that it needs; install aiohttp<3.15",
