@@ -129,7 +129,7 @@ class Routes:
             return json_response({}, {})
         repository = self._table.resolve(path.name, prefix=path.prefix, ns=ns)
         context.upstream = repository.upstream
-        if namespace := self._table.namespace(path.name, prefix=path.prefix, ns=ns):
+        if ns and (namespace := self._table.namespace(path.name, prefix=path.prefix, ns=ns)):
             context.headers["OCI-Namespace"] = namespace  # specification, "Registry Proxying"
         _require_read(request)
         match path.endpoint:
