@@ -1,4 +1,4 @@
-"""Listening sockets, and the certificate of a server."""
+"""The listening sockets and the certificate of a server."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Final
 from regmirror.config.schema import Config, Tls, split_address
 from regmirror.errors import ConfigError
 
-BACKLOG: Final = 1024
-POLL: Final = 10.0  # seconds between two polls whether the certificate was replaced
+BACKLOG: Final = 1024  # connections that wait to be accepted
+POLL: Final = 10.0  # seconds between two checks of the certificate's files
 _TLS_REASONS: Final = {"KEY_VALUES_MISMATCH": "the key belongs to another certificate"}
 
 
@@ -24,7 +24,7 @@ def bind(listen: str, count: int) -> list[socket.socket]:
     probe = _bind_one(listen, family, host, port, shared=False)
     if count == 1:
         return [probe]
-    # Another program with SO_REUSEPORT could share the port unnoticed: the probe does not share it.
+    # Another program could use the port by SO_REUSEPORT: binding without it fails then.
     port = probe.getsockname()[1]
     probe.close()
     return [_bind_one(listen, family, host, port, shared=True) for _ in range(count)]
@@ -51,8 +51,8 @@ def _bind_one(
 def url_of(sock: socket.socket, *, is_secure: bool) -> str:
     """The URL under which clients reach the socket."""
     host, port = sock.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    return f"{'https' if is_secure else 'http'}://{shown}:{port}"
+    written = f"[{host}]" if ":" in host else host
+    return f"{'https' if is_secure else 'http'}://{written}:{port}"
 
 
 def load_tls(tls: Tls) -> ssl.SSLContext | None:
@@ -75,7 +75,7 @@ def _load_into(context: ssl.SSLContext, tls: Tls) -> None:
 
 
 class Certificate:
-    """The server's certificate, which is renewed in place: ``context`` stays the same object."""
+    """The certificate of a server. Its renewal changes ``context`` in place."""
 
     def __init__(self, context: ssl.SSLContext, tls: Tls, seen: list[int]) -> None:
         self.context, self._tls, self._seen = context, tls, seen
@@ -89,18 +89,18 @@ class Certificate:
         return None if context is None else cls(context, tls, seen)
 
     def renew(self, tls: Tls) -> None:
-        """Use the present content of these files for new connections.
+        """Use the current content of the files of ``tls`` for new connections.
 
         Raises ConfigError, and then nothing has changed.
         """
         seen = _stamps(tls)
-        load_tls(tls)  # into another context first: a load that fails leaves a context without a key
-        with suppress(OSError, ssl.SSLError):  # replaced at this moment: the next poll sees it
+        load_tls(tls)  # checked first: a failed load would leave ``context`` without a key
+        with suppress(OSError, ssl.SSLError):  # replaced since the check: the next poll loads them
             _load_into(self.context, tls)
             self._tls, self._seen = tls, seen
 
     async def watch(self) -> None:
-        """Renew the certificate when its files are replaced; invalid files change nothing."""
+        """Renew the certificate whenever its files change, until cancelled; ignore invalid files."""
         while True:
             if _stamps(self._tls) != self._seen:
                 with suppress(ConfigError):

@@ -1,4 +1,4 @@
-"""Signals as something to wait for, in an event loop or by ``select``."""
+"""Signals that arrive on a descriptor, for an event loop or ``select``."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import select
 import signal
 import socket
 from contextlib import suppress
+from typing import Final
 
-_READ = 4096  # bytes, one for each signal
+_READ_MAX: Final = 4096  # bytes of one read; each signal is one byte
 
 
 class Signals:
-    """Signals that make ``fileno`` readable when they arrive.
+    """A set of signals; ``fileno`` is readable when one has arrived.
 
-    Not ``loop.add_signal_handler``: a loop restores the default action when it closes, so that a
-    second SIGTERM would kill a server that is about to end. ``close`` leaves the signals ignored,
-    without a gap.
+    ``loop.add_signal_handler`` is not used, because a closing loop restores the default action: a
+    second SIGTERM would kill a server that is ending. ``close`` makes the process ignore the signals.
     """
 
     def __init__(self, *numbers: int) -> None:
@@ -28,11 +28,11 @@ class Signals:
         self._receiver, self._sender = socket.socketpair()
         self._receiver.setblocking(False)
         self._sender.setblocking(False)
-        # Without it, a wait would not end for a signal that arrived just before.
+        # A signal that arrives just before ``wait`` makes the descriptor readable and ends the wait.
         signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
 
     def take(self, *numbers: int) -> None:
-        """Replace the action of these signals: from now on they make ``fileno`` readable."""
+        """Add signals to the set, in place of their current action."""
         for number in numbers:
             signal.signal(number, _do_nothing)
             self._taken.add(number)
@@ -41,13 +41,13 @@ class Signals:
         return self._receiver.fileno()
 
     def read(self) -> set[int]:
-        """The signals that have arrived since the last call, each once."""
+        """The signals that have arrived since the last call."""
         with suppress(BlockingIOError):
-            return set(self._receiver.recv(_READ)) & self._taken
+            return set(self._receiver.recv(_READ_MAX)) & self._taken
         return set()
 
     def wait(self, *others: int) -> set[int]:
-        """Wait for a signal, or until one of the descriptors ``others`` is readable."""
+        """Wait for a signal or until one of the descriptors ``others`` is readable; the signals."""
         select.select([self.fileno(), *others], [], [])
         return self.read()
 
@@ -60,10 +60,10 @@ class Signals:
         self._sender.close()
 
     def fork(self, *kept: int) -> int:
-        """Fork; the child's own ``Signals`` has the signals ``kept`` alone.
+        """Fork, and return the child's process id, or 0 in the child.
 
-        The others have their default action there. No signal that arrives meanwhile is lost, or
-        delivered to the wrong process.
+        In the child the set contains the signals ``kept`` alone; the others have their default
+        action. Signals are blocked meanwhile, so that none is lost or read by the other process.
         """
         before = signal.pthread_sigmask(signal.SIG_BLOCK, self._taken | set(kept))
         try:
@@ -82,4 +82,4 @@ class Signals:
 
 
 def _do_nothing(_number: int, _frame: object) -> None:
-    """Nothing: Python has written the signal's number to the wake-up descriptor already."""
+    """Python has already written the signal's number to the wake-up descriptor."""

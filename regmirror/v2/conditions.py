@@ -8,42 +8,45 @@ from typing import Final
 from regmirror.errors import RangeInvalid
 
 _SPEC: Final = re.compile(r"\s*([0-9]{0,20})\s*-\s*([0-9]{0,20})\s*")
-MOST_RANGES: Final = 4096  # podman asks for up to 1024 in one header
+RANGES_MAX: Final = 4096  # ranges of one header; podman sends up to 1024
 
 
 def matches_etag(header: str, etag: str) -> bool:
-    """Whether ``If-None-Match`` names ``etag`` (unquoted): in a list, weak, unquoted or ``*``."""
+    """Whether ``If-None-Match`` matches ``etag``, which has no quotes (RFC 9110 §13.1.2).
+
+    The header is ``*`` or a list of entity tags. Weak tags and tags without quotes match too.
+    """
     candidates = (item.strip().removeprefix("W/") for item in header.split(","))
     return any(item in ("*", etag, f'"{etag}"') for item in candidates)
 
 
 def parse_ranges(header: str, size: int) -> list[tuple[int, int]] | None:
-    """The ranges a ``Range`` header asks for, as (start, stop), in its order, none merged.
+    """The ranges of a ``Range`` header as (start, stop), in its order, none merged.
 
-    None means that the header is to be ignored: another unit, not understood, absurdly many, or
-    overlapping so much that the answer would be longer than the whole (RFC 9110 §17.15).
-    Raises RangeInvalid where nothing of it can be satisfied. A last position before the first
-    counts as unsatisfiable, which is what the specification's conformance suite asks for.
+    Returns None if the header must be ignored: it has another unit or is malformed, it has more than
+    ``RANGES_MAX`` ranges, or its ranges together are longer than the content (RFC 9110 §17.15).
+    Raises RangeInvalid if no range can be satisfied. A range whose last position lies before its
+    first cannot be satisfied, as the conformance suite of the distribution specification requires.
     """
     unit, equals, specs = header.partition("=")
     if unit.strip().lower() != "bytes" or not equals:
         return None
     parts = specs.split(",")
-    if len(parts) > MOST_RANGES:
+    if len(parts) > RANGES_MAX:
         return None
-    found = []
+    ranges = []
     for part in parts:
         match = _SPEC.fullmatch(part)
         if match is None or match.group(0).strip() == "-":
             return None
         satisfiable = _resolve(match.group(1), match.group(2), size)
         if satisfiable is not None:
-            found.append(satisfiable)
-    if not found:
-        raise RangeInvalid(f"no part of {header[:200]!r} lies within {size} bytes", size)
-    if len(found) > 1 and sum(stop - start for start, stop in found) > size:
+            ranges.append(satisfiable)
+    if not ranges:
+        raise RangeInvalid(f"no range of {header[:200]!r} lies within the {size} bytes of the content", size)
+    if len(ranges) > 1 and sum(stop - start for start, stop in ranges) > size:
         return None
-    return found
+    return ranges
 
 
 def _resolve(first: str, last: str, size: int) -> tuple[int, int] | None:
@@ -56,5 +59,5 @@ def _resolve(first: str, last: str, size: int) -> tuple[int, int] | None:
 
 
 def may_use_range(if_range: str | None, etag: str) -> bool:
-    """Whether ``If-Range`` (absent, or a strong match of the entity tag) lets a range count."""
+    """Whether ``If-Range`` allows ranges: it is absent, or matches ``etag`` strongly (RFC 9110 §13.1.5)."""
     return if_range is None or if_range.strip() in (f'"{etag}"', etag)

@@ -137,7 +137,7 @@ class Pull:
             else:
                 await stream.send_ranges(response, ranges, size, OCTETS)
         finally:
-            context.sent_bytes = stream.progress.sent
+            context.sent_bytes = stream.sent_bytes
         return response
 
 

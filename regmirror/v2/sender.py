@@ -1,12 +1,12 @@
-"""Blobs to sockets by ``sendfile``, in threads beside the event loop.
+"""Sends ranges of files to sockets by ``sendfile``, in threads beside the event loop.
 
-``os.sendfile`` releases the interpreter's lock and copies nothing through this process, so a
-blob that streams costs the loop nothing and delays no manifest. A short range is sent at once by
-the caller's thread; only what does not fit goes to a thread.
+``os.sendfile`` releases the interpreter's lock and copies no bytes through this process, so that
+blobs do not delay manifests. The caller's thread sends a short range at once; a sender thread sends
+the bytes that do not fit.
 
-``sendfile`` waits for the disk when the kernel does not hold the bytes in memory. So it is called
-for what seems to be there, and threads of their own read the rest into memory first: a slow disk
-delays only the streams that need it. That a reader stops is noticed by ``delivery_monitor.py``.
+``sendfile`` waits for the disk when the bytes are not in the page cache. A sender thread therefore
+sends cached bytes only, and loader threads read the others first: a slow disk delays only the
+responses that need it. ``server/delivery_monitor.py`` detects clients that stop reading.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from typing import Final
 
 from regmirror.blobs.local import count_cached
 
-STEP: Final = 2 * 1024 * 1024  # bytes a call at most: so that many clients advance evenly
-INLINE: Final = 256 * 1024  # bytes worth trying on the event loop itself
-PROBE: Final = 1024 * 1024  # bytes of which one is tried: each try takes the interpreter's lock again
-LOAD: Final = 1024 * 1024  # bytes read into memory at once
-LOADERS: Final = 8  # threads that read
+STEP: Final = 2 * 1024 * 1024  # bytes of one call at most, so that many clients advance evenly
+INLINE: Final = 256 * 1024  # bytes of the longest range that the event loop itself sends
+PROBE: Final = 1024 * 1024  # bytes for each check of the page cache, which takes the interpreter's lock
+LOAD: Final = 1024 * 1024  # bytes that a loader reads at once
+LOADERS: Final = 8  # threads
 
 
 class FileTooShort(OSError):
-    """The file ended before the promised bytes did."""
+    """The file ended before the last byte of the range."""
 
 
 class _Job:
-    """One range on its way; owns its two descriptors, so that nobody else's are ever closed."""
+    """The rest of one range. It owns duplicates of both descriptors."""
 
-    __slots__ = ("cancelled", "count", "done", "error", "known", "loop", "offset", "source", "target")
+    __slots__ = ("cached_to", "cancelled", "count", "done", "error", "loop", "offset", "source", "target")
 
     def __init__(self, target: int, source: int, offset: int, count: int) -> None:
         self.loop = asyncio.get_running_loop()
@@ -48,28 +48,28 @@ class _Job:
             os.close(self.target)
             raise
         self.offset, self.count = offset, count
-        self.known = offset  # what lies before is in the kernel's memory
+        self.cached_to = offset  # end of the bytes that are in the page cache
         self.cancelled = False
         self.error: OSError | None = None
 
     def is_ready(self) -> bool:
-        """Whether the next bytes are in the kernel's memory, as far as it can tell."""
-        ahead = self.known - self.offset
+        """Whether the next bytes are in the page cache, as far as the kernel reports it."""
+        ahead = self.cached_to - self.offset
         if ahead < min(self.count, STEP):
-            self.known += count_cached(self.source, self.known, min(self.count - ahead, STEP), PROBE)
-        return self.known > self.offset
+            self.cached_to += count_cached(self.source, self.cached_to, min(self.count - ahead, STEP), PROBE)
+        return self.cached_to > self.offset
 
     def load(self) -> None:
-        """Have the kernel read the next bytes into its memory; waits for the disk."""
+        """Read the next bytes into the page cache; waits for the disk."""
         try:
             count = len(os.pread(self.source, min(self.count, LOAD), self.offset))
-            self.known = self.offset + max(count, 1)  # at the file's end ``step`` tells
+            self.cached_to = self.offset + max(count, 1)  # at the end of the file ``step`` raises
         except OSError as error:
             self.error = error
 
     def step(self) -> bool:
-        """Send what is ready and fits now; true when everything is sent."""
-        sent = os.sendfile(self.target, self.source, self.offset, min(STEP, self.known - self.offset))
+        """Send the cached bytes that fit now; returns whether the range has been sent."""
+        sent = os.sendfile(self.target, self.source, self.offset, min(STEP, self.cached_to - self.offset))
         if sent == 0:
             raise FileTooShort(f"the file ends at {self.offset}, {self.count} bytes early")
         self.offset += sent
@@ -79,7 +79,7 @@ class _Job:
     def finish(self, error: BaseException | None) -> None:
         os.close(self.target)
         os.close(self.source)
-        with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits any more
+        with contextlib.suppress(RuntimeError):  # the loop has closed: nothing awaits the result
             self.loop.call_soon_threadsafe(_settle, self.done, error)
 
 
@@ -93,7 +93,7 @@ def _settle(done: asyncio.Future[None], error: BaseException | None) -> None:
 
 
 class _Thread:
-    """One thread and its epoll; jobs wait for room in their sockets, or for ``loaders``."""
+    """A sender thread with its epoll. A job waits until its socket is writable, or for ``loaders``."""
 
     def __init__(self, name: str, loaders: ThreadPoolExecutor) -> None:
         self._epoll = select.epoll()
@@ -120,7 +120,7 @@ class _Thread:
         self._thread.join()
 
     def close(self) -> None:
-        """Abort what is left, when neither this thread nor a loader uses it any more."""
+        """Abort the remaining jobs; the thread and the loaders must have ended."""
         for job in {*self._jobs.values(), *self._new, *self._loading}:
             job.finish(ConnectionAbortedError("the server is stopping"))
         self._epoll.close()
@@ -132,7 +132,7 @@ class _Thread:
                 if descriptor == self._wake:
                     self._take_new()
                 elif (job := self._jobs.get(descriptor)) is not None:
-                    self._advance(job)  # unless it was cancelled in this very round
+                    self._advance(job)  # None: it was cancelled in this round
 
     def _take_new(self) -> None:
         os.eventfd_read(self._wake)
@@ -158,7 +158,7 @@ class _Thread:
             self._end(job, error)
 
     def _load(self, job: _Job) -> None:
-        """Let a loader wait for the disk; the job comes back as a new one."""
+        """Let a loader read from the disk; it then adds the job again."""
         self._remove(job)
         self._loading.add(job)
         self._loaders.submit(self._load_and_return, job)
@@ -177,7 +177,7 @@ class _Thread:
 
 
 class Sender:
-    """A few threads that send ranges of files; started at the first need, stopped by ``close``."""
+    """The sender threads of a process, started on demand; ``close`` them."""
 
     def __init__(self, threads: int = 1) -> None:
         self._size = threads
@@ -188,9 +188,9 @@ class Sender:
     async def send(self, target: int, source: int, offset: int, count: int) -> None:
         """Send ``count`` bytes of the file ``source`` from ``offset`` to the socket ``target``.
 
-        The socket must be non-blocking and nothing may be buffered for it. Returns when the
-        kernel has all bytes. Raises ConnectionError when the peer is gone, FileTooShort when
-        the file ends early. Cancelling it closes nothing of the caller's.
+        The socket must not block, and no bytes may be buffered for it. Returns when the kernel has
+        all bytes. Raises ConnectionError if the peer has closed the connection, FileTooShort if the
+        file ends early. The caller's descriptors stay open, also when this is cancelled.
         """
         sent = _try_now(target, source, offset, count)
         if sent == count:
@@ -206,7 +206,7 @@ class Sender:
             raise
 
     def close(self) -> None:
-        """Abort what is being sent and end the threads."""
+        """Abort all jobs and end the threads."""
         for thread in self._threads:
             thread.stop()
         self._loaders.shutdown(cancel_futures=True)
@@ -223,7 +223,7 @@ class Sender:
 
 
 def _try_now(target: int, source: int, offset: int, count: int) -> int:
-    """Send a short range that seems to be in the kernel's memory; how much of it fitted."""
+    """Send a short range if it is in the page cache; returns the number of bytes that fitted."""
     if count > INLINE or count_cached(source, offset, count, PROBE) < count:
         return 0
     try:

@@ -1,15 +1,14 @@
-"""A blob's bytes on their way to a client: whole, one range, or several.
+"""The body of a blob response: the whole blob, one range, or several.
 
-Over plain HTTP they leave by ``sendfile`` (see ``sender.py``); over TLS, from a store without
-file descriptors, or where a blob that cannot be kept passes through memory, in pieces of 256 KiB,
-yielding to the event loop after each: a client that keeps up must not starve the others.
+Over plain HTTP the kernel copies the bytes from the file to the socket (``sender.py``). Over TLS, and
+for a blob without a file descriptor, they are read and written in pieces. The event loop runs after
+each piece, so that a fast client does not delay the others.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from dataclasses import dataclass
 
 from aiohttp import HttpVersion11, web
 from aiohttp.abc import AbstractStreamWriter
@@ -22,25 +21,21 @@ from regmirror.v2.sender import Sender
 Range = tuple[int, int]
 
 
-@dataclass
-class Progress:
-    """How many content bytes have been handed to the kernel or the transport."""
-
-    sent: int = 0
-
-
 class BlobStream:
-    """One answer's body."""
+    """The body of one response. Its methods raise ConnectionError if the client has left, and
+    Unavailable if the blob ends early.
+    """
 
     def __init__(self, request: BaseRequest, blob: Blob, sender: Sender) -> None:
         self._request, self._blob, self._sender = request, blob, sender
-        self.progress = Progress()
+        #: Content bytes that the kernel or the transport has accepted.
+        self.sent_bytes = 0
         transport = request.transport
         plain = transport is not None and transport.get_extra_info("sslcontext") is None
         self._by_sendfile = plain and blob.descriptor is not None
 
     async def send_whole(self, response: web.StreamResponse) -> None:
-        """All bytes, in chunks if nobody knows how many."""
+        """Send all bytes, in chunks if their number is not known yet."""
         size = self._blob.size
         if size is None and self._request.version < HttpVersion11:
             size = await self._wait_for_size()  # HTTP/1.0 has no chunks
@@ -51,6 +46,7 @@ class BlobStream:
             await self.send_range(response, (0, size))
 
     async def send_range(self, response: web.StreamResponse, span: Range) -> None:
+        """Send the bytes from ``span[0]`` up to ``span[1]``, which is not included."""
         response.content_length = span[1] - span[0]
         writer = await self._prepare(response)
         if self._request.method != "HEAD":
@@ -60,7 +56,7 @@ class BlobStream:
     async def send_ranges(
         self, response: web.StreamResponse, ranges: list[Range], size: int, media_type: str
     ) -> None:
-        """``multipart/byteranges`` (RFC 9110 §14.6): a part for each range, in their order."""
+        """Send ``multipart/byteranges``: a part for each range, in order (RFC 9110 §14.6)."""
         boundary = os.urandom(12).hex()
         heads = [
             f"\r\n--{boundary}\r\nContent-Type: {media_type}\r\n"
@@ -82,7 +78,7 @@ class BlobStream:
     async def _prepare(self, response: web.StreamResponse) -> AbstractStreamWriter:
         transport = self._request.transport
         if transport is not None and self._by_sendfile:
-            # So that drain() waits for an empty buffer. (A TLS transport would pause for ever.)
+            # ``drain`` then waits until the buffer is empty. A TLS transport would never resume.
             transport.set_write_buffer_limits(0)
         writer = await response.prepare(self._request)
         if writer is None:
@@ -101,7 +97,7 @@ class BlobStream:
         while start < stop:
             limit = min(stop, await self._blob.wait_until_readable(start))
             if limit <= start:
-                raise Unavailable(f"the blob ends at {start}, which is less than was announced")
+                raise Unavailable(f"the blob ends at byte {start}, before the announced length")
             source = self._blob.descriptor if self._by_sendfile else None
             if source is not None:
                 await self._sendfile(writer, source, start, limit - start)
@@ -116,18 +112,18 @@ class BlobStream:
             raise ConnectionResetError("the client has left")
         target = transport.get_extra_info("socket").fileno()
         await self._sender.send(target, source, start, count)
-        self.progress.sent += count
+        self.sent_bytes += count
 
     async def _write(self, response: web.StreamResponse, start: int, stop: int) -> None:
         async for piece in self._blob.read(start, stop):
             await response.write(piece)
-            self.progress.sent += len(piece)
+            self.sent_bytes += len(piece)
             await asyncio.sleep(0)
 
     async def _wait_for_size(self) -> int:
         size = 0
         while (limit := await self._blob.wait_until_readable(size)) > size:
-            if self._blob.descriptor is None:  # nobody may keep the bytes until they are counted
+            if self._blob.descriptor is None:  # the bytes pass through memory and cannot be counted first
                 raise Unavailable("the blob's size is not known yet, and HTTP/1.0 needs it", retry_after=10)
             size = limit
         return size
