@@ -87,7 +87,7 @@ _MORE: Sequence[Row] = (
     Row("tls1.2-blob-8", "warm blob by TLS 1.2, 8 clients", "GB/s", _registry(1.2), _nginx(1.2)),
     Row("tls1.3-blob-8", "warm blob by TLS 1.3, 8 clients", "GB/s", _registry(1.2), _nginx(1.2)),
     Row("isolation-manifests", "manifests while 8 clients stream", "1/s"),
-    Row("isolation-blobs", "what those 8 clients get", "GB/s"),
+    Row("isolation-blobs", "blobs to those 8 clients", "GB/s"),
 )
 
 _LESS: Sequence[Row] = (
@@ -100,7 +100,7 @@ _LESS: Sequence[Row] = (
     Row("isolation-p99", "manifest while 8 clients stream, p99", "ms", (Goal(10), Goal(2, NGINX)), _nginx(1)),
     Row("start", "start to ready", "s", (Goal(1.5),)),
     Row("memory-idle", "resident memory of a worker, idle", "MB", (Goal(80),)),
-    Row("memory-slow", "the same with 100 slow readers", "MB", (Goal(100),)),
+    Row("memory-slow", "resident memory of a worker, 100 slow readers", "MB", (Goal(100),)),
 )
 
 ROWS: Sequence[Row] = (

@@ -54,7 +54,7 @@ def measured_table(results: Results) -> str:
 
 def growth_table(results: Results) -> str:
     """Warm latencies, one client, for each size of store."""
-    header = ["one client asks regmirror for", "unit", *map(Growth.server_name, Growth.stores)]
+    header = ["one client requests from regmirror", "unit", *map(Growth.server_name, Growth.stores)]
     return _table(header, ([title, "µs", *map(short, values)] for title, values in _growth(results)))
 
 
@@ -68,7 +68,7 @@ def goals_table(results: Results) -> str:
                 name = [subject] if len(results.subjects) > 1 else []
                 lines.append([row.title, *name, hold, aim])
     program = ["program"] if len(results.subjects) > 1 else []
-    return _table(["work", *program, "to hold", "to aim at"], lines)
+    return _table(["work", *program, "limit", "target"], lines)
 
 
 def comparison_table(results: Results) -> str:
