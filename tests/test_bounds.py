@@ -1,8 +1,8 @@
-"""Everything that can grow has a bound, and ``docs/bounds.md`` has all of it (B100).
+"""Everything that can grow has a bound in ``docs/bounds.md`` (B100).
 
-Looks through the program for containers, queues, pools and locks that outlive a call: those kept
-on ``self``, in a class or in a module. A new one needs its line in the table, which says where it
-ends and what happens there.
+The tests search the package for containers, queues, pools and locks that outlive a call: those on
+``self``, in a class or in a module. A new one needs a row in the table, with its bound and the
+effect of reaching it.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ POOLS = {
     "create_async_engine", "TCPConnector",
 }  # fmt: skip
 CACHES = {"cache", "lru_cache", "cached_property"}
-#: What ends with a command, or is the configuration itself.
+#: Modules whose containers end with a command or are the configuration itself.
 OF_ONE_COMMAND = {"cli", "schema.py", "loader.py", "migrations", "__main__.py"}
 
 
-def called(node: ast.expr) -> str:
-    """The last name of what is called: ``ThreadPoolExecutor`` of ``futures.ThreadPoolExecutor(2)``."""
+def called(node: ast.AST) -> str:
+    """Return the last name of a call, such as ``ThreadPoolExecutor`` of ``futures.ThreadPoolExecutor(2)``."""
     function = node.func if isinstance(node, ast.Call) else node
     return ast.unparse(function).partition("[")[0].rpartition(".")[2]
 
 
 def is_growable(value: ast.expr | None) -> bool:
-    """Whether this expression makes a container that can grow, or a pool."""
+    """Return whether the expression creates a container that can grow, or a pool."""
     if isinstance(value, ast.Dict | ast.List | ast.Set | ast.DictComp | ast.ListComp | ast.SetComp):
         return True
     if isinstance(value, ast.IfExp):
@@ -58,7 +58,7 @@ def is_growable(value: ast.expr | None) -> bool:
 
 
 def assigned(node: ast.AST) -> Iterator[tuple[str, ast.expr | None]]:
-    """Names and values of an assignment, of tuples each."""
+    """Yield the names and values of an assignment; tuples are unpacked."""
     if isinstance(node, ast.AnnAssign):
         yield ast.unparse(node.target), node.value
     if isinstance(node, ast.Assign):
@@ -71,10 +71,12 @@ def assigned(node: ast.AST) -> Iterator[tuple[str, ast.expr | None]]:
 
 
 def find_in(path: Path) -> Iterator[str]:
-    """``name`` of a module, ``Class.name`` of a class or an object, ``function()`` that makes a pool."""
+    """Yield ``name`` of a module, ``Class.name`` of a class, ``function()`` that creates a pool."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in tree.body:
-        yield from (name for name, value in assigned(node) if is_growable(value) and not is_constant(value))
+    for statement in tree.body:
+        for name, value in assigned(statement):
+            if is_growable(value) and not is_constant(value):
+                yield name
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef):
             yield from find_in_class(node)
@@ -87,7 +89,7 @@ def find_in(path: Path) -> Iterator[str]:
 
 
 def makes_pool(function: ast.AST) -> bool:
-    """Whether it makes a pool for somebody else: one on ``self`` has its own name."""
+    """Return whether the function creates a pool that it does not assign to ``self``."""
     own = [
         value
         for node in ast.walk(function)
@@ -110,12 +112,13 @@ def find_in_class(node: ast.ClassDef) -> Iterator[str]:
 
 
 def is_constant(value: ast.expr | None) -> bool:
-    """Of a module's own value: what is written out, or made of what is; what grows begins empty."""
+    """Return whether a value of a module is written out in full; containers that grow start empty."""
     is_literal = isinstance(value, ast.Dict | ast.List | ast.Set) and any(ast.iter_child_nodes(value))
     return is_literal or isinstance(value, ast.DictComp | ast.ListComp | ast.SetComp)
 
 
 def found() -> set[str]:
+    """Return file and name of everything in the package that can grow, and of every table."""
     names = set()
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE).parts
@@ -125,46 +128,46 @@ def found() -> set[str]:
 
 
 def listed() -> list[tuple[str, str, str]]:
-    """File and name, bound, and what happens there, of each line of the table."""
+    """Return file and name, bound, and effect of each row of the table."""
     lines = re.findall(
         r"^\| `([^`]+)` \| `([^`]+)` \| (.+?) \| (.+?) \|$", TABLE.read_text("utf-8"), re.MULTILINE
     )
     return [(f"{file} {name}", bound, end) for file, name, bound, end in lines]
 
 
-def test_whatever_can_grow_has_its_line_in_the_table():
-    """B100: and the table names nothing that is gone."""
+def test_the_table_lists_exactly_what_can_grow() -> None:
+    """B100."""
     names = {name for name, _, _ in listed()}
-    assert sorted(found() - names) == [], "add a line to docs/bounds.md that says where it ends"
-    assert sorted(names - found()) == [], "these are gone: remove their lines from docs/bounds.md"
+    assert sorted(found() - names) == [], "add a row with the bound to docs/bounds.md"
+    assert sorted(names - found()) == [], "these no longer exist: remove their rows from docs/bounds.md"
 
 
-def test_the_lines_are_sorted_and_say_something():
-    """So that two changes rarely meet in one line."""
+def test_the_rows_are_sorted_and_state_a_bound() -> None:
+    """Sorting avoids conflicts between changes."""
     lines = [name for name, _, _ in listed()]
     assert lines == sorted(lines)
     assert len(lines) == len(set(lines))
     assert [name for name, bound, _ in listed() if not re.search(r"\d|config|request|one ", bound)] == []
 
 
-def test_every_memory_is_weighed_in_bytes():
-    """B100: a number of entries bounds nothing while their size is a stranger's."""
+def test_every_lru_is_bounded_in_bytes() -> None:
+    """B100: a number of entries is no bound when clients or upstreams determine their size."""
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and ast.unparse(node.func).partition("[")[0].endswith("Lru"):
                 assert len(node.args) == 2, f"{path.name}:{node.lineno}"
 
 
-def test_the_walk_sees_what_can_grow(tmp_path):
-    """Else a new kind of container would pass unseen."""
+def test_the_search_finds_every_kind_of_container(tmp_path: Path) -> None:
+    """Otherwise a new kind of container would not be noticed."""
     path = tmp_path / "sample.py"
     path.write_text(
         "seen = {}\nqueue: deque[int] = deque()\nLIMIT = 5\nNAMES = {'a': 1}\n"
         "class A:\n    tags: list[str] = field(default_factory=list)\n    pool = ThreadPoolExecutor(2)\n"
         "    def __init__(self):\n        self.x, self._y = {}, asyncio.Queue()\n"
         "        self._z: Lru[str, int] = Lru(5, weigh) if lru is None else lru\n        local = []\n"
-        "@functools.cache\ndef look(): pass\ndef work():\n    threads = futures.ThreadPoolExecutor(2)\n",
+        "@functools.cache\ndef parse(): pass\ndef work():\n    threads = futures.ThreadPoolExecutor(2)\n",
         encoding="utf-8",
     )
-    names = ["seen", "queue", "A.tags", "A.pool", "A.x", "A._y", "A._z", "look", "work()"]
+    names = ["seen", "queue", "A.tags", "A.pool", "A.x", "A._y", "A._z", "parse", "work()"]
     assert sorted(find_in(path)) == sorted(names)
