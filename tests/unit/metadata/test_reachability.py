@@ -31,7 +31,7 @@ async def stored(database: Database) -> Database:
             manifest = {"digest": digest, "media_type": "x/y", "payload": b"123", "stored_at": 1.0}
             await connection.execute(sa.insert(t.manifests).values(manifest))
         for number, digest in ((1, "a"), (1, "b"), (2, "b")):
-            row = {"repository_id": number, "digest": digest, "stored_at": 1.0, "pulled_at": 1.0}
+            row = {"repository_id": number, "digest": digest, "stored_at": 1, "pulled_at": 1}
             await connection.execute(sa.insert(t.repository_manifests).values(row))
     return database
 
