@@ -60,12 +60,7 @@ WITHOUT_TESTS: set[str] = {
     "server/worker.py",
     "server/workers.py",
     "upstream/health/base.py",
-    "v2/connection.py",
-    "v2/lists.py",
     "v2/pull.py",
-    "v2/request.py",
-    "v2/response_cache.py",
-    "v2/responses.py",
     "v2/routes.py",
     "v2/streaming.py",
 }

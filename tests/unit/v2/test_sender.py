@@ -8,6 +8,9 @@ import gc
 import os
 import socket
 import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,18 +19,19 @@ from tests.fake_registry import random_bytes
 from tests.mirror_fixture import list_open_files, wait_until
 
 DATA = random_bytes(3 * STEP)
+Connect = Callable[[], tuple[socket.socket, socket.socket]]
 SMALL = 4_096  # bytes of a socket's buffers, so that a reader who does not read is noticed
 
 
 @pytest.fixture
-def sender():
+def sender() -> Iterator[Sender]:
     sender = Sender()
     yield sender
     sender.close()
 
 
 @pytest.fixture
-def source(tmp_path):
+def source(tmp_path: Path) -> Iterator[int]:
     path = tmp_path / "blob"
     path.write_bytes(DATA)
     descriptor = os.open(path, os.O_RDONLY)
@@ -36,11 +40,11 @@ def source(tmp_path):
 
 
 @pytest.fixture
-def connect():
+def connect() -> Iterator[Connect]:
     """A function that makes a connection: the server's end and the client's."""
-    ends = []
+    ends: list[socket.socket] = []
 
-    def connected():
+    def connected() -> tuple[socket.socket, socket.socket]:
         pair = socket.socketpair()
         ends.extend(pair)
         for end in pair:
@@ -53,7 +57,7 @@ def connect():
         end.close()
 
 
-async def receive(end, count):
+async def receive(end: socket.socket, count: int) -> bytes:
     loop, received = asyncio.get_running_loop(), bytearray()
     while len(received) < count:
         piece = await loop.sock_recv(end, min(65_536, count - len(received)))
@@ -66,7 +70,9 @@ async def receive(end, count):
     ("offset", "count"),
     [(0, 1), (100, 1_000), (7, INLINE), (7, INLINE + 1), (STEP - 1, STEP + 2), (0, len(DATA))],
 )
-async def test_the_bytes_of_the_range_arrive_and_no_others(sender, source, connect, offset, count):
+async def test_the_bytes_of_the_range_arrive_and_no_others(
+    sender: Sender, source: int, connect: Connect, offset: int, count: int
+) -> None:
     server, client = connect()
     receiving = asyncio.create_task(receive(client, count))
     await sender.send(server.fileno(), source, offset, count)
@@ -75,7 +81,7 @@ async def test_the_bytes_of_the_range_arrive_and_no_others(sender, source, conne
         client.recv(1)
 
 
-async def test_who_does_not_read_delays_nobody(sender, source, connect):
+async def test_who_does_not_read_delays_nobody(sender: Sender, source: int, connect: Connect) -> None:
     """B17: one thread serves both."""
     slow, _ = connect()
     waiting = asyncio.create_task(sender.send(slow.fileno(), source, 0, len(DATA)))
@@ -87,7 +93,7 @@ async def test_who_does_not_read_delays_nobody(sender, source, connect):
     waiting.cancel()
 
 
-async def test_many_are_served_at_once_by_several_threads(source, connect):
+async def test_many_are_served_at_once_by_several_threads(source: int, connect: Connect) -> None:
     sender = Sender(threads=2)
     pairs = [connect() for _ in range(10)]
     receiving = [asyncio.create_task(receive(client, len(DATA))) for _, client in pairs]
@@ -97,7 +103,9 @@ async def test_many_are_served_at_once_by_several_threads(source, connect):
 
 
 @pytest.mark.parametrize("count", [1_000, len(DATA)])
-async def test_a_file_that_ends_early_is_an_error(sender, source, connect, count):
+async def test_a_file_that_ends_early_is_an_error(
+    sender: Sender, source: int, connect: Connect, count: int
+) -> None:
     """B6: a promised byte that is missing must not go unnoticed."""
     server, client = connect()
     receiving = asyncio.create_task(receive(client, len(DATA) - 10))
@@ -107,7 +115,9 @@ async def test_a_file_that_ends_early_is_an_error(sender, source, connect, count
 
 
 @pytest.mark.parametrize("leaves", ["before", "meanwhile"])
-async def test_a_peer_that_is_gone_is_a_connection_error(sender, source, connect, leaves):
+async def test_a_peer_that_is_gone_is_a_connection_error(
+    sender: Sender, source: int, connect: Connect, leaves: Any
+) -> None:
     server, client = connect()
     if leaves == "before":
         client.close()
@@ -119,7 +129,9 @@ async def test_a_peer_that_is_gone_is_a_connection_error(sender, source, connect
         await sending
 
 
-async def test_cancelling_leaves_the_callers_descriptors_open(sender, source, connect):
+async def test_cancelling_leaves_the_callers_descriptors_open(
+    sender: Sender, source: int, connect: Connect
+) -> None:
     gc.collect()  # what earlier tests left to be closed is closed now
     before = len(list_open_files())
     server, client = connect()
@@ -134,11 +146,15 @@ async def test_cancelling_leaves_the_callers_descriptors_open(sender, source, co
     assert server.fileno() >= 0
 
 
-async def test_a_job_that_is_cancelled_as_its_socket_gets_room_stops_no_other(sender, source, connect):
+async def test_a_job_that_is_cancelled_as_its_socket_gets_room_stops_no_other(
+    sender: Sender, source: int, connect: Connect
+) -> None:
     """B17: the thread is told both at once, in either order, and goes on."""
     await _send_whole(sender, source, connect)
     thread = sender._threads[0]
-    thread._epoll = _WakeFirst(thread._epoll, thread._wake)
+    thread._epoll = _WakeFirst(  # type: ignore[assignment]
+        thread._epoll, thread._wake
+    )
     for _ in range(3):
         server, client = connect()
         sending = asyncio.create_task(sender.send(server.fileno(), source, 0, len(DATA)))
@@ -149,7 +165,7 @@ async def test_a_job_that_is_cancelled_as_its_socket_gets_room_stops_no_other(se
     assert thread._thread.is_alive()
 
 
-async def _send_whole(sender, source, connect):
+async def _send_whole(sender: Sender, source: int, connect: Connect) -> None:
     server, client = connect()
     receiving = asyncio.create_task(receive(client, len(DATA)))
     await sender.send(server.fileno(), source, 0, len(DATA))
@@ -159,28 +175,29 @@ async def _send_whole(sender, source, connect):
 class _WakeFirst:
     """An epoll that reports every socket it knows right after a wake-up, as a busy one does."""
 
-    def __init__(self, epoll, wake):
-        self._epoll, self._wake, self._known = epoll, wake, set()
+    def __init__(self, epoll: Any, wake: int) -> None:
+        self._epoll, self._wake = epoll, wake
+        self._known: set[int] = set()
 
-    def poll(self, timeout):
-        events = self._epoll.poll(timeout)
+    def poll(self, timeout: float) -> list[tuple[int, int]]:
+        events: list[tuple[int, int]] = self._epoll.poll(timeout)
         if any(descriptor == self._wake for descriptor, _ in events):
             return [(self._wake, 1), *((descriptor, 4) for descriptor in self._known)]
         return events
 
-    def register(self, descriptor, events):
+    def register(self, descriptor: int, events: int) -> None:
         self._known.add(descriptor)
         self._epoll.register(descriptor, events)
 
-    def unregister(self, descriptor):
+    def unregister(self, descriptor: int) -> None:
         self._known.discard(descriptor)
         self._epoll.unregister(descriptor)
 
-    def close(self):
+    def close(self) -> None:
         self._epoll.close()
 
 
-async def test_closing_aborts_what_is_being_sent(sender, source, connect):
+async def test_closing_aborts_what_is_being_sent(sender: Sender, source: int, connect: Connect) -> None:
     server, _ = connect()
     sending = asyncio.create_task(sender.send(server.fileno(), source, 0, len(DATA)))
     await wait_until(lambda: sender._threads != [], "a thread has the job")
@@ -189,7 +206,9 @@ async def test_closing_aborts_what_is_being_sent(sender, source, connect):
         await sending
 
 
-async def test_a_socket_that_is_shut_down_ends_what_is_sent(sender, source, connect):
+async def test_a_socket_that_is_shut_down_ends_what_is_sent(
+    sender: Sender, source: int, connect: Connect
+) -> None:
     """B17: so the connection of a reader that has stopped is dropped, and no descriptor stays."""
     server, _ = connect()
     sending = asyncio.create_task(sender.send(server.fileno(), source, 0, len(DATA)))
@@ -203,7 +222,7 @@ async def test_a_socket_that_is_shut_down_ends_what_is_sent(sender, source, conn
 
 
 @pytest.fixture
-def cold(tmp_path):
+def cold(tmp_path: Path) -> Iterator[int]:
     """A file whose bytes the kernel does not hold in memory, where the file system can do that."""
     descriptor = os.open(tmp_path / "cold", os.O_RDWR | os.O_CREAT)
     os.write(descriptor, DATA)
@@ -214,7 +233,7 @@ def cold(tmp_path):
 
 
 @pytest.fixture
-def slow_disk(monkeypatch, cold):
+def slow_disk(monkeypatch: pytest.MonkeyPatch, cold: int) -> Iterator[threading.Event]:
     """An event: until it is set, nothing of ``cold`` is in memory, and whatever reads it there waits.
 
     What the kernel says of it changes as soon as somebody asks: it begins to read.
@@ -222,14 +241,14 @@ def slow_disk(monkeypatch, cold):
     ready, load = threading.Event(), _Job.load
     number = os.fstat(cold).st_ino
 
-    def wait(job):
+    def wait(job: _Job) -> None:
         assert ready.wait(20)
         load(job)
 
-    def is_there(descriptor):
+    def is_there(descriptor: int) -> bool:
         return ready.is_set() or os.fstat(descriptor).st_ino != number
 
-    def count(descriptor, _offset, count, _step):
+    def count(descriptor: int, _offset: int, count: int, _step: int) -> int:
         return count if is_there(descriptor) else 0
 
     monkeypatch.setattr(_Job, "load", wait)
@@ -239,7 +258,9 @@ def slow_disk(monkeypatch, cold):
 
 
 @pytest.mark.parametrize("count", [1, 1_000, INLINE, len(DATA)])
-async def test_what_is_on_the_disk_alone_arrives(sender, cold, connect, count):
+async def test_what_is_on_the_disk_alone_arrives(
+    sender: Sender, cold: int, connect: Connect, count: int
+) -> None:
     server, client = connect()
     receiving = asyncio.create_task(receive(client, count))
     await sender.send(server.fileno(), cold, 0, count)
@@ -247,7 +268,9 @@ async def test_what_is_on_the_disk_alone_arrives(sender, cold, connect, count):
 
 
 @pytest.mark.parametrize("count", [1_000, len(DATA)])
-async def test_a_slow_disk_delays_only_those_who_need_it(sender, source, cold, connect, slow_disk, count):
+async def test_a_slow_disk_delays_only_those_who_need_it(
+    sender: Sender, source: int, cold: int, connect: Connect, slow_disk: threading.Event, count: int
+) -> None:
     """B17: more streams than there are threads wait for the disk; others and the loop go on."""
     pairs = [connect() for _ in range(LOADERS + 3)]
     waiting = [asyncio.create_task(sender.send(end.fileno(), cold, 0, count)) for end, _ in pairs]
@@ -260,7 +283,9 @@ async def test_a_slow_disk_delays_only_those_who_need_it(sender, source, cold, c
     assert all(received == DATA[:count] for received in await asyncio.gather(*receiving))
 
 
-async def test_closing_aborts_what_waits_for_the_disk(cold, connect, slow_disk):
+async def test_closing_aborts_what_waits_for_the_disk(
+    cold: int, connect: Connect, slow_disk: threading.Event
+) -> None:
     sender = Sender()
     before = len(list_open_files())
     pairs = [connect() for _ in range(LOADERS + 3)]
@@ -273,17 +298,26 @@ async def test_closing_aborts_what_waits_for_the_disk(cold, connect, slow_disk):
     assert len(list_open_files()) == before + 2 * len(pairs)
 
 
-async def test_a_disk_that_fails_is_an_error(sender, source, cold, connect, slow_disk, monkeypatch):
+async def test_a_disk_that_fails_is_an_error(
+    sender: Sender,
+    source: int,
+    cold: int,
+    connect: Connect,
+    slow_disk: threading.Event,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """B44: the response ends, and others go on."""
 
-    def fail(*_):
+    def fail(*_: object) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     server, _ = connect()
     with monkeypatch.context() as patch:
         patch.setattr(os, "pread", fail)
         sending = asyncio.create_task(sender.send(server.fileno(), cold, 0, len(DATA)))
-        await wait_until(lambda: sender._threads and sender._threads[0]._loading, "it waits for the disk")
+        await wait_until(
+            lambda: bool(sender._threads and sender._threads[0]._loading), "it waits for the disk"
+        )
         slow_disk.set()
         with pytest.raises(OSError, match=os.strerror(errno.EIO)):
             await sending
