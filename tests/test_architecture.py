@@ -12,6 +12,7 @@ import ast
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -101,18 +102,18 @@ def height() -> dict[str, tuple[int, int]]:
     return {name: (-row, -column) for row, names in enumerate(ROWS) for column, name in enumerate(names)}
 
 
-def test_every_module_has_its_place():
+def test_every_module_has_its_place() -> None:
     """A new package is a decision: say where it belongs."""
     found = {unit(path) for path in FILES} - {VERSION}
     assert found - set(height()) == set()
 
 
-def test_every_place_has_its_module():
+def test_every_place_has_its_module() -> None:
     assert set(height()) - {unit(path) for path in FILES} == PLANNED
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_point_down(path):
+def test_imports_point_down(path: Any) -> None:
     places = height() | {VERSION: (-len(ROWS), 0)}
     row, column = places[unit(path)]
     for name in own_imports(path):
@@ -136,7 +137,7 @@ def test_imports_point_down(path):
         ("pydantic", {"config", "cli"}),
     ],
 )
-def test_a_library_stays_where_it_belongs(library, allowed):
+def test_a_library_stays_where_it_belongs(library: str, allowed: Any) -> None:
     """``aiohttp.web`` is the edge's alone: nothing below it knows of requests and responses."""
     users = {
         unit(path)
@@ -147,7 +148,7 @@ def test_a_library_stays_where_it_belongs(library, allowed):
     assert users - allowed == set()
 
 
-def test_no_concrete_store_is_named_outside_blobs_and_server():
+def test_no_concrete_store_is_named_outside_blobs_and_server() -> None:
     """Every other package takes the port ``blobs.base.BlobStore``."""
     users = {
         unit(path)
@@ -158,7 +159,7 @@ def test_no_concrete_store_is_named_outside_blobs_and_server():
     assert users == {"blobs", "server"}
 
 
-def test_modules_do_not_import_each_other_in_circles():
+def test_modules_do_not_import_each_other_in_circles() -> None:
     """Not even inside a package, where the table says nothing."""
     edges = {_dotted(path): {_module(name) for name in imports(path)} - {_dotted(path)} for path in FILES}
     done: set[str] = set()
@@ -180,13 +181,13 @@ def _module(name: str) -> str:
 
 
 @pytest.mark.parametrize("path", [*FILES, *TESTS], ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_file_is_too_long(path):
+def test_no_file_is_too_long(path: Any) -> None:
     is_test = path in TESTS
     assert len(path.read_text(encoding="utf-8").splitlines()) <= LINES_MAX * (2 if is_test else 1)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_no_function_is_too_long(path):
+def test_no_function_is_too_long(path: Any) -> None:
     functions = [
         node for node in ast.walk(tree(path)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     ]
@@ -194,7 +195,7 @@ def test_no_function_is_too_long(path):
     assert {name: length for name, length in lengths.items() if length > FUNCTION_MAX} == {}
 
 
-def test_every_module_has_a_test_file_of_its_name():
+def test_every_module_has_a_test_file_of_its_name() -> None:
     """``regmirror/mirror/freshness.py`` is tested by ``tests/unit/mirror/test_freshness.py``."""
     modules = {
         path.relative_to(PACKAGE)
@@ -211,7 +212,7 @@ def test_every_module_has_a_test_file_of_its_name():
     assert WITHOUT_TESTS - missing == set(), "remove what has a test file, or is no module any more"
 
 
-def test_nothing_happens_when_a_module_is_imported():
+def test_nothing_happens_when_a_module_is_imported() -> None:
     """Start and stop belong to the composition root: no threads, files or loops at import."""
     forbidden = {"open", "create_task", "run", "start", "connect", "getenv"}
     for path in FILES:

@@ -12,13 +12,14 @@ import socket
 import struct
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from regmirror.telemetry.events import KINDS, RESULTS
-from tests.fake_registry import Corrupt, RateLimit, Status, Truncate, random_bytes
+from tests.fake_registry import Corrupt, FakeRegistry, Image, RateLimit, Status, Truncate, random_bytes
 from tests.integration.test_metrics import COUNTER, read_metrics, total
-from tests.mirror_fixture import NAME, run_program, wait_until
+from tests.mirror_fixture import NAME, InProcessMirror, Program, run_program, wait_until
 
 BLOB = random_bytes(300_000)
 LARGE = random_bytes(
@@ -55,16 +56,16 @@ FROM_THE_START = {
 
 
 @pytest.fixture
-def image(upstream):
+def image(upstream: FakeRegistry) -> Any:
     return upstream.add_image("team/app", "1", [BLOB, b"second"])
 
 
-def raw(path, method="GET", **headers):
+def raw(path: str, method: str = "GET", **headers: Any) -> Any:
     lines = [f"{method} {path} HTTP/1.1", "Host: m", "Connection: close"]
     return "\r\n".join([*lines, *(f"{name}: {value}" for name, value in headers.items()), "", ""]).encode()
 
 
-async def metrics_after(program, count):
+async def metrics_after(program: Program, count: int) -> Any:
     """The metrics after ``count`` requests have ended."""
     await wait_until(lambda: len(program.log_records("request")) >= count, f"{count} requests have ended")
     return await read_metrics(program)
@@ -74,7 +75,7 @@ async def metrics_after(program, count):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-async def test_every_child_exists_from_the_start(upstream, storage, workers):
+async def test_every_child_exists_from_the_start(upstream: FakeRegistry, storage: Path, workers: int) -> None:
     """B78, B81: at 0, so that the first event is an increase."""
     expected = {
         (f"regmirror_{name}", *labels) for name, children in FROM_THE_START.items() for labels in children
@@ -87,7 +88,7 @@ async def test_every_child_exists_from_the_start(upstream, storage, workers):
     assert total(metrics, "regmirror_build_info") == 1
 
 
-async def test_the_alert_rules_use_existing_metrics(mirror):
+async def test_the_alert_rules_use_existing_metrics(mirror: InProcessMirror) -> None:
     """B81: a rule about a metric or label value that does not exist would never fire."""
     metrics = await read_metrics(mirror)
     rules = ALERTS.read_text(encoding="utf-8")
@@ -102,7 +103,7 @@ async def test_the_alert_rules_use_existing_metrics(mirror):
 # --- requests ---
 
 
-async def leave(program, path, how):
+async def leave(program: Program, path: str, how: Any) -> Any:
     """Send a request and leave as ``how`` says; returns whether a response had begun by then."""
     loop = asyncio.get_running_loop()
     with socket.create_connection(("127.0.0.1", program.port)) as connection:
@@ -127,7 +128,7 @@ async def leave(program, path, how):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-async def test_a_client_that_leaves_is_counted(upstream, storage, workers):
+async def test_a_client_that_leaves_is_counted(upstream: FakeRegistry, storage: Path, workers: int) -> None:
     """B78: once if the response had begun, never more than once; log and counter agree."""
     upstream.add_image("team/app", "1", [BLOB])
     large = upstream.add_blob("team/app", LARGE)
@@ -158,7 +159,9 @@ async def test_a_client_that_leaves_is_counted(upstream, storage, workers):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-async def test_sent_bytes_are_the_bytes_that_clients_got(upstream, storage, image, workers):
+async def test_sent_bytes_are_the_bytes_that_clients_got(
+    upstream: FakeRegistry, storage: Path, image: Image, workers: int
+) -> None:
     """B78: bodies of blobs, ranges and manifests count; HEAD, 304, 416 and errors do not."""
     layer, tag = f"{APP}/blobs/{image.layer_digests[0]}", f"{APP}/manifests/1"
     requests = [(layer, {}), (layer, {"Range": "bytes=100-299"}), (layer, {"Range": "bytes=999999-"})]
@@ -188,11 +191,11 @@ async def test_sent_bytes_are_the_bytes_that_clients_got(upstream, storage, imag
 # --- workers that die ---
 
 
-async def test_counts_of_a_killed_worker_remain(upstream, storage, image):
+async def test_counts_of_a_killed_worker_remain(upstream: FakeRegistry, storage: Path, image: Image) -> None:
     """B78: all requests that had ended before the kill, and all later ones, are counted."""
     paths = [f"{APP}/manifests/1", f"{APP}/manifests/absent", f"{APP}/blobs/{image.layer_digests[0]}"]
 
-    async def send_all():
+    async def send_all() -> None:
         pulls = [program.get(path, {"Connection": "close"}) for path in paths * 10]
         await asyncio.gather(*pulls)
 
@@ -214,13 +217,15 @@ async def test_counts_of_a_killed_worker_remain(upstream, storage, image):
     assert [after[name] for name in names] == [2 * before[name] for name in names]
 
 
-async def test_a_storm_in_which_workers_are_killed(upstream, storage, image):
+async def test_a_storm_in_which_workers_are_killed(
+    upstream: FakeRegistry, storage: Path, image: Image
+) -> None:
     """B78: no request counts twice; only requests in progress in a killed worker may be missing."""
     paths = [f"{APP}/manifests/1", f"{APP}/blobs/{image.layer_digests[0]}", f"{APP}/manifests/absent"]
     clients, each = 8, 60
     outcomes = []
 
-    async def client(number):
+    async def client(number: Any) -> None:
         for turn in range(each):
             path = paths[(number + turn) % len(paths)]
             try:
@@ -228,7 +233,7 @@ async def test_a_storm_in_which_workers_are_killed(upstream, storage, image):
             except OSError:  # reset by the end of its worker
                 outcomes.append(False)
 
-    async def kill_workers():
+    async def kill_workers() -> None:
         for kills in (1, 2):
             await wait_until(
                 lambda part=kills: len(outcomes) > part * clients * each // 4,
@@ -250,7 +255,9 @@ async def test_a_storm_in_which_workers_are_killed(upstream, storage, image):
     assert sent - completed <= 2 * clients, "only requests in progress in a killed worker failed"
 
 
-async def test_downloads_of_a_killed_worker_leave_the_gauges(upstream, storage, image):
+async def test_downloads_of_a_killed_worker_leave_the_gauges(
+    upstream: FakeRegistry, storage: Path, image: Image
+) -> None:
     """B78: gauges of downloads and followers count live workers only."""
     pause = upstream.pause(after=100_000, times=1)
     in_flight = ("regmirror_downloads_in_flight",), ("regmirror_download_followers",)
@@ -267,7 +274,9 @@ async def test_downloads_of_a_killed_worker_leave_the_gauges(upstream, storage, 
     assert [metrics[name] for name in in_flight] == [0, 0]
 
 
-async def test_a_new_worker_keeps_the_gauges_of_upstreams(upstream, storage, image):
+async def test_a_new_worker_keeps_the_gauges_of_upstreams(
+    upstream: FakeRegistry, storage: Path, image: Image
+) -> None:
     """B81: a failing upstream and its remaining quota stay visible, so that no alert ends."""
     upstream.rate_limit = RateLimit(limit=100, remaining=42)
     known = {"up": 0.0, "ratelimit_limit": 100.0, "ratelimit_remaining": 41.0}
@@ -287,7 +296,9 @@ async def test_a_new_worker_keeps_the_gauges_of_upstreams(upstream, storage, ima
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-async def test_each_request_is_one_line_of_json(upstream, storage, image, workers):
+async def test_each_request_is_one_line_of_json(
+    upstream: FakeRegistry, storage: Path, image: Image, workers: int
+) -> None:
     """B81: each line has all fields, and there are as many lines as requests were counted."""
     wrong = upstream.add_blob("team/app", b"wrong" * 1_000)
     upstream.fault(Corrupt(), kind="blob", reference=wrong, times=None)

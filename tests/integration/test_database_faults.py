@@ -6,6 +6,8 @@ import asyncio
 import os
 import sqlite3
 from contextlib import closing
+from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy.exc import DatabaseError
@@ -13,8 +15,9 @@ from sqlalchemy.exc import DatabaseError
 from regmirror.metadata.database_health import EXAMINATION_INTERVAL
 from regmirror.oci.names import Repository, Tag
 from regmirror.telemetry.events import NotStored
-from tests.fake_registry import random_bytes
-from tests.mirror_fixture import NAME, run_mirror, run_program, wait_until
+from tests.conftest import StartMirror
+from tests.fake_registry import FakeRegistry, Image, random_bytes
+from tests.mirror_fixture import NAME, InProcessMirror, run_mirror, run_program, wait_until
 
 APP = "/v2/team/app"
 TAG = f"{APP}/manifests/1"
@@ -23,34 +26,34 @@ NO_LIMITS = {"min_free": "0"}
 
 
 @pytest.fixture
-async def image(upstream):
+async def image(upstream: FakeRegistry) -> Any:
     return upstream.add_image("team/app", "1", [LAYER])
 
 
 @pytest.fixture
-async def mirror(start_mirror):
+async def mirror(start_mirror: StartMirror) -> Any:
     return await start_mirror(storage=NO_LIMITS)
 
 
 @pytest.fixture
-async def path(image):
+async def path(image: Image) -> Any:
     return f"{APP}/blobs/{image.layer_digests[0]}"
 
 
-def database(mirror):
+def database(mirror: InProcessMirror) -> Any:
     return mirror.root / "regmirror.db"
 
 
-def rows(mirror, query):
+def rows(mirror: InProcessMirror, query: Any) -> Any:
     with closing(sqlite3.connect(database(mirror))) as connection:
         return connection.execute(query).fetchall()
 
 
-def metadata_cache(mirror):
+def metadata_cache(mirror: InProcessMirror) -> Any:
     return mirror.worker._resources.metadata_cache
 
 
-async def pull(mirror, path):
+async def pull(mirror: InProcessMirror, path: str) -> Any:
     """The manifest, its config and the layer; fails unless they are right."""
     manifest = await mirror.get(TAG)
     assert manifest.status == 200
@@ -62,19 +65,21 @@ async def pull(mirror, path):
     return manifest, blob
 
 
-async def drain(mirror):
+async def drain(mirror: InProcessMirror) -> None:
     """Until everything that was told to the database has been written or given up."""
     await wait_until(lambda: not metadata_cache(mirror)._writes.is_late, "no write is late", timeout=30)
 
 
-def details(mirror):
+def details(mirror: InProcessMirror) -> Any:
     return {event.detail for event in mirror.events.of(NotStored) if event.reason == "database"}
 
 
 # --- locked, full, read-only ---
 
 
-async def test_another_process_holds_the_write_lock(mirror, upstream, image, path):
+async def test_another_process_holds_the_write_lock(
+    mirror: InProcessMirror, upstream: FakeRegistry, image: Image, path: str
+) -> None:
     """B44: cold and warm pulls go on; what they taught is written when the lock is free."""
     with closing(sqlite3.connect(database(mirror), isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -90,7 +95,9 @@ async def test_another_process_holds_the_write_lock(mirror, upstream, image, pat
     assert upstream.count("blob", "GET") == 2
 
 
-async def test_many_pulls_wait_for_the_lock_no_longer_than_one(mirror, upstream):
+async def test_many_pulls_wait_for_the_lock_no_longer_than_one(
+    mirror: InProcessMirror, upstream: FakeRegistry
+) -> None:
     """B44: the writes of all of them together are late, so that none is waited for."""
     for number in range(30):
         upstream.add_image("team/app", f"t{number}", [b"%d" % number])
@@ -106,7 +113,7 @@ async def test_many_pulls_wait_for_the_lock_no_longer_than_one(mirror, upstream)
     assert rows(mirror, "SELECT count(*) FROM tags") == [(30,)]
 
 
-async def test_a_database_that_cannot_grow(mirror, image, path):
+async def test_a_database_that_cannot_grow(mirror: InProcessMirror, image: Image, path: str) -> None:
     """B44: what cannot be written is counted, and is written again once it can."""
     store = mirror.worker._resources.metadata
     async with store.database.write() as connection:
@@ -129,7 +136,7 @@ async def test_a_database_that_cannot_grow(mirror, image, path):
     assert rows(mirror, "SELECT count(*) FROM tags WHERE name = '1'") == [(1,)]
 
 
-def _odd_tag(number, data):
+def _odd_tag(number: Any, data: Any) -> Any:
     from regmirror.metadata.records import TagRecord
     from regmirror.oci.names import Digest
 
@@ -137,7 +144,9 @@ def _odd_tag(number, data):
     return Repository(NAME, f"{'n' * 200}/{number}"), Tag(f"{'t' * 100}{data.decode()}"), record
 
 
-async def test_a_database_that_does_not_answer(mirror, upstream, image, path, monkeypatch):
+async def test_a_database_that_does_not_answer(
+    mirror: InProcessMirror, upstream: FakeRegistry, image: Image, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """B44: it is waited for once, and everybody else goes on without it."""
     await pull(mirror, path)
     await drain(mirror)
@@ -145,7 +154,7 @@ async def test_a_database_that_does_not_answer(mirror, upstream, image, path, mo
     store = mirror.worker._resources.metadata
     real = store.database._first
 
-    async def hang(query):
+    async def hang(query: Any) -> Any:
         await gate.wait()
         return await real(query)
 
@@ -164,26 +173,26 @@ async def test_a_database_that_does_not_answer(mirror, upstream, image, path, mo
     assert await metadata_cache(mirror).list_tags(*_app()) == ["1"]
 
 
-def _app():
+def _app() -> Any:
     return (Repository(NAME, "team/app"),)
 
 
 # --- lost and damaged, while running ---
 
 
-def garbage(path):
+def garbage(path: str) -> None:
     path.write_bytes(os.urandom(path.stat().st_size))
 
 
-def empty(path):
+def empty(path: str) -> None:
     path.write_bytes(b"")
 
 
-def delete(path):
+def delete(path: str) -> None:
     path.unlink()
 
 
-def replace(path):
+def replace(path: str) -> None:
     """By one that is good and knows nothing."""
     other = path.with_name("other")
     with closing(sqlite3.connect(path)) as connection, closing(sqlite3.connect(other)) as copy:
@@ -197,7 +206,9 @@ def replace(path):
 
 
 @pytest.mark.parametrize("fault", [garbage, empty, delete, replace])
-async def test_a_database_that_goes_wrong_is_replaced(mirror, upstream, image, path, fault, storage):
+async def test_a_database_that_goes_wrong_is_replaced(
+    mirror: InProcessMirror, upstream: FakeRegistry, image: Image, path: str, fault: Any, storage: Path
+) -> None:
     """B44, B46: pulls go on, the new one knows blobs, tags and manifests, also after a restart."""
     await pull(mirror, path)
     await drain(mirror)
@@ -223,14 +234,20 @@ async def test_a_database_that_goes_wrong_is_replaced(mirror, upstream, image, p
         assert (await restarted.get(TAG)).body == image.manifest
 
 
-def _is_known(mirror):
+def _is_known(mirror: InProcessMirror) -> Any:
     try:
         return rows(mirror, "SELECT t.name FROM tags t JOIN manifests m ON m.digest = t.digest") == [("1",)]
     except sqlite3.Error:
         return False
 
 
-async def test_of_several_processes_one_repairs(start_mirror, upstream, image, path, capfd):
+async def test_of_several_processes_one_repairs(
+    start_mirror: StartMirror,
+    upstream: FakeRegistry,
+    image: Image,
+    path: str,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     """B13, B46: the others go over to the new database."""
     mirrors = [await start_mirror(storage=NO_LIMITS) for _ in range(3)]
     for mirror in mirrors:
@@ -251,15 +268,17 @@ async def test_of_several_processes_one_repairs(start_mirror, upstream, image, p
     assert capfd.readouterr().err.count("a new one knows the 2 stored blobs") == 1
 
 
-async def test_a_damaged_database_is_not_examined_for_each_error(mirror, monkeypatch):
+async def test_a_damaged_database_is_not_examined_for_each_error(
+    mirror: InProcessMirror, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """B44: a check reads all of it."""
     examined = []
 
-    async def check(*, is_suspect=False):
+    async def check(*, is_suspect: bool = False) -> Any:
         examined.append(is_suspect)
         return False
 
-    async def fail():
+    async def fail() -> None:
         raise DatabaseError("SELECT", {}, Exception("database disk image is malformed"))
 
     monkeypatch.setattr(metadata_cache(mirror).health._monitor, "check", check)
@@ -273,7 +292,9 @@ async def test_a_damaged_database_is_not_examined_for_each_error(mirror, monkeyp
     await wait_until(lambda: examined == [True, True], "it is examined again")
 
 
-async def test_ready_tells_that_the_database_cannot_be_read(mirror, image, path):
+async def test_ready_tells_that_the_database_cannot_be_read(
+    mirror: InProcessMirror, image: Image, path: str
+) -> None:
     """B44: nothing that is stored could be found by its tag."""
     await pull(mirror, path)
     garbage(database(mirror))
@@ -287,7 +308,9 @@ async def test_ready_tells_that_the_database_cannot_be_read(mirror, image, path)
 # --- at the start ---
 
 
-async def test_a_lost_database_is_made_anew_at_the_start(upstream, image, path, storage):
+async def test_a_lost_database_is_made_anew_at_the_start(
+    upstream: FakeRegistry, image: Image, path: str, storage: Path
+) -> None:
     """B46: says so in one line, and what is stored is not fetched again: its upstream proves that it
     has it (B67).
     """
@@ -308,7 +331,9 @@ async def test_a_lost_database_is_made_anew_at_the_start(upstream, image, path, 
     ]
 
 
-async def test_a_damaged_database_does_not_keep_it_from_starting(upstream, image, path, storage):
+async def test_a_damaged_database_does_not_keep_it_from_starting(
+    upstream: FakeRegistry, image: Image, path: str, storage: Path
+) -> None:
     """B46: it is kept in quarantine."""
     async with run_mirror(storage, {NAME: upstream}, storage=NO_LIMITS) as mirror:
         await pull(mirror, path)
@@ -321,7 +346,9 @@ async def test_a_damaged_database_does_not_keep_it_from_starting(upstream, image
     assert kept.read_bytes() == b"no database " * 1_000
 
 
-async def test_rows_whose_files_are_lost_heal_by_fetching(mirror, upstream, image, path):
+async def test_rows_whose_files_are_lost_heal_by_fetching(
+    mirror: InProcessMirror, upstream: FakeRegistry, image: Image, path: str
+) -> None:
     """B46: a row without its file is a miss."""
     await pull(mirror, path)
     mirror.blob_path(image.layer_digests[0]).unlink()

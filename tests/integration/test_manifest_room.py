@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,16 +24,16 @@ APP, OTHER = Repository("docker.io", "team/app"), Repository("docker.io", "team/
 TYPE = "application/vnd.oci.image.manifest.v1+json"
 
 
-def manifest(number, size=5_000):
+def manifest(number: Any, size: int = 5_000) -> Any:
     payload = json.dumps({"number": number, "padding": "x" * size}).encode()
     return Manifest(Digest.of(payload), TYPE, payload)
 
 
-def references(count):
+def references(count: int) -> Any:
     return [Descriptor(Digest.of(b"%d" % n), 10, TYPE, "layer", fetchable=True) for n in range(count)]
 
 
-def with_references(count):
+def with_references(count: int) -> Any:
     """A manifest that names so many layers, all of them the same one."""
     layer = {"mediaType": TYPE, "digest": str(Digest.of(b"0")), "size": 10}
     payload = json.dumps({"schemaVersion": 2, "layers": [layer] * count}).encode()
@@ -38,7 +41,7 @@ def with_references(count):
 
 
 class World:
-    def __init__(self, root):
+    def __init__(self, root: Any) -> None:
         self.root, self.time = root, 1_000.0
         upgrade(database_path(root))
         self.metadata = MetadataStore(database_path(root), lambda: self.time)
@@ -48,8 +51,8 @@ class World:
         self.toolkit.store.prepare()
         self.toolkit.staging.prepare()
 
-    def room(self, max_size, *, is_dry=False):
-        async def flush():
+    def room(self, max_size: Any, *, is_dry: bool = False) -> Any:
+        async def flush() -> None:
             pass
 
         config = Config.model_validate({"storage": {"max_size": str(max_size), "min_free": "0"}})
@@ -57,11 +60,11 @@ class World:
         room._is_dry = is_dry
         return room
 
-    async def save(self, item, repository=APP, tag=None, count=1):
+    async def save(self, item: Any, repository: str = APP, tag: str | None = None, count: int = 1) -> None:
         self.time += 10
         await self.metadata.save_manifest(repository, item, references(count), tag)
 
-    def rows(self, query):
+    def rows(self, query: Any) -> Any:
         connection = sqlite3.connect(database_path(self.root))
         try:
             return connection.execute(query).fetchall()
@@ -70,13 +73,13 @@ class World:
 
 
 @pytest.fixture
-async def world(tmp_path):
+async def world(tmp_path: Path) -> AsyncIterator[Any]:
     world = World(tmp_path)
     yield world
     await world.metadata.close()
 
 
-async def test_manifests_and_their_references_count(world):
+async def test_manifests_and_their_references_count(world: Any) -> None:
     """B40: exactly, whatever comes and goes."""
     items = [manifest(number) for number in range(3)]
     for number, item in enumerate(items):
@@ -89,7 +92,7 @@ async def test_manifests_and_their_references_count(world):
     assert await world.room(0).used() == whole - items[2].size - REFERENCE_BYTES
 
 
-async def test_the_least_recently_pulled_manifests_are_evicted(world):
+async def test_the_least_recently_pulled_manifests_are_evicted(world: Any) -> None:
     """B40: and what they named is reviewed; what is pinned stays."""
     items = [manifest(number) for number in range(4)]
     await world.metadata.link(APP, references(1)[0].digest)
@@ -105,7 +108,7 @@ async def test_the_least_recently_pulled_manifests_are_evicted(world):
     assert await world.room(18_000).used() <= 18_000
 
 
-async def test_a_manifest_that_is_pulled_elsewhere_frees_nothing_here(world):
+async def test_a_manifest_that_is_pulled_elsewhere_frees_nothing_here(world: Any) -> None:
     """B40: two repositories hold the same one."""
     shared, last = manifest(1), manifest(2)
     await world.save(shared)
@@ -116,7 +119,7 @@ async def test_a_manifest_that_is_pulled_elsewhere_frees_nothing_here(world):
     assert [(last.digest,)] == world.rows("SELECT digest FROM manifests")
 
 
-async def test_the_database_uses_the_pages_of_evicted_manifests_again(world):
+async def test_the_database_uses_the_pages_of_evicted_manifests_again(world: Any) -> None:
     """B40, B100: with a limit the file does not grow with what has passed through."""
     room, sizes = world.room(3_000_000), []
     for number in range(24):
@@ -128,7 +131,9 @@ async def test_the_database_uses_the_pages_of_evicted_manifests_again(world):
 
 
 @pytest.mark.parametrize(("count", "is_stored"), [(STORED_REFERENCES_MAX, 1), (STORED_REFERENCES_MAX + 1, 0)])
-async def test_a_manifest_with_too_many_references_is_not_stored(world, count, is_stored):
+async def test_a_manifest_with_too_many_references_is_not_stored(
+    world: Any, count: Any, is_stored: int
+) -> None:
     """B40, B100."""
     item, named = manifest(1), references(1)
     assert is_storable(item, named * count) is bool(is_stored)
@@ -138,7 +143,7 @@ async def test_a_manifest_with_too_many_references_is_not_stored(world, count, i
     assert len(world.events) == 1 - is_stored
 
 
-async def test_what_broken_downloads_left_goes_first(world):
+async def test_what_broken_downloads_left_goes_first(world: Any) -> None:
     """B40: oldest first, and nothing that a writer holds."""
     item = manifest(1)
     await world.save(item)
@@ -163,7 +168,7 @@ async def test_what_broken_downloads_left_goes_first(world):
     staged[1].close()
 
 
-async def test_names_that_do_not_exist_leave_no_rows(world):
+async def test_names_that_do_not_exist_leave_no_rows(world: Any) -> None:
     """B100: not in the database, and not in the figures."""
     for number in range(20):
         await world.metadata.delete_tag(Repository("docker.io", f"invented/{number}"), Tag("latest"))
@@ -175,7 +180,9 @@ async def test_names_that_do_not_exist_leave_no_rows(world):
     assert world.rows("SELECT count(*) FROM repositories") == [(0,)]
 
 
-async def test_other_writers_take_turns_with_a_large_eviction(world, monkeypatch):
+async def test_other_writers_take_turns_with_a_large_eviction(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """B40, B44: else nothing can be written, and no download reserves its space, until it has ended."""
     items = [manifest(number, 10) for number in range(1_200)]
     for item in items:

@@ -6,7 +6,10 @@ import asyncio
 import os
 import signal
 import sqlite3
+from collections.abc import AsyncIterator
 from contextlib import closing
+from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -14,6 +17,7 @@ import pytest
 from regmirror.metadata.upgrade import database_path
 from regmirror.oci.names import Digest
 from regmirror.telemetry.events import NotStored
+from tests.conftest import StartMirror
 from tests.fake_registry import Chunked, Corrupt, FakeRegistry, Hold, Html, Status, random_bytes
 from tests.mirror_fixture import NAME, list_open_files, run_mirror, run_program, wait_until
 
@@ -24,27 +28,27 @@ UNKNOWN = 200  # digests that nobody has
 
 
 @pytest.fixture
-async def other():
+async def other() -> AsyncIterator[Any]:
     async with FakeRegistry() as registry:
         yield registry
 
 
 @pytest.fixture
-def digest(upstream, other):
+def digest(upstream: FakeRegistry, other: Any) -> Any:
     assert other.add_blob("team/app", BLOB) == upstream.add_blob("team/app", BLOB)
     return upstream.add_blob("team/app", BLOB)
 
 
 @pytest.fixture
-def path(digest):
+def path(digest: str) -> Any:
     return f"/v2/team/app/blobs/{digest}"
 
 
-def invented(digest, count):
+def invented(digest: str, count: int) -> Any:
     return [f"/v2/invented/name{number}/blobs/{digest}" for number in range(count)]
 
 
-def rights(storage):
+def rights(storage: Path) -> Any:
     """The repositories that may have a blob, by the database."""
     query = "SELECT name FROM repositories JOIN repository_blobs ON id = repository_id ORDER BY name"
     with closing(sqlite3.connect(database_path(storage))) as connection:
@@ -55,8 +59,8 @@ def rights(storage):
 
 
 async def test_a_cold_blob_can_be_pulled_beside_requests_under_invented_names(
-    start_mirror, upstream, digest, path
-):
+    start_mirror: StartMirror, upstream: FakeRegistry, digest: str, path: str
+) -> None:
     """B20, B67: each repository has the answer of its own upstream, and each is requested once."""
     mirror = await start_mirror()
     hold = upstream.hold(kind="blob", times=1)
@@ -71,7 +75,9 @@ async def test_a_cold_blob_can_be_pulled_beside_requests_under_invented_names(
     assert upstream.count("blob", "GET", status=200) == 1
 
 
-async def test_an_invented_name_at_one_worker_fails_no_pull_at_another(start_mirror, upstream, digest, path):
+async def test_an_invented_name_at_one_worker_fails_no_pull_at_another(
+    start_mirror: StartMirror, upstream: FakeRegistry, digest: str, path: str
+) -> None:
     """B13, B20: a note about a failure is about one repository."""
     one, two = await start_mirror(), await start_mirror()
     hold = upstream.hold(kind="blob", times=1)
@@ -91,8 +97,8 @@ async def test_an_invented_name_at_one_worker_fails_no_pull_at_another(start_mir
     ids=["absent", "denied", "limited", "failing", "login page"],
 )
 async def test_what_one_upstream_rejects_is_had_from_another(
-    tmp_path, upstream, other, digest, path, fault, status
-):
+    tmp_path: Path, upstream: FakeRegistry, other: Any, digest: str, path: str, fault: Any, status: int
+) -> None:
     """B34, B35: of two upstreams that are asked for one blob each answers its own clients."""
     hold = Hold()
     upstream.fault(hold, fault, kind="blob")
@@ -109,8 +115,8 @@ async def test_what_one_upstream_rejects_is_had_from_another(
 
 
 async def test_wrong_bytes_from_one_upstream_are_fetched_again_from_another(
-    tmp_path, upstream, other, digest, path
-):
+    tmp_path: Path, upstream: FakeRegistry, other: Any, digest: str, path: str
+) -> None:
     """B2: as long as the client of the other one has none of them; and later pulls go on with it."""
     upstream.fault(Corrupt(), kind="blob", times=None)
     pause = upstream.pause(after=SIZE // 4, kind="blob")
@@ -131,7 +137,9 @@ async def test_wrong_bytes_from_one_upstream_are_fetched_again_from_another(
 # --- rights ---
 
 
-async def test_wrong_bytes_leave_no_right_behind(start_mirror, upstream, digest, path):
+async def test_wrong_bytes_leave_no_right_behind(
+    start_mirror: StartMirror, upstream: FakeRegistry, digest: str, path: str
+) -> None:
     """B67: a repository has a right to what its upstream has sent, when all of it has been verified."""
     mirror = await start_mirror()
     fault = upstream.fault(Corrupt(), kind="blob", times=None)
@@ -148,7 +156,9 @@ async def test_wrong_bytes_leave_no_right_behind(start_mirror, upstream, digest,
 # --- what strangers can make it hold ---
 
 
-async def test_requests_for_unknown_digests_hold_few_files_and_end_with_their_clients(start_mirror, upstream):
+async def test_requests_for_unknown_digests_hold_few_files_and_end_with_their_clients(
+    start_mirror: StartMirror, upstream: FakeRegistry
+) -> None:
     """B100: a note and a descriptor for each download that waits, and so many of them at most."""
     mirror = await start_mirror(upstreams={NAME: {"max_connections": 300}})
     hold = upstream.hold(kind="blob", times=None)
@@ -166,11 +176,13 @@ async def test_requests_for_unknown_digests_hold_few_files_and_end_with_their_cl
     assert staging_descriptors() == []
 
 
-def staging_descriptors():
+def staging_descriptors() -> Any:
     return [name for name in list_open_files() if "/staging/" in name]
 
 
-async def test_a_blob_of_unknown_size_is_written_within_the_limit_only(start_mirror, upstream):
+async def test_a_blob_of_unknown_size_is_written_within_the_limit_only(
+    start_mirror: StartMirror, upstream: FakeRegistry
+) -> None:
     """B40: room is made while it grows; what does not fit is passed on."""
     large = random_bytes(3_000_000, seed=12)
     digest = upstream.add_blob("team/app", large)
@@ -191,7 +203,9 @@ async def test_a_blob_of_unknown_size_is_written_within_the_limit_only(start_mir
 
 
 @pytest.mark.parametrize("after", [None, SIZE // 2], ids=["before the headers", "in the middle"])
-async def test_a_writer_that_stands_still_holds_nobody_else(upstream, storage, digest, path, after):
+async def test_a_writer_that_stands_still_holds_nobody_else(
+    upstream: FakeRegistry, storage: Path, digest: str, path: str, after: Any
+) -> None:
     """B35: a process that is stopped keeps its lock; the others go on without it."""
     gate = upstream.hold(kind="blob", times=1) if after is None else upstream.pause(after=after, times=1)
     limits = {"upstreams": {NAME: {"read_timeout": "1s"}}}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,7 +32,7 @@ def test_short(): pass
         (["-m", "soak"], {"long"}),
     ],
 )
-def test_a_long_test_runs_only_when_it_is_named(tmp_path, words, expected):
+def test_a_long_test_runs_only_when_it_is_named(tmp_path: Path, words: Any, expected: Any) -> None:
     sample = tmp_path / "test_sample.py"
     sample.write_text(SAMPLE)
     command = [sys.executable, "-m", "pytest", "-c", str(ROOT / "pyproject.toml"), "-p", "tests.conftest"]

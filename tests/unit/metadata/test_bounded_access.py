@@ -1,6 +1,8 @@
 """Reads of the database: one that is late is nobody else's matter, and no answer is not a no."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from sqlalchemy.exc import OperationalError
@@ -13,20 +15,20 @@ from tests.mirror_fixture import wait_until
 class World:
     """A database whose reads and pings wait for events."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.told, self.begun = [], 0
         self.answer, self.pong = asyncio.Event(), asyncio.Event()
         self.reads = BoundedReads(self.told.append, self.ping)
 
-    async def ping(self):
+    async def ping(self) -> None:
         await self.pong.wait()
 
-    async def read(self):
+    async def read(self) -> Any:
         self.begun += 1
         await self.answer.wait()
         return "answer"
 
-    async def end(self):
+    async def end(self) -> None:
         self.answer.set()
         self.pong.set()
         await wait_until(lambda: not len(self.reads), "every read has ended")
@@ -34,7 +36,7 @@ class World:
 
 
 @pytest.fixture
-async def world(monkeypatch):
+async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Any]:
     monkeypatch.setattr(reads, "READ_DEADLINE", 0.01)
     monkeypatch.setattr(reads, "PING_DEADLINE", 1_000)
     world = World()
@@ -42,15 +44,15 @@ async def world(monkeypatch):
     await world.end()
 
 
-async def quick():
+async def quick() -> Any:
     return "quick"
 
 
-async def failing():
+async def failing() -> None:
     raise OperationalError("SELECT", {}, Exception("disk I/O error"))
 
 
-async def test_one_late_read_delays_nobody_else(world):
+async def test_one_late_read_delays_nobody_else(world: Any) -> None:
     """B44: the others are answered, while the database answers."""
     assert await world.reads.find(world.read()) is None
     assert await world.reads.find(quick()) == "quick"
@@ -58,7 +60,9 @@ async def test_one_late_read_delays_nobody_else(world):
     assert [str(error) for error in world.told] == ["the database does not answer"]
 
 
-async def test_a_database_that_answers_no_ping_is_not_waited_for(world, monkeypatch):
+async def test_a_database_that_answers_no_ping_is_not_waited_for(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """B34, B44: else each read of each pull would wait, and clients fall back after 3 s."""
     await world.reads.find(world.read())
     monkeypatch.setattr(reads, "PING_DEADLINE", 0)
@@ -71,13 +75,13 @@ async def test_a_database_that_answers_no_ping_is_not_waited_for(world, monkeypa
     assert await world.reads.find(world.read()) == "answer"
 
 
-async def test_late_reads_are_bounded(world):
+async def test_late_reads_are_bounded(world: Any) -> None:
     """B100: each holds memory until the database answers."""
     await asyncio.gather(*(world.reads.find(world.read()) for _ in range(READS_MAX + 5)))
     assert world.begun == len(world.reads) == READS_MAX
 
 
-async def test_a_read_without_an_answer_puts_its_request_in_doubt(world):
+async def test_a_read_without_an_answer_puts_its_request_in_doubt(world: Any) -> None:
     """B44: the request alone that met it, and the work that it began."""
     with tracking_reads() as sure:
         await world.reads.find(quick())

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite
@@ -24,44 +28,44 @@ LAYER = Digest.of(b"layer")
 
 
 class Now:
-    def __init__(self):
+    def __init__(self) -> None:
         self.time = 10_000.0
 
-    def __call__(self):
+    def __call__(self) -> Any:
         return self.time
 
 
 class Files:
     """A store whose files are names, and of which some are being read."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.busy = set()
 
-    def exists(self, digest):
+    def exists(self, digest: str) -> Any:
         return digest in self.busy
 
-    def lock_for_removal(self, digest):
+    def lock_for_removal(self, digest: str) -> Any:
         return None
 
 
 class World:
-    def __init__(self, path):
+    def __init__(self, path: str) -> None:
         self.now, self.files = Now(), Files()
         self.store = MetadataStore(path, self.now)
         self.queries = GcQueries(self.store.database, self.now)
         self.pins = Pins(self.store.database, self.now)
         self.remover = Remover(self.queries, self.files, lambda event: None)
 
-    async def add(self, payload, repository=APP, tag=None, *layers):
+    async def add(self, payload: Any, repository: str = APP, tag: str | None = None, *layers: Any) -> Any:
         manifest = Manifest(Digest.of(payload), OCI_MANIFEST, payload)
         named = [Descriptor(item, 5, "layer", "layer", fetchable=True) for item in layers]
         await self.store.save_manifest(repository, manifest, named, tag)
         return manifest.digest
 
-    async def pulled(self, digest, repository=APP):
+    async def pulled(self, digest: str, repository: str = APP) -> None:
         await self.store.save_pulls({}, {(repository, digest): self.now()}, {})
 
-    async def collect(self):
+    async def collect(self) -> Any:
         gone = []
         collector = Collector(
             self.queries, self.pins, self.remover, grace=GRACE, keep_untagged=KEEP, now=self.now
@@ -71,14 +75,14 @@ class World:
 
 
 @pytest.fixture
-async def world(tmp_path):
+async def world(tmp_path: Path) -> AsyncIterator[Any]:
     upgrade(database_path(tmp_path))
     world = World(database_path(tmp_path))
     yield world
     await world.store.close()
 
 
-async def test_a_moved_tags_old_manifest_goes_after_the_grace_time_and_not_before(world):
+async def test_a_moved_tags_old_manifest_goes_after_the_grace_time_and_not_before(world: Any) -> None:
     """B43."""
     old = await world.add(b"old", APP, TAG)
     world.now.time += 10
@@ -89,7 +93,7 @@ async def test_a_moved_tags_old_manifest_goes_after_the_grace_time_and_not_befor
     assert await world.collect() == [old]
 
 
-async def test_a_manifest_pulled_by_digest_after_it_lost_its_tag_stays_long(world):
+async def test_a_manifest_pulled_by_digest_after_it_lost_its_tag_stays_long(world: Any) -> None:
     """B43: whoever names it by its digest needs it, for keep_untagged after the last pull."""
     old = await world.add(b"old", APP, TAG)
     world.now.time += 10
@@ -102,7 +106,7 @@ async def test_a_manifest_pulled_by_digest_after_it_lost_its_tag_stays_long(worl
     assert await world.collect() == [old]
 
 
-async def test_a_manifest_goes_from_one_repository_and_stays_in_another(world):
+async def test_a_manifest_goes_from_one_repository_and_stays_in_another(world: Any) -> None:
     """B8: with what it names."""
     await world.store.save_blob(LAYER, 5)
     shared = await world.add(b"shared", APP, TAG, LAYER)
@@ -115,7 +119,7 @@ async def test_a_manifest_goes_from_one_repository_and_stays_in_another(world):
     assert (await world.store.totals()).blobs == 1
 
 
-async def test_a_pinned_manifest_stays_without_a_tag(world):
+async def test_a_pinned_manifest_stays_without_a_tag(world: Any) -> None:
     """B40: by its digest."""
     digest = await world.add(b"pinned", APP)
     await world.pins.add(f"{APP}@{digest}")
@@ -123,14 +127,14 @@ async def test_a_pinned_manifest_stays_without_a_tag(world):
     assert await world.collect() == []
 
 
-async def test_a_purge_spares_a_blob_that_a_manifest_names_by_now(world):
+async def test_a_purge_spares_a_blob_that_a_manifest_names_by_now(world: Any) -> None:
     """B8, B42: it was pulled again while the purge was going on."""
     await world.store.save_blob(LAYER, 5)
     image = await world.add(b"image", APP, TAG, LAYER)
     await world.queries.purge_manifests(APP, [image])
     removing = world.queries.remove_blobs
 
-    async def late(*args, **kwargs):
+    async def late(*args: Any, **kwargs: Any) -> Any:
         await world.add(b"image", APP, TAG, LAYER)
         return await removing(*args, **kwargs)
 
@@ -142,7 +146,7 @@ async def test_a_purge_spares_a_blob_that_a_manifest_names_by_now(world):
     assert (await world.store.totals()).blobs == 1
 
 
-async def test_a_blob_that_is_being_read_is_looked_at_again_later(world):
+async def test_a_blob_that_is_being_read_is_looked_at_again_later(world: Any) -> None:
     """B40, B42."""
     await world.store.save_blob(LAYER, 5)
     world.files.busy = {LAYER}
@@ -154,7 +158,7 @@ async def test_a_blob_that_is_being_read_is_looked_at_again_later(world):
     assert await world.collect() == [LAYER]
 
 
-async def test_a_tag_that_a_pin_protects_is_not_forgotten(world):
+async def test_a_tag_that_a_pin_protects_is_not_forgotten(world: Any) -> None:
     """B40."""
     manifest = await world.add(b"image", APP, TAG)
     await world.store.save_tag(APP, Tag("2"), TagRecord(manifest, OCI_MANIFEST, 5, world.now()))
@@ -170,13 +174,13 @@ async def test_a_tag_that_a_pin_protects_is_not_forgotten(world):
 BIG = ("blobs", "manifests", "manifest_references", "repository_manifests", "tags", "reviews")
 
 
-async def plan_of(world, query):
+async def plan_of(world: Any, query: Any) -> Any:
     compiled = query.compile(dialect=sqlite.dialect(), compile_kwargs={"literal_binds": True})
     rows = await world.store.database.all(sa.text(f"EXPLAIN QUERY PLAN {compiled}"))
     return [row[3] for row in rows]
 
 
-def scans(plan):
+def scans(plan: Any) -> Any:
     """The steps that look at all of a big table."""
     return [line for line in plan if line.startswith("SCAN") and any(name in line for name in BIG)]
 
@@ -184,7 +188,7 @@ def scans(plan):
 @pytest.mark.parametrize(
     "query", [select_due_manifests(1.0, 10), select_due_blobs(1.0, 10)], ids=["manifests", "blobs"]
 )
-async def test_due_entries_are_found_through_an_index(world, query):
+async def test_due_entries_are_found_through_an_index(world: Any, query: Any) -> None:
     """B42: a collection's work grows with what has changed, not with what is stored."""
     plan = await plan_of(world, query)
     assert scans(plan) == []
@@ -193,11 +197,13 @@ async def test_due_entries_are_found_through_an_index(world, query):
 
 
 @pytest.mark.parametrize("is_first", [True, False])
-async def test_the_order_of_eviction_is_that_of_an_index(world, is_first, monkeypatch):
+async def test_the_order_of_eviction_is_that_of_an_index(
+    world: Any, is_first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """B40: neither sorted nor read to its end."""
     asked = []
 
-    async def remember(query):
+    async def remember(query: Any) -> Any:
         asked.append(query)
         return []
 
@@ -212,7 +218,7 @@ async def test_the_order_of_eviction_is_that_of_an_index(world, is_first, monkey
     assert not any("TEMP B-TREE" in line for line in plan)
 
 
-async def test_nothing_is_purged_by_a_review_that_is_not_due(world):
+async def test_nothing_is_purged_by_a_review_that_is_not_due(world: Any) -> None:
     """B43: a purge settles only what it has put up itself."""
     await world.add(b"fresh", APP)
     assert (await world.queries.process_manifest_queue(PURGE, (), 10)).count == 0

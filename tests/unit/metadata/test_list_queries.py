@@ -1,6 +1,9 @@
 """Lists of what is stored, page by page, and as much as fits into memory."""
 
 import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -19,7 +22,7 @@ SUBJECT = Digest("sha256:" + "5" * 64)
 
 
 @pytest.fixture
-async def store(tmp_path):
+async def store(tmp_path: Path) -> AsyncIterator[Any]:
     upgrade(database_path(tmp_path))
     store = MetadataStore(database_path(tmp_path))
     yield store
@@ -27,7 +30,7 @@ async def store(tmp_path):
 
 
 @pytest.fixture
-async def filled(store):
+async def filled(store: Any) -> Any:
     for number, (upstream, name) in enumerate(NAMES):
         payload = b"%d" % number
         manifest = Manifest(Digest.of(payload), OCI_MANIFEST, payload)
@@ -38,7 +41,9 @@ async def filled(store):
 
 @pytest.mark.parametrize("default", ["docker.io", "a.io", "none.io"])
 @pytest.mark.parametrize("upstream", [None, "a.io", "docker.io", "none.io"])
-async def test_the_pages_of_the_catalog_are_parts_of_the_whole(filled, default, upstream):
+async def test_the_pages_of_the_catalog_are_parts_of_the_whole(
+    filled: Any, default: str, upstream: str | None
+) -> None:
     """B53: sorted as the names are shown, whatever the size of a page."""
     uncancellable = sorted(
         name if upstream or host == default else f"{host}/{name}"
@@ -53,19 +58,19 @@ async def test_the_pages_of_the_catalog_are_parts_of_the_whole(filled, default, 
 
 
 @given(st.text("a/-.b", max_size=4), st.sampled_from(["", "a/", "a-b/", "b/"]), st.text("ab", min_size=1))
-def test_names_go_on_where_the_page_before_ended(last, prefix, name):
+def test_names_go_on_where_the_page_before_ended(last: Any, prefix: Any, name: str) -> None:
     """B53: for each upstream by itself."""
     after = _last_of(last, prefix)
     assert (after is not None and name > after) == (prefix + name > last)
 
 
-async def test_no_more_tags_are_read_than_a_page_has(store):
+async def test_no_more_tags_are_read_than_a_page_has(store: Any) -> None:
     for name in ("a", "b", "c", "d"):
         await store.save_manifest(Repository("x.io", "y"), Manifest(SUBJECT, "a/b", b""), [], Tag(name))
     assert await store.list_tags(Repository("x.io", "y"), last="a", limit=2) == ["b", "c"]
 
 
-async def test_referrers_are_read_as_far_as_they_fit_into_memory(store):
+async def test_referrers_are_read_as_far_as_they_fit_into_memory(store: Any) -> None:
     """B100: each may have 8 MiB, and there may be any number."""
     subject = Descriptor(SUBJECT, 1, OCI_MANIFEST, "subject", fetchable=False)
     manifests = []
@@ -79,15 +84,15 @@ async def test_referrers_are_read_as_far_as_they_fit_into_memory(store):
     assert await store.list_referrers(Repository("x.io", "y"), SUBJECT) == manifests
 
 
-async def test_a_list_that_fails_gives_its_turn_back(tmp_path):
+async def test_a_list_that_fails_gives_its_turn_back(tmp_path: Path) -> None:
     """B44: else the lists of this process would be over."""
     upgrade(database_path(tmp_path))
     database = Database(database_path(tmp_path))
 
-    async def fail(connection):
+    async def fail(connection: Any) -> None:
         raise ValueError("broken")
 
-    async def read(connection):
+    async def read(connection: Any) -> Any:
         return "answer"
 
     for _ in range(5):

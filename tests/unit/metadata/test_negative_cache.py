@@ -3,6 +3,7 @@
 import gc
 import tracemalloc
 import weakref
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ APP, LATEST = Repository("docker.io", "team/app"), Tag("latest")
 class Clock:
     now = 100.0
 
-    def __call__(self):
+    def __call__(self) -> Any:
         return self.now
 
 
@@ -29,7 +30,7 @@ class Request:
     """An object that a frame references."""
 
 
-def meet(request):
+def meet(request: pytest.FixtureRequest) -> Any:
     """An error with the frame of a request in its traceback, as a failed upstream request leaves it."""
     try:
         try:
@@ -40,11 +41,11 @@ def meet(request):
         return error
 
 
-def put(cache, tag=LATEST, *, denied=False):
+def put(cache: Any, tag: str = LATEST, *, denied: bool = False) -> None:
     cache.put(APP, tag, meet(Request()), denied=denied)
 
 
-def test_a_missing_name_is_rejected_until_it_expires():
+def test_a_missing_name_is_rejected_until_it_expires() -> None:
     """B28: text and class of the first error."""
     clock = Clock()
     cache = NegativeCache(10, clock)
@@ -57,7 +58,7 @@ def test_a_missing_name_is_rejected_until_it_expires():
     assert len(cache) == 0
 
 
-def test_every_check_raises_a_new_exception():
+def test_every_check_raises_a_new_exception() -> None:
     """B100: one that is raised again collects the frames of every request that caught it."""
     cache = NegativeCache(10, Clock())
     put(cache)
@@ -70,7 +71,7 @@ def test_every_check_raises_a_new_exception():
 
 
 @pytest.mark.parametrize(("denied", "cause"), [(False, UpstreamNotFound), (True, UpstreamDenied)])
-def test_the_cause_tells_missing_from_denied(denied, cause):
+def test_the_cause_tells_missing_from_denied(denied: bool, cause: Any) -> None:
     """B33: missing content may be served stale, denied content may not."""
     cache = NegativeCache(10, Clock())
     put(cache, denied=denied)
@@ -79,7 +80,7 @@ def test_the_cause_tells_missing_from_denied(denied, cause):
     assert type(caught.value.__cause__) is cause
 
 
-def test_no_request_is_kept_alive():
+def test_no_request_is_kept_alive() -> None:
     """B100: the traceback of an error references the request that caught it."""
     cache = NegativeCache(10, Clock())
     request = Request()
@@ -90,7 +91,7 @@ def test_no_request_is_kept_alive():
     assert reference() is None
 
 
-def test_expired_entries_are_dropped():
+def test_expired_entries_are_dropped() -> None:
     """B100: an invented name may never be requested again."""
     clock = Clock()
     cache = NegativeCache(10, clock)
@@ -102,7 +103,7 @@ def test_expired_entries_are_dropped():
     assert len(cache) == 1
 
 
-def test_invented_names_take_no_more_than_the_limit():
+def test_invented_names_take_no_more_than_the_limit() -> None:
     """B100: whatever the number and length of the names."""
     cache = NegativeCache(10, Clock())
     error = ManifestUnknown("m" * 10_000)
@@ -118,7 +119,7 @@ def test_invented_names_take_no_more_than_the_limit():
     assert taken <= NEGATIVE_CACHE_BYTES
 
 
-def test_denied_names_expire_early():
+def test_denied_names_expire_early() -> None:
     """B28: access may be granted at any time."""
     clock = Clock()
     cache = NegativeCache(10, clock)
@@ -128,7 +129,7 @@ def test_denied_names_expire_early():
     assert len(cache) == 0
 
 
-def test_without_a_max_age_nothing_is_cached():
+def test_without_a_max_age_nothing_is_cached() -> None:
     """B28: ``freshness.missing_max_age = 0`` turns it off."""
     cache = NegativeCache(0, Clock())
     put(cache)

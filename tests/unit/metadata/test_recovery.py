@@ -6,6 +6,9 @@ import fcntl
 import os
 import sqlite3
 import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,34 +22,34 @@ BLOBS = [(Digest.of(b"%d" % number), number, 1_000.0 + number) for number in ran
 
 
 @pytest.fixture
-def path(tmp_path):
+def path(tmp_path: Path) -> Any:
     return tmp_path / "regmirror.db"
 
 
 @pytest.fixture
-def quarantine(tmp_path):
+def quarantine(tmp_path: Path) -> Any:
     return tmp_path / "quarantine"
 
 
 @pytest.fixture
-def said():
+def said() -> Any:
     return []
 
 
 @pytest.fixture
-def keeper(path, quarantine, said):
+def keeper(path: str, quarantine: Any, said: Any) -> Any:
     return DatabaseRecovery(path, quarantine, lambda: iter(BLOBS), said.append)
 
 
 @pytest.fixture
-def good(path, said):
+def good(path: str, said: Any) -> Any:
     """A database that was made where nothing was stored yet, with one row."""
     DatabaseRecovery(path, path.parent / "quarantine", list, said.append).prepare()
     execute(path, "INSERT INTO repositories (upstream, name) VALUES ('docker.io', 'team/app')")
     return path
 
 
-def execute(path, statement):
+def execute(path: str, statement: Any) -> Any:
     connection = sqlite3.connect(path)
     with connection:
         found = connection.execute(statement).fetchall()
@@ -54,11 +57,11 @@ def execute(path, statement):
     return found
 
 
-def count(path, table="blobs"):
+def count(path: str, table: str = "blobs") -> Any:
     return execute(path, f"SELECT count(*) FROM {table}")[0][0]
 
 
-def spoil(path):
+def spoil(path: str) -> None:
     """Overwrite the pages in the middle, as a broken disk does."""
     for number in range(200):
         execute(path, f"INSERT INTO repositories (upstream, name) VALUES ('x', '{'y' * 500}{number}')")
@@ -69,12 +72,12 @@ def spoil(path):
         file.write(os.urandom(size - 8_192))
 
 
-def test_a_first_start_says_nothing(good, said):
+def test_a_first_start_says_nothing(good: Any, said: Any) -> None:
     assert said == []
     assert count(good) == 0
 
 
-def test_a_lost_database_is_made_anew_from_the_files(keeper, path, said):
+def test_a_lost_database_is_made_anew_from_the_files(keeper: Any, path: str, said: Any) -> None:
     """B46: every blob has its row, with size and time, and it says so in one line."""
     keeper.prepare()
     assert execute(path, "PRAGMA journal_mode") == [("wal",)]
@@ -86,14 +89,14 @@ def test_a_lost_database_is_made_anew_from_the_files(keeper, path, said):
     assert totals == [(2_500, sum(range(2_500)))]
 
 
-def test_what_a_lost_database_knew_is_not_collected_at_once(keeper, path):
+def test_what_a_lost_database_knew_is_not_collected_at_once(keeper: Any, path: str) -> None:
     """B46: nothing names the blobs until their manifests are pulled again."""
     keeper.prepare()
     ahead = execute(path, "SELECT min(due_at - since), max(due_at - since), count(*) FROM reviews")
     assert ahead == [(7 * 86_400.0, 7 * 86_400.0, 2_500)]
 
 
-def test_a_good_database_is_left_alone(keeper, good, quarantine, said):
+def test_a_good_database_is_left_alone(keeper: Any, good: Any, quarantine: Any, said: Any) -> None:
     """B46: whether it is asked at the start or while running."""
     number = good.stat().st_ino
     keeper.prepare()
@@ -106,7 +109,9 @@ def test_a_good_database_is_left_alone(keeper, good, quarantine, said):
 
 @pytest.mark.parametrize("how", ["prepare", "repair"])
 @pytest.mark.parametrize("content", ["pages", "garbage", "empty"])
-def test_a_damaged_database_is_kept_for_the_operator(keeper, good, quarantine, said, how, content):
+def test_a_damaged_database_is_kept_for_the_operator(
+    keeper: Any, good: Any, quarantine: Any, said: Any, how: str, content: str
+) -> None:
     """B46: moved to quarantine as it is, and replaced."""
     match content:
         case "pages":
@@ -125,7 +130,9 @@ def test_a_damaged_database_is_kept_for_the_operator(keeper, good, quarantine, s
     assert str(quarantine) in said[0]
 
 
-def test_a_log_that_was_left_is_not_taken_for_the_new_databases(keeper, good, quarantine):
+def test_a_log_that_was_left_is_not_taken_for_the_new_databases(
+    keeper: Any, good: Any, quarantine: Any
+) -> None:
     """B46: SQLite would replay it."""
     connection = sqlite3.connect(good)
     connection.execute("INSERT INTO repositories (upstream, name) VALUES ('docker.io', 'team/other')")
@@ -140,14 +147,18 @@ def test_a_log_that_was_left_is_not_taken_for_the_new_databases(keeper, good, qu
     assert find_damage(good) == ""
 
 
-def test_an_older_database_is_migrated_and_that_is_said(keeper, good, said, monkeypatch):
+def test_an_older_database_is_migrated_and_that_is_said(
+    keeper: Any, good: Any, said: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """B46."""
     monkeypatch.setattr("regmirror.metadata.recovery.upgrade", lambda path: "0001")
     keeper.prepare()
     assert said == [f"the database {good} was migrated from schema 0001"]
 
 
-def test_a_migration_that_the_start_left_undone_is_done(keeper, good, monkeypatch):
+def test_a_migration_that_the_start_left_undone_is_done(
+    keeper: Any, good: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """B44, B46: as soon as something is missing."""
     migrated = []
     monkeypatch.setattr("regmirror.metadata.recovery.upgrade", migrated.append)
@@ -158,7 +169,7 @@ def test_a_migration_that_the_start_left_undone_is_done(keeper, good, monkeypatc
     assert migrated == [good]
 
 
-def test_a_newer_database_is_refused(keeper, good):
+def test_a_newer_database_is_refused(keeper: Any, good: Any) -> None:
     """B80: it is good, and not ours to touch."""
     execute(good, "UPDATE alembic_version SET version_num = '9999'")
     number = good.stat().st_ino
@@ -168,7 +179,9 @@ def test_a_newer_database_is_refused(keeper, good):
     assert good.stat().st_ino == number
 
 
-def test_a_locked_database_is_not_damaged(keeper, good, quarantine, monkeypatch):
+def test_a_locked_database_is_not_damaged(
+    keeper: Any, good: Any, quarantine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """B44: nor is one that cannot be read at the moment."""
     monkeypatch.setattr("regmirror.metadata.recovery.BUSY", 0.05)
     execute(good, "PRAGMA journal_mode=DELETE")
@@ -180,7 +193,7 @@ def test_a_locked_database_is_not_damaged(keeper, good, quarantine, monkeypatch)
     assert not quarantine.exists()
 
 
-def test_a_restore_that_was_killed_is_begun_anew(keeper, path):
+def test_a_restore_that_was_killed_is_begun_anew(keeper: Any, path: str) -> None:
     """B7, B46: the new database takes its place when it is whole."""
     path.with_name("regmirror.db.new").write_bytes(b"half of it")
     path.with_name("regmirror.db.new-wal").write_bytes(b"and more")
@@ -190,10 +203,12 @@ def test_a_restore_that_was_killed_is_begun_anew(keeper, path):
 
 
 @pytest.mark.parametrize("is_full", [True, False])
-def test_a_full_disk_is_no_reason_not_to_start(keeper, path, said, monkeypatch, is_full):
+def test_a_full_disk_is_no_reason_not_to_start(
+    keeper: Any, path: str, said: Any, monkeypatch: pytest.MonkeyPatch, is_full: bool
+) -> None:
     """B44: the database is made once there is room; any other obstacle is the operator's (B80)."""
 
-    def fail(path):
+    def fail(path: str) -> None:
         raise ConfigError("storage.path", str(path), "cannot be used: database or disk is full")
 
     with monkeypatch.context() as patched:
@@ -209,7 +224,7 @@ def test_a_full_disk_is_no_reason_not_to_start(keeper, path, said, monkeypatch, 
     assert count(path) == 2_500
 
 
-def test_one_process_repairs(keeper, path, said):
+def test_one_process_repairs(keeper: Any, path: str, said: Any) -> None:
     """B46: the others leave it alone meanwhile."""
     with path.with_name("regmirror.db.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -235,7 +250,7 @@ def test_one_process_repairs(keeper, path, said):
         ("disk I/O error", False),
     ],
 )
-def test_only_some_errors_are_a_reason_to_look(message, is_damaged):
+def test_only_some_errors_are_a_reason_to_look(message: str, is_damaged: bool) -> None:
     """B44: a check reads the whole database."""
     assert looks_damaged(message) is is_damaged
 
@@ -244,20 +259,22 @@ def test_only_some_errors_are_a_reason_to_look(message, is_damaged):
 
 
 @pytest.fixture
-async def store(good):
+async def store(good: Any) -> AsyncIterator[Any]:
     store = MetadataStore(good)
     await store.ping()
     yield store
     await store.close()
 
 
-async def test_nothing_happens_while_it_is_the_same(store, keeper, monkeypatch):
+async def test_nothing_happens_while_it_is_the_same(
+    store: Any, keeper: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     watch = DatabaseMonitor(store.database, keeper)
     monkeypatch.setattr(keeper, "repair", lambda: pytest.fail("examined"))
     assert not await watch.check()
 
 
-async def test_a_deleted_database_is_replaced_and_connected_to(store, keeper, path):
+async def test_a_deleted_database_is_replaced_and_connected_to(store: Any, keeper: Any, path: str) -> None:
     """B46: what is written from then on is in the new file."""
     watch = DatabaseMonitor(store.database, keeper)
     path.unlink()
@@ -268,7 +285,9 @@ async def test_a_deleted_database_is_replaced_and_connected_to(store, keeper, pa
     assert count(path) == 2_501
 
 
-async def test_what_another_process_has_repaired_is_connected_to(store, keeper, path, said):
+async def test_what_another_process_has_repaired_is_connected_to(
+    store: Any, keeper: Any, path: str, said: Any
+) -> None:
     """B46."""
     watch, other = DatabaseMonitor(store.database, keeper), MetadataStore(path)
     others_watch = DatabaseMonitor(other.database, keeper)
@@ -281,7 +300,7 @@ async def test_what_another_process_has_repaired_is_connected_to(store, keeper, 
     await other.close()
 
 
-async def test_a_suspect_that_is_good_stays(store, keeper, path, said):
+async def test_a_suspect_that_is_good_stays(store: Any, keeper: Any, path: str, said: Any) -> None:
     """B46."""
     watch = DatabaseMonitor(store.database, keeper)
     assert not await watch.check(is_suspect=True)
@@ -289,7 +308,7 @@ async def test_a_suspect_that_is_good_stays(store, keeper, path, said):
     assert count(path, "repositories") == 1
 
 
-async def test_a_missing_database_is_not_created_empty_by_a_question(store, path):
+async def test_a_missing_database_is_not_created_empty_by_a_question(store: Any, path: str) -> None:
     """B46: it would be taken for the one that is being restored."""
     await store.database.reconnect()
     for name in ("", "-wal", "-shm"):

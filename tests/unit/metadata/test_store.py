@@ -6,8 +6,11 @@ import asyncio
 import gc
 import sqlite3
 import threading
+from collections.abc import AsyncIterator
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -45,33 +48,33 @@ REFERENCES = [
 class Now:
     """A wall clock that stands still."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.time = 1_000.0
 
-    def __call__(self):
+    def __call__(self) -> Any:
         return self.time
 
 
 @pytest.fixture
-def now():
+def now() -> Any:
     return Now()
 
 
 @pytest.fixture
-def path(tmp_path):
+def path(tmp_path: Path) -> Any:
     path = database_path(tmp_path)
     upgrade(path)
     return path
 
 
 @pytest.fixture
-async def store(path, now):
+async def store(path: str, now: Any) -> AsyncIterator[Any]:
     store = MetadataStore(path, now)
     yield store
     await store.close()
 
 
-def rows(path, query):
+def rows(path: str, query: Any) -> Any:
     connection = sqlite3.connect(path)
     try:
         return connection.execute(query).fetchall()
@@ -82,7 +85,7 @@ def rows(path, query):
 # --- schema ---
 
 
-def test_the_migrations_lead_to_the_schema(path):
+def test_the_migrations_lead_to_the_schema(path: str) -> None:
     engine = sa.create_engine(f"sqlite:///{path}")
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
@@ -90,18 +93,18 @@ def test_the_migrations_lead_to_the_schema(path):
     engine.dispose()
 
 
-def test_the_newest_migration_is_the_one_that_this_version_wants():
+def test_the_newest_migration_is_the_one_that_this_version_wants() -> None:
     scripts = ScriptDirectory("regmirror/metadata/migrations")
     assert scripts.get_current_head() == REVISION
 
 
-def test_upgrading_again_changes_nothing(path):
+def test_upgrading_again_changes_nothing(path: str) -> None:
     upgrade(path)
     assert rows(path, "SELECT version_num FROM alembic_version") == [(REVISION,)]
     assert rows(path, "PRAGMA journal_mode") == [("wal",)]
 
 
-def test_a_database_of_a_newer_version_is_refused(path):
+def test_a_database_of_a_newer_version_is_refused(path: str) -> None:
     """B80: with the way out, and untouched."""
     connection = sqlite3.connect(path)
     connection.execute("UPDATE alembic_version SET version_num = '9999'")
@@ -112,7 +115,7 @@ def test_a_database_of_a_newer_version_is_refused(path):
     assert rows(path, "SELECT version_num FROM alembic_version") == [("9999",)]
 
 
-def test_a_file_that_is_no_database_is_refused(tmp_path):
+def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     """B80: with the way out."""
     path = database_path(tmp_path)
     path.write_bytes(b"something else" * 1_000)
@@ -123,7 +126,7 @@ def test_a_file_that_is_no_database_is_refused(tmp_path):
 # --- manifests and tags ---
 
 
-async def test_a_manifest_is_kept_byte_for_byte_with_its_media_type(store):
+async def test_a_manifest_is_kept_byte_for_byte_with_its_media_type(store: Any) -> None:
     """B1: also one that is not UTF-8."""
     odd = Manifest(Digest.of(b"\xff\x00{}", "sha512"), "application/x-unknown", b"\xff\x00{}")
     await store.save_manifest(APP, odd, [])
@@ -132,7 +135,7 @@ async def test_a_manifest_is_kept_byte_for_byte_with_its_media_type(store):
     assert await store.find_manifest(OTHER, odd.digest) is None
 
 
-async def test_each_repository_has_its_own_media_type_of_the_same_bytes(store):
+async def test_each_repository_has_its_own_media_type_of_the_same_bytes(store: Any) -> None:
     """B1: what another repository or upstream calls them changes nothing here, now or later."""
     other = replace(MANIFEST, media_type="application/x-unknown")
     await store.save_manifest(ELSEWHERE, other, [])
@@ -143,7 +146,7 @@ async def test_each_repository_has_its_own_media_type_of_the_same_bytes(store):
     assert await store.find_manifest(ELSEWHERE, MANIFEST.digest) == MANIFEST
 
 
-async def test_a_corrupt_manifest_is_deleted_and_can_be_saved_again(store):
+async def test_a_corrupt_manifest_is_deleted_and_can_be_saved_again(store: Any) -> None:
     """B99: wherever it was held."""
     for repository in (APP, OTHER):
         await store.save_manifest(repository, MANIFEST, REFERENCES)
@@ -154,14 +157,14 @@ async def test_a_corrupt_manifest_is_deleted_and_can_be_saved_again(store):
     assert await store.find_manifest(OTHER, MANIFEST.digest) is None
 
 
-async def test_a_manifest_saved_with_its_tag_is_what_the_tag_means_now(store, now):
+async def test_a_manifest_saved_with_its_tag_is_what_the_tag_means_now(store: Any, now: Any) -> None:
     await store.save_manifest(APP, MANIFEST, REFERENCES, TAG)
     assert await store.find_tag(APP, TAG) == TagRecord(MANIFEST.digest, OCI_MANIFEST, 2, now.time)
     assert await store.find_tag(OTHER, TAG) is None
     assert await store.find_tag(ELSEWHERE, TAG) is None
 
 
-async def test_a_manifest_may_be_saved_again_and_in_other_repositories(store):
+async def test_a_manifest_may_be_saved_again_and_in_other_repositories(store: Any) -> None:
     for repository in (APP, APP, OTHER):
         await store.save_manifest(repository, MANIFEST, REFERENCES, TAG)
     size = MANIFEST.size + len(REFERENCES) * REFERENCE_BYTES
@@ -172,7 +175,9 @@ async def test_a_manifest_may_be_saved_again_and_in_other_repositories(store):
 
 
 @pytest.mark.parametrize(("digest", "changed_at"), [(MANIFEST.digest, 1_000.0), (LAYER, 1_050.0)])
-async def test_when_a_tag_moved_is_remembered(store, path, now, digest, changed_at):
+async def test_when_a_tag_moved_is_remembered(
+    store: Any, path: str, now: Any, digest: Any, changed_at: float
+) -> None:
     await store.save_manifest(APP, MANIFEST, [], TAG)
     record = TagRecord(digest, OCI_MANIFEST, 2, 1_050.0)
     previous = None if digest == MANIFEST.digest else MANIFEST.digest
@@ -181,14 +186,14 @@ async def test_when_a_tag_moved_is_remembered(store, path, now, digest, changed_
     assert rows(path, "SELECT checked_at, changed_at FROM tags") == [(1_050.0, changed_at)]
 
 
-async def test_a_forgotten_tag_is_gone_and_its_manifest_stays(store):
+async def test_a_forgotten_tag_is_gone_and_its_manifest_stays(store: Any) -> None:
     await store.save_manifest(APP, MANIFEST, [], TAG)
     await store.delete_tag(APP, TAG)
     assert await store.find_tag(APP, TAG) is None
     assert await store.find_manifest(APP, MANIFEST.digest) == MANIFEST
 
 
-async def test_tags_and_repositories_are_listed_in_order(store):
+async def test_tags_and_repositories_are_listed_in_order(store: Any) -> None:
     for name in ("b", "A", "c"):
         await store.save_manifest(OTHER, MANIFEST, [], Tag(name))
     await store.save_manifest(ELSEWHERE, MANIFEST, [])
@@ -198,7 +203,7 @@ async def test_tags_and_repositories_are_listed_in_order(store):
     assert await store.list_repositories() == [ELSEWHERE, OTHER]
 
 
-async def test_referrers_are_the_manifests_of_the_repository_with_this_subject(store):
+async def test_referrers_are_the_manifests_of_the_repository_with_this_subject(store: Any) -> None:
     await store.save_manifest(APP, MANIFEST, REFERENCES)
     assert await store.list_referrers(APP, SUBJECT) == [MANIFEST]
     assert await store.list_referrers(APP, LAYER) == []
@@ -209,13 +214,13 @@ async def test_referrers_are_the_manifests_of_the_repository_with_this_subject(s
 
 
 @pytest.mark.parametrize("digest", [MANIFEST.digest, CONFIG, LAYER, FOREIGN, SUBJECT])
-async def test_a_manifest_opens_no_blob_to_its_repository(store, digest):
+async def test_a_manifest_opens_no_blob_to_its_repository(store: Any, digest: Any) -> None:
     """B67: its author may name anything."""
     await store.save_manifest(APP, MANIFEST, REFERENCES)
     assert await store.is_linked(APP, digest) is False
 
 
-async def test_a_blob_is_open_to_the_repository_whose_upstream_sent_it(store):
+async def test_a_blob_is_open_to_the_repository_whose_upstream_sent_it(store: Any) -> None:
     """B67: and to no other one."""
     await store.save_blob(LAYER, 5, [APP])
     await store.save_blob(CONFIG, 6)
@@ -224,7 +229,7 @@ async def test_a_blob_is_open_to_the_repository_whose_upstream_sent_it(store):
     assert await store.is_linked(OTHER, LAYER) is False
 
 
-async def test_a_repository_may_serve_what_its_upstream_has_proven(store):
+async def test_a_repository_may_serve_what_its_upstream_has_proven(store: Any) -> None:
     """B67: for that one blob in that one repository."""
     await store.link(APP, LAYER)
     await store.link(APP, LAYER)
@@ -233,7 +238,7 @@ async def test_a_repository_may_serve_what_its_upstream_has_proven(store):
     assert await store.is_linked(ELSEWHERE, LAYER) is False
 
 
-async def test_the_index_is_used_to_prove_a_right(path):
+async def test_the_index_is_used_to_prove_a_right(path: str) -> None:
     """Every question of the hot path is answered by an index, however much is stored."""
     confirmed = "SELECT 1 FROM repository_blobs WHERE repository_id = 1 AND digest = 'x'"
     tag = """SELECT digest FROM tags t JOIN repositories r ON r.id = t.repository_id
@@ -246,7 +251,7 @@ async def test_the_index_is_used_to_prove_a_right(path):
 # --- blobs ---
 
 
-async def test_only_a_stored_blob_has_a_size(store):
+async def test_only_a_stored_blob_has_a_size(store: Any) -> None:
     """B48: a manifest's claim is none."""
     await store.save_manifest(APP, MANIFEST, REFERENCES)
     assert await store.find_size(LAYER) is None
@@ -254,7 +259,7 @@ async def test_only_a_stored_blob_has_a_size(store):
     assert await store.find_size(LAYER) == 99
 
 
-async def test_a_blob_stored_again_has_its_new_size_and_a_forgotten_one_none(store):
+async def test_a_blob_stored_again_has_its_new_size_and_a_forgotten_one_none(store: Any) -> None:
     await store.save_blob(LAYER, 1)
     await store.save_blob(LAYER, 2)
     await store.save_blob(CONFIG, 10)
@@ -264,7 +269,7 @@ async def test_a_blob_stored_again_has_its_new_size_and_a_forgotten_one_none(sto
     assert await store.find_size(LAYER) is None
 
 
-async def test_last_pulls_are_written_in_one_batch(store, path):
+async def test_last_pulls_are_written_in_one_batch(store: Any, path: str) -> None:
     """B41: what is unknown by then is passed over."""
     await store.save_manifest(APP, MANIFEST, [], TAG)
     await store.save_manifest(OTHER, MANIFEST, [], TAG)
@@ -283,7 +288,7 @@ async def test_last_pulls_are_written_in_one_batch(store, path):
 # --- many at once ---
 
 
-async def test_writers_of_several_processes_take_turns(store, path):
+async def test_writers_of_several_processes_take_turns(store: Any, path: str) -> None:
     """B13, B44: nobody is told that the database is locked."""
     other = MetadataStore(path)
     digests = [Digest.of(b"%d" % number) for number in range(40)]
@@ -293,7 +298,7 @@ async def test_writers_of_several_processes_take_turns(store, path):
     await other.close()
 
 
-async def test_a_cancelled_write_leaves_the_database_usable(store):
+async def test_a_cancelled_write_leaves_the_database_usable(store: Any) -> None:
     tasks = [asyncio.create_task(store.save_blob(Digest.of(b"%d" % number), 1)) for number in range(5)]
     await asyncio.sleep(0)
     tasks[0].cancel()
@@ -303,7 +308,7 @@ async def test_a_cancelled_write_leaves_the_database_usable(store):
     assert await store.find_size(LAYER) == 5
 
 
-async def test_ping_tells_whether_the_database_can_be_read(store, path):
+async def test_ping_tells_whether_the_database_can_be_read(store: Any, path: str) -> None:
     await store.ping()
     connection = sqlite3.connect(path)
     connection.execute("DROP TABLE repositories")
@@ -312,12 +317,12 @@ async def test_ping_tells_whether_the_database_can_be_read(store, path):
         await store.ping()
 
 
-async def test_what_runs_while_the_file_is_replaced_leaves_no_connection_open(store):
+async def test_what_runs_while_the_file_is_replaced_leaves_no_connection_open(store: Any) -> None:
     """B46: each connection has a thread."""
     database, goes_on = store.database, asyncio.Event()
     before = threading.active_count()
 
-    async def hold():
+    async def hold() -> None:
         async with database._reader.connect() as connection:
             await connection.execute(sa.text("SELECT 1"))
             await goes_on.wait()
@@ -336,7 +341,7 @@ async def test_what_runs_while_the_file_is_replaced_leaves_no_connection_open(st
 # --- from older versions ---
 
 
-async def test_what_older_versions_wrote_for_a_claim_opens_nothing(tmp_path):
+async def test_what_older_versions_wrote_for_a_claim_opens_nothing(tmp_path: Path) -> None:
     """B67: every repository proves once again what it has; nothing is collected for it."""
     path = database_path(tmp_path)
     engine = sa.create_engine(f"sqlite:///{path}")
@@ -368,7 +373,7 @@ async def test_what_older_versions_wrote_for_a_claim_opens_nothing(tmp_path):
         await store.close()
 
 
-async def test_the_log_of_the_database_is_cut_when_it_has_been_written_back(store, path):
+async def test_the_log_of_the_database_is_cut_when_it_has_been_written_back(store: Any, path: str) -> None:
     """B40, B100: else it keeps the size of the largest burst of writes."""
     payload = bytes(20_000_000)
     await store.save_manifest(APP, Manifest(Digest.of(payload), OCI_MANIFEST, payload), [])

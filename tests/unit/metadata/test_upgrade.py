@@ -6,8 +6,10 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -27,7 +29,7 @@ class Killed(BaseException):
     """The process ends here."""
 
 
-def make(path, revision):
+def make(path: str, revision: Any) -> None:
     """A database of an older version, with a row in most tables."""
     config, engine = Config(), sa.create_engine(f"sqlite:///{path}")
     config.set_main_option("script_location", str(SCRIPTS))
@@ -51,11 +53,11 @@ def make(path, revision):
 
 
 @contextmanager
-def killed_before(number):
+def killed_before(number: Any) -> Iterator[Any]:
     """Raise before the statement of this number; yields how many statements there were."""
     seen = []
 
-    def count(*args):
+    def count(*args: Any) -> None:
         seen.append(args[2])
         if len(seen) == number:
             raise Killed
@@ -67,7 +69,7 @@ def killed_before(number):
         sa.event.remove(sa.Engine, "before_cursor_execute", count)
 
 
-def content(path):
+def content(path: str) -> Any:
     connection = sqlite3.connect(path)
     try:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
@@ -77,7 +79,9 @@ def content(path):
 
 
 @pytest.mark.parametrize("revision", OLDER)
-def test_a_migration_that_is_killed_at_any_statement_is_done_at_the_next_start(tmp_path, revision):
+def test_a_migration_that_is_killed_at_any_statement_is_done_at_the_next_start(
+    tmp_path: Path, revision: Any
+) -> None:
     """B7, B46: nothing of it is there before all of it is."""
     uncancellable = tmp_path / "whole.db"
     make(uncancellable, revision)
@@ -96,7 +100,7 @@ def test_a_migration_that_is_killed_at_any_statement_is_done_at_the_next_start(t
         assert content(path) == after
 
 
-def test_a_process_that_is_killed_while_it_migrates_leaves_the_database_as_it_was(tmp_path):
+def test_a_process_that_is_killed_while_it_migrates_leaves_the_database_as_it_was(tmp_path: Path) -> None:
     """B7: by SIGKILL, in the middle."""
     path = tmp_path / "regmirror.db"
     make(path, "0001")
@@ -116,13 +120,13 @@ upgrade(Path({str(path)!r}))
     assert upgrade(path) == "0001"
 
 
-def test_two_processes_that_migrate_take_turns(tmp_path):
+def test_two_processes_that_migrate_take_turns(tmp_path: Path) -> None:
     """B46: the one that comes second finds it done."""
     path = tmp_path / "regmirror.db"
     make(path, "0001")
     done = []
 
-    def migrate_first(*args):
+    def migrate_first(*args: Any) -> None:
         if args[2] == "BEGIN IMMEDIATE" and not done:
             done.append(True)
             upgrade(path)
