@@ -72,7 +72,7 @@ async def test_connections_are_served_by_the_ordinary_path(warm: InProcessMirror
 
 
 async def test_manifests_and_blobs_are_served(warm: InProcessMirror, image: Image, blob: str) -> None:
-    """B12, B49: cold before this, warm now; whole, by HEAD and in ranges."""
+    """Cold before this, warm now; whole, by HEAD and in ranges."""
     for _ in range(2):
         manifest = await warm.get(TAG)
         assert (manifest.status, manifest.body) == (200, image.manifest)
@@ -134,7 +134,7 @@ async def test_pipelined_requests_have_responses_in_order(warm: InProcessMirror,
 async def test_idle_connections_are_closed_and_busy_ones_drained(
     mirror: InProcessMirror, upstream: FakeRegistry, image: Image, blob: str
 ) -> None:
-    """B79: a drain ends connections without a request at once, and waits for the others."""
+    """A drain ends connections without a request at once, and waits for the others."""
     reader, writer = await asyncio.open_connection("127.0.0.1", mirror.port)
     pause = upstream.pause(after=SIZE // 2, times=1)
     async with mirror.open(blob) as response:

@@ -52,7 +52,7 @@ async def test_a_head_of_several_ranges_is_one_of_the_whole(warm: InProcessMirro
 async def test_a_copy_of_the_client_is_not_sent_again(
     warm: InProcessMirror, image: Image, blob: str, method: str
 ) -> None:
-    """B50: neither of a manifest nor of a blob."""
+    """Neither of a manifest nor of a blob."""
     for path, digest in ((TAG, image.digest), (blob, image.layer_digests[0])):
         response = await warm.request(method, path, {"If-None-Match": f'"{digest}"'})
         assert (response.status, response.body) == (304, b"")
@@ -60,7 +60,7 @@ async def test_a_copy_of_the_client_is_not_sent_again(
 
 
 async def test_a_range_of_another_version_is_the_whole_blob(warm: InProcessMirror, blob: str) -> None:
-    """B49: If-Range of another entity tag."""
+    """If-Range of another entity tag."""
     response = await warm.get(blob, {"Range": "bytes=0-1", "If-Range": '"other"'})
     assert (response.status, response.body) == (200, LAYER)
 
