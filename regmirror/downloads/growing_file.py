@@ -137,25 +137,28 @@ class GrowingFile:
         source = self._open_pipe()[0]
         while count:
             try:
-                written = self._splice_out(source, count)
+                written = os.splice(source, self._descriptor, count, offset_dst=self.offset)
             except OSError as error:
+                if error.errno == errno.EINVAL:  # this file system does not support splice
+                    return self._copy_piped(source, count)
                 return _read_exactly(source, count), error
             self.offset += written
             count -= written
         return None
 
-    def _splice_out(self, source: int, count: int) -> int:
-        try:
-            return os.splice(source, self._descriptor, count, offset_dst=self.offset)
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-        # This file system does not support splice.
-        piece = memoryview(os.read(source, min(count, PIPE)))
-        written = 0
-        while written < len(piece):
-            written += os.pwrite(self._descriptor, piece[written:], self.offset + written)
-        return written
+    def _copy_piped(self, source: int, count: int) -> tuple[bytes, OSError] | None:
+        """Write the bytes in the pipe by way of memory; returns as ``_write_piped`` does."""
+        while count:
+            piece = memoryview(os.read(source, min(count, PIPE)))
+            count -= len(piece)
+            while piece:
+                try:
+                    written = os.pwrite(self._descriptor, piece, self.offset)
+                except OSError as error:
+                    return bytes(piece) + _read_exactly(source, count), error
+                self.offset += written
+                piece = piece[written:]
+        return None
 
     def _open_pipe(self) -> tuple[int, int]:
         if self._pipe is None:

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from regmirror.downloads.growing_file import GrowingFile
+from regmirror.downloads.source import Spliced
+from regmirror.oci.names import Digest
 from tests.unit.downloads.scripted import DATA, DIGEST
 
 
@@ -147,3 +149,56 @@ async def test_a_closed_file_is_hashed_no_further(growing: GrowingFile) -> None:
     growing.offset = 5
     with pytest.raises(OSError, match="closed before"):
         await growing.drain()
+
+
+async def splice_all(growing: GrowingFile, sockets: tuple[socket.socket, socket.socket]) -> Spliced:
+    """Splice DATA, which fits into one turn."""
+    left, right = sockets
+    left.sendall(DATA)
+    await growing.prepare_splice()
+    spliced = await growing.splice_from(right.fileno(), len(DATA))
+    assert spliced is not None
+    return spliced
+
+
+async def test_a_full_device_without_splice_returns_all_bytes(
+    bulk: ThreadPoolExecutor, sockets: tuple[socket.socket, socket.socket]
+) -> None:
+    """The bytes left the pipe before the write failed; they are not waited for there."""
+    descriptor = os.open("/dev/full", os.O_RDWR)
+    growing = GrowingFile(descriptor, DIGEST.hasher(), bulk)
+    try:
+        spliced = await splice_all(growing, sockets)
+        assert spliced.error is not None
+        assert spliced.error.errno == errno.ENOSPC
+        assert spliced.unwritten == DATA[: spliced.count]
+        assert growing.offset == 0
+    finally:
+        await growing.close()
+        os.close(descriptor)
+
+
+async def test_a_write_that_fails_in_the_middle_counts_what_was_written(
+    growing: GrowingFile,
+    descriptor: int,
+    sockets: tuple[socket.socket, socket.socket],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    splice, pwrite, left = os.splice, os.pwrite, [1_000, 500]
+
+    def splice_in_only(source: int, target: int, count: int, **options: int) -> int:
+        if target == descriptor:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return splice(source, target, count, **options)
+
+    def write_short(target: int, data: memoryview, offset: int) -> int:
+        if not left:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return pwrite(target, data[: left.pop()], offset)
+
+    monkeypatch.setattr(os, "splice", splice_in_only)
+    monkeypatch.setattr(os, "pwrite", write_short)
+    spliced = await splice_all(growing, sockets)
+    assert growing.offset == 1_500
+    assert spliced.unwritten == DATA[1_500 : spliced.count]
+    assert (await growing.drain()).hexdigest() == Digest.of(DATA[:1_500]).encoded
