@@ -76,6 +76,8 @@ class GrowingFile:
             if self._is_closed:
                 raise OSError("the staged file was closed before it was hashed")
             await asyncio.shield(self._continue_hashing())
+        if self._hashing is not None and not self._hashing.done():
+            await asyncio.wait([self._hashing])  # the thread has hashed everything, and ends
         return self._hasher
 
     async def close(self) -> None:
@@ -107,8 +109,8 @@ class GrowingFile:
         while view:
             count = os.pwrite(self._descriptor, view, self.offset)
             self._hasher.update(view[:count])
+            self._hashed += count  # first: a hash thread would hash the bytes again
             self.offset += count
-            self._hashed = self.offset
             view = view[count:]
 
     def _splice(self, source: int, limit: int) -> Spliced | None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import socket
+import threading
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -202,3 +204,44 @@ async def test_a_write_that_fails_in_the_middle_counts_what_was_written(
     assert growing.offset == 1_500
     assert spliced.unwritten == DATA[1_500 : spliced.count]
     assert (await growing.drain()).hexdigest() == Digest.of(DATA[:1_500]).encoded
+
+
+async def test_the_hash_is_never_behind_bytes_that_are_hashed_as_they_are_appended(
+    descriptor: int, bulk: ThreadPoolExecutor
+) -> None:
+    """A hash thread that ends at this moment would hash them again."""
+    behind: list[int] = []
+
+    class Watched(GrowingFile):
+        def __setattr__(self, name: str, value: object) -> None:
+            super().__setattr__(name, value)
+            if name in ("offset", "_hashed") and hasattr(self, "_hashed"):
+                behind.append(self.offset - self._hashed)
+
+    growing = Watched(descriptor, DIGEST.hasher(), bulk)
+    await growing.append(DATA)
+    await growing.close()
+    assert len(behind) > 2
+    assert max(behind) == 0
+
+
+async def test_the_hash_is_not_returned_while_a_thread_may_update_it(
+    descriptor: int, bulk: ThreadPoolExecutor, sockets: tuple[socket.socket, socket.socket]
+) -> None:
+    has_hashed, may_end = threading.Event(), threading.Event()
+
+    class Slow(GrowingFile):
+        def _hash(self) -> None:
+            super()._hash()
+            has_hashed.set()
+            may_end.wait(10)
+
+    growing = Slow(descriptor, DIGEST.hasher(), bulk)
+    await splice_all(growing, sockets)
+    await asyncio.to_thread(has_hashed.wait, 10)
+    draining = asyncio.create_task(growing.drain())
+    done, _ = await asyncio.wait([draining], timeout=0.05)
+    may_end.set()
+    await draining
+    await growing.close()
+    assert not done
