@@ -42,7 +42,7 @@ class DownloadState:
 
     ``flowing``: content arrives, of ``size`` if a response has stated it. ``verified``: all bytes are
     in the file and match the digest, but are not durable yet. ``failure`` is the name of an error
-    class. ``repository`` is requested, or has failed. ``origin`` and ``origin_until`` are the
+    class, ``reason`` and ``retry_after`` are its fields. ``repository`` is requested, or has failed. ``origin`` and ``origin_until`` are the
     provenance: whose upstream sent the first ``origin_until`` bytes, or all of them.
     """
 
@@ -52,6 +52,8 @@ class DownloadState:
     failure: str = ""
     upstream: str = ""
     message: str = ""
+    reason: str = ""
+    retry_after: float | None = None
     repository: str = ""
     origin: str = ""
     origin_until: int | None = None
@@ -69,6 +71,8 @@ class DownloadState:
             failure=type(error).__name__,
             upstream=upstream,
             message=message,
+            reason=error.reason if isinstance(error, UpstreamError) else "",
+            retry_after=error.retry_after,
             repository=repository,
             origin=previous.origin,
             origin_until=previous.origin_until,
@@ -80,7 +84,7 @@ class DownloadState:
             return None
         kind = getattr(errors, self.failure, None)
         if isinstance(kind, type) and issubclass(kind, UpstreamError):
-            return kind(self.upstream, self.message)
+            return kind(self.upstream, self.message, reason=self.reason, retry_after=self.retry_after)
         return Unavailable(self.message, retry_after=1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from regmirror.blobs.local import LocalBlobStore
 from regmirror.blobs.staging import DownloadState, Reservation, StagedFile, Staging
-from regmirror.errors import Unavailable, UpstreamNotFound
+from regmirror.errors import Unavailable, UpstreamFailed, UpstreamNotFound, UpstreamRateLimited
 from regmirror.oci.names import Digest
 
 DIGEST = Digest.of(b"content")
@@ -105,6 +106,28 @@ def test_a_state_that_cannot_be_parsed_counts_as_none(
     staged = opened()
     (staging.directory / f"sha256-{DIGEST.encoded}.note").write_text(text)
     assert staged.read_state() == DownloadState()
+
+
+def test_a_shared_failure_keeps_its_reason_and_its_retry_time(opened: OpenStaged) -> None:
+    writer, reader = opened(), opened()
+    error = UpstreamRateLimited("registry.test", "too many requests", reason="limit", retry_after=30)
+    writer.write_state(DownloadState.of_failure(error, "registry.test/team/app"))
+    shared = reader.read_state().find_failure()
+    assert isinstance(shared, UpstreamRateLimited)
+    assert (shared.message, shared.reason, shared.retry_after) == (error.message, "limit", 30)
+
+
+def test_a_state_without_reason_and_retry_time_is_read(staging: Staging, opened: OpenStaged) -> None:
+    """An earlier version has written it."""
+    staged = opened()
+    staged.write_state(DownloadState(failure="UpstreamFailed", upstream="registry.test", message="broke off"))
+    path = staging.directory / f"sha256-{DIGEST.encoded}.note"
+    fields = json.loads(path.read_text())
+    del fields["reason"], fields["retry_after"]
+    path.write_text(json.dumps(fields))
+    failure = staged.read_state().find_failure()
+    assert isinstance(failure, UpstreamFailed)
+    assert (failure.message, failure.reason, failure.retry_after) == ("registry.test: broke off", "", None)
 
 
 def test_discarded_files_are_gone_by_name_and_still_readable(staging: Staging, opened: OpenStaged) -> None:

@@ -19,10 +19,19 @@ from regmirror.errors import (
     UpstreamFailed,
     UpstreamNotFound,
 )
-from regmirror.oci.names import Digest
+from regmirror.oci.names import Digest, Repository
 from regmirror.telemetry.events import NotStored, VerificationFailed
 from tests.mirror_fixture import wait_until
-from tests.unit.downloads.scripted import DATA, DIGEST, Bench, PlannedResponse, Script, broken, no_range
+from tests.unit.downloads.scripted import (
+    DATA,
+    DIGEST,
+    REPOSITORY,
+    Bench,
+    PlannedResponse,
+    Script,
+    broken,
+    no_range,
+)
 
 SIZE = len(DATA)
 StartTransfer = Callable[..., tuple[Download, asyncio.Task[None]]]
@@ -347,6 +356,24 @@ async def test_the_writers_failure_is_the_followers_failure(
     assert [type(result) for result in results] == [kind, kind]
     assert str(results[0]) == str(results[1])
     assert follower_script.requested == []
+
+
+async def test_wrong_bytes_of_the_writer_fail_the_readers_of_the_follower(
+    bench: Bench, other: Bench, start: StartTransfer
+) -> None:
+    """B2: they have had some of the bytes, so no other bytes may follow."""
+    response = PlannedResponse(DATA[:-1] + b"?", gate=asyncio.Event())
+    _, written = start(bench, Script([response]))
+    script = Script([PlannedResponse()], repository=Repository("registry.test", "team/other"))
+    await wait_until(lambda: bench.staged() != [], "the writer has begun")
+    follower, followed = start(other, script)
+    await wait_until(lambda: follower.written == SIZE, "the follower sees everything")
+    response.release()
+    results = await asyncio.gather(written, followed, return_exceptions=True)
+    assert [type(result) for result in results] == [UpstreamContentInvalid] * 2
+    assert script.requested == []
+    assert follower.visible == SIZE - 1
+    assert follower.sources.suspected == str(REPOSITORY)
 
 
 async def test_a_commit_that_failed_costs_the_follower_no_request(
