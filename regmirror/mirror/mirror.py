@@ -157,13 +157,17 @@ class Mirror:
         self._metadata_cache.negative_cache.check(repository, digest, BlobUnknown)
         with self._upstream_access.mapping_to_unknown((repository, digest), BlobUnknown):
             source = self._source(repository, digest)
+            # Before ``with_deadline``, which may call ``join`` again for the download that it has started.
+            existed = self._downloads.find(digest) is not None
             follower, joined = await self._upstream_access.with_deadline(
                 repository,
                 lambda: self._downloads.join(digest, source),
                 age=self._download_age(repository, digest),
                 subject=digest,
             )
-        return CachedResult(follower, MISS if follower.is_passed_through else COALESCED if joined else STORED)
+        if follower.is_passed_through:
+            return CachedResult(follower, MISS)
+        return CachedResult(follower, COALESCED if existed and joined else STORED)
 
     def _download_age(self, repository: Repository, digest: Digest) -> float:
         """Seconds since the blob was requested from the repository's own upstream; 0 if it was not."""

@@ -14,7 +14,7 @@ from regmirror.blobs.local import LocalBlobStore
 from regmirror.downloads.registry import Downloads
 from regmirror.errors import BlobUnknown, Unavailable, UpstreamTimeout
 from regmirror.metadata.bounded_access import tracking_reads
-from regmirror.mirror.cache_status import HIT, MISS
+from regmirror.mirror.cache_status import COALESCED, HIT, MISS, STORED, CacheStatus
 from regmirror.mirror.mirror import Mirror
 from regmirror.oci.names import Digest
 from regmirror.telemetry.events import BlobRemoved, VerificationFailed
@@ -226,3 +226,36 @@ async def test_the_age_of_a_download_counts_for_its_own_upstream_alone(
     assert setup.mirror._download_age(APP, DIGEST) >= 5
     download.repository = SimpleNamespace(upstream="elsewhere.test")
     assert setup.mirror._download_age(APP, DIGEST) == 0
+
+
+@pytest.mark.parametrize(
+    ("existed", "status"), [(False, STORED), (True, COALESCED)], ids=["its own download", "another one"]
+)
+async def test_a_client_that_waits_twice_has_not_joined_its_own_download(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch, existed: bool, status: CacheStatus
+) -> None:
+    """The deadline is extended, so ``join`` is called again, and finds the download of the first call."""
+    health, joins = setup.world.upstream.health, 0
+    download = SimpleNamespace(repository=APP, began=asyncio.get_running_loop().time())
+    follower = SimpleNamespace(is_passed_through=False)
+
+    async def join(digest: Digest, source: Any) -> Any:
+        nonlocal joins
+        joins += 1
+        if joins == 1:
+            health.note_activity(APP.name, digest, is_upstream=True)
+            await asyncio.get_running_loop().create_future()
+        return follower, True
+
+    monkeypatch.setattr(setup.world.access, "_cold_deadline", 0.05)
+    monkeypatch.setattr(setup.downloads, "find", lambda digest: download if existed or joins else None)
+    monkeypatch.setattr(setup.downloads, "join", join)
+    monkeypatch.setattr(setup.mirror, "_may_serve", always)
+    async with asyncio.timeout(10):
+        result = await setup.mirror.get_blob(APP, DIGEST)
+    assert joins == 2
+    assert result.cache_status == status
+
+
+async def always(repository: Any, digest: Digest, blob: Any) -> bool:
+    return True
