@@ -42,8 +42,9 @@ class DownloadState:
 
     ``flowing``: content arrives, of ``size`` if a response has stated it. ``verified``: all bytes are
     in the file and match the digest, but are not durable yet. ``failure`` is the name of an error
-    class, ``reason`` and ``retry_after`` are its fields. ``repository`` is requested, or has failed. ``origin`` and ``origin_until`` are the
-    provenance: whose upstream sent the first ``origin_until`` bytes, or all of them.
+    class, ``reason`` and ``retry_after`` are its fields. ``repository`` is requested, or has failed.
+    ``origin`` and ``origin_until`` are the provenance: whose upstream sent the first ``origin_until``
+    bytes, or all of them.
     """
 
     flowing: bool = False

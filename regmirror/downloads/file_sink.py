@@ -62,7 +62,7 @@ class FileSink:
             self._staged.write_state(self._download.to_state(is_flowing=is_flowing, size=size))
 
     async def close(self) -> None:
-        """Wait until no thread uses the file."""
+        """Wait until no thread uses the file; it is written no more. May be called twice."""
         if self._file is not None:
             await self._file.close()
 
@@ -185,6 +185,7 @@ class FileSink:
         """
         self.note_not_cached(reason, why)
         detach_point = await self._find_detach_point()
+        await self.close()  # first: a thread may use the file
         if self._staged is not None:
             self._staged.abandon()
             self._staged = None

@@ -57,6 +57,7 @@ class Transfer:
             return await self._follow(staged)
         except OSError as error:
             if error.errno not in NO_DESCRIPTORS:
+                await self._sink.close()  # first: a thread may use the file
                 staged.abandon()
             raise
         finally:

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import errno
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
+from regmirror.blobs.staging import StagedFile
+from regmirror.downloads.download import Download
+from regmirror.downloads.file_sink import FileSink
+from regmirror.downloads.growing_file import GrowingFile
+from regmirror.downloads.transfer import Transfer
 from regmirror.errors import (
     RegistryError,
+    Unavailable,
     UpstreamContentInvalid,
 )
 from regmirror.telemetry.events import DownloadEnded
@@ -205,3 +214,74 @@ async def test_another_process_hashes_the_written_bytes(
     assert len(received) == SIZE - 1
     mine.close()
     theirs.close()
+
+
+class SlowHash(GrowingFile):
+    """A file whose hash thread does not end before ``may_end`` is set."""
+
+    may_end = threading.Event()
+
+    def _hash(self) -> None:
+        self.may_end.wait(10)
+
+
+async def open_slowly(
+    sink: FileSink, staged: StagedFile, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> threading.Event:
+    """Attach ``staged``, whose bytes a thread is reading now; return the event that ends the thread."""
+    monkeypatch.setattr(SlowHash, "may_end", threading.Event())
+    sink.attach(staged)
+    file = SlowHash(staged.descriptor, DIGEST.hasher(), bench.context.bulk)
+    file.offset = SIZE
+    file._continue_hashing()
+    sink._file = file
+    return SlowHash.may_end
+
+
+@pytest.fixture
+def staged(bench: Bench) -> Iterator[StagedFile]:
+    staged = bench.staging.open(DIGEST)
+    staged.try_lock()
+    staged.open_bytes(create=True)
+    yield staged
+    staged.close()
+
+
+async def assert_open_until(may_end: threading.Event, staged: StagedFile, task: asyncio.Task[Any]) -> None:
+    """The file stays open while the thread runs, and is closed after it."""
+    await asyncio.wait([task], timeout=0.05)
+    was_open = staged.descriptor >= 0
+    may_end.set()
+    await asyncio.wait([task], timeout=10)
+    assert was_open
+    assert staged.descriptor == -1
+
+
+async def test_a_detached_file_is_closed_after_its_threads(
+    bench: Bench, staged: StagedFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread would read from a descriptor that may name another file by then."""
+    sink = FileSink(bench.context, Download(DIGEST, Script([PlannedResponse()]).source))
+    may_end = await open_slowly(sink, staged, bench, monkeypatch)
+    task = asyncio.create_task(sink.detach("disk", "it is full"))
+    await assert_open_until(may_end, staged, task)
+    with pytest.raises(Unavailable):
+        await task
+
+
+async def test_a_file_of_a_failed_attempt_is_closed_after_its_threads(
+    bench: Bench, staged: StagedFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transfer = Transfer(bench.context, Download(DIGEST, Script([PlannedResponse()]).source))
+    may_end = await open_slowly(transfer._sink, staged, bench, monkeypatch)
+
+    async def fail(_: StagedFile) -> bool:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(transfer, "_follow", fail)
+    monkeypatch.setattr(bench.staging, "open", lambda digest: staged)
+    monkeypatch.setattr(staged, "try_lock", lambda: False)
+    task = asyncio.create_task(transfer._attempt())
+    await assert_open_until(may_end, staged, task)
+    with pytest.raises(OSError, match="Input/output"):
+        await task
