@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import hmac
 import os
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -66,15 +67,24 @@ class Body(Protocol):
 OpenRange = Callable[[int, int], AbstractAsyncContextManager[Body]]
 
 
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """Whether an upstream has a blob; ``sample`` are the bytes that it has sent, if it was requested."""
+
+    is_proven: bool
+    sample: Sample | None = None
+
+
 class Possession:
     """Proves that upstreams have blobs which are stored, or in flight, for other repositories."""
 
     def __init__(self, metadata_cache: MetadataCache, upstream_access: UpstreamAccess) -> None:
         self._metadata_cache, self._upstream_access = metadata_cache, upstream_access
         self._sampler = Sampler()
-        self._proofs: SingleFlight[RequestKey, CachedResult[bool]] = SingleFlight()
+        self._proofs: SingleFlight[RequestKey, CachedResult[Proof]] = SingleFlight()
         # Separate, because a proof of bytes in flight does not hold for the bytes that are stored later.
-        self._early_proofs: SingleFlight[RequestKey, CachedResult[bool]] = SingleFlight()
+        self._early_proofs: SingleFlight[RequestKey, CachedResult[Proof]] = SingleFlight()
+        self._sampling: Counter[RequestKey] = Counter()  # client requests that wait for a sample
 
     async def close(self) -> None:
         """Cancel every proof."""
@@ -91,24 +101,33 @@ class Possession:
         self._metadata_cache.negative_cache.check(*key, BlobUnknown)
         is_verified = not isinstance(blob, Follower) or blob.is_verified
         flight = self._proofs if is_verified else self._early_proofs
-        pending = sum(other.upstream == repository.upstream for other, _ in flight)
-        if pending >= PROOFS_MAX and key not in flight:
-            message = f"{repository.upstream}: {PROOFS_MAX} proofs of possession are pending; try again"
-            raise Unavailable(message, retry_after=2)
+        self._check_pending(flight, key)
         sample = await self._take_sample(repository, digest, blob)
         if sample is None:
             return False
 
-        async def work() -> CachedResult[bool]:
+        async def work() -> CachedResult[Proof]:
             return await self._request_proof(repository, digest, sample, is_verified=is_verified)
 
-        is_proven = (await self._upstream_access.share(flight, key, work, BlobUnknown)).content
-        if is_proven and isinstance(blob, Follower) and not is_verified:
-            blob.note_sample(sample.start, sample.data)
-        return is_proven
+        proof = (await self._upstream_access.share(flight, key, work, BlobUnknown)).content
+        if proof.is_proven and proof.sample is not None and isinstance(blob, Follower) and not is_verified:
+            blob.note_sample(proof.sample.start, proof.sample.data)  # maybe that of another client request
+        return proof.is_proven
+
+    def _check_pending(self, flight: SingleFlight[RequestKey, CachedResult[Proof]], key: RequestKey) -> None:
+        """Raise Unavailable if the upstream has PROOFS_MAX other proofs, or samples for them, pending."""
+        if key in flight or key in self._sampling:
+            return
+        upstream = key[0].upstream
+        pending = {other for other in (*flight, *self._sampling) if other[0].upstream == upstream}
+        if len(pending) >= PROOFS_MAX:
+            message = f"{upstream}: {PROOFS_MAX} proofs of possession are pending; try again"
+            raise Unavailable(message, retry_after=2)
 
     async def _take_sample(self, repository: Repository, digest: Digest, blob: Blob) -> Sample | None:
         """None if nothing is readable in time."""
+        key = (repository, digest)
+        self._sampling[key] += 1
         try:
             async with asyncio.timeout(SAMPLE_TIMEOUT):
                 sample = await self._sampler.take(repository.upstream, digest, blob)
@@ -117,15 +136,19 @@ class Possession:
         except OSError as error:
             message = f"{digest}: the stored blob cannot be read ({error}); try again"
             raise Unavailable(message, retry_after=10) from error
+        finally:
+            self._sampling[key] -= 1
+            if not self._sampling[key]:
+                del self._sampling[key]
         if isinstance(blob, Follower):
             blob.discard_read_marker()
         return sample
 
     async def _request_proof(
         self, repository: Repository, digest: Digest, sample: Sample, *, is_verified: bool
-    ) -> CachedResult[bool]:
+    ) -> CachedResult[Proof]:
         if await self._metadata_cache.is_linked(repository, digest):  # by a proof that has just ended
-            return CachedResult(content=True, cache_status=HIT)
+            return CachedResult(Proof(is_proven=True), HIT)
         open_range = partial(self._upstream_access.get_client(repository).open_blob, repository, digest)
         try:
             async with asyncio.timeout(RESPONSE_TIMEOUT):
@@ -141,7 +164,7 @@ class Possession:
         elif is_verified:
             message = f"{repository.name}@{digest}: its bytes differ from the stored blob"
             raise UpstreamNotFound(repository.upstream, message, reason="possession")
-        return CachedResult(is_proven, MISS)
+        return CachedResult(Proof(is_proven, sample), MISS)
 
 
 class Sampler:

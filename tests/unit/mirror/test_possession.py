@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from regmirror.mirror.possession import ENOUGH, LENGTH, SMALL, Sample, Sampler, sends
+from regmirror.downloads.follower import Follower
+from regmirror.errors import Unavailable
+from regmirror.mirror.possession import ENOUGH, LENGTH, SMALL, Possession, Sample, Sampler, sends
 from regmirror.oci.names import Digest
 from tests.fake_registry import random_bytes
+from tests.unit.mirror.world import APP, Upstream, World
 
 DIGEST = Digest("sha256:" + "0" * 64)
 OTHER = Digest("sha256:" + "1" * 64)
@@ -124,3 +129,87 @@ async def test_the_right_bytes_of_a_blob_of_another_size_disprove(size: Any, exp
     """B67: a part of the blob is not the blob."""
     sample = Sample(1000, DATA[1000:1064], len(DATA))
     assert await sends(upstream(DATA, size=size), sample) is expected
+
+
+class Flowing(Follower):
+    """A blob in flight; nothing is readable before ``arrive`` is set. ``samples`` are those noted."""
+
+    is_verified, descriptor = False, None  # type: ignore[assignment]
+
+    def __init__(self, data: bytes) -> None:
+        self.data, self.size = data, len(data)
+        self.arrive = asyncio.Event()
+        self.samples: list[tuple[int, bytes]] = []
+
+    async def wait_until_readable(self, offset: int) -> int:
+        await self.arrive.wait()
+        return len(self.data)
+
+    async def read(self, start: int, stop: int) -> AsyncIterator[bytes]:
+        yield self.data[start:stop]
+
+    def discard_read_marker(self) -> None:
+        pass
+
+    def note_sample(self, start: int, data: bytes) -> None:
+        self.samples.append((start, data))
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    world = World(tmp_path)
+    yield world
+    await world.close()
+
+
+@pytest.fixture
+async def possession(world: World) -> AsyncIterator[Possession]:
+    possession = Possession(world.cache, world.access)
+    yield possession
+    await possession.close()
+
+
+async def test_waiting_samples_count_as_pending_proofs(
+    possession: Possession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """B67: another client of the same blob is no further proof."""
+    monkeypatch.setattr("regmirror.mirror.possession.PROOFS_MAX", 2)
+    blob = Flowing(DATA[:1000])
+    waiting = [asyncio.create_task(possession.prove(APP, digest, blob)) for digest in (DIGEST, OTHER, OTHER)]
+    await asyncio.wait(waiting, timeout=0.02)
+    with pytest.raises(Unavailable, match="2 proofs of possession are pending"):
+        async with asyncio.timeout(1):
+            await possession.prove(APP, Digest("sha256:" + "2" * 64), blob)
+    assert not any(task.done() for task in waiting)
+    for task in waiting:
+        task.cancel()
+    await asyncio.wait(waiting)
+    blob.arrive.set()
+    assert not await possession.prove(APP, Digest("sha256:" + "2" * 64), blob)
+
+
+async def test_the_sample_of_a_shared_proof_is_the_one_that_was_sent(
+    possession: Possession, world: World
+) -> None:
+    """B67: the upstream has not sent the sample of the second request."""
+    may_respond = asyncio.Event()
+
+    @asynccontextmanager
+    async def open_blob(*arguments: Any) -> AsyncIterator[Any]:
+        await may_respond.wait()
+        async with Upstream.open_blob(world.upstream, *arguments) as body:
+            yield body
+
+    world.upstream.content = DATA[:1000]
+    world.upstream.open_blob = open_blob  # type: ignore[method-assign]
+    blobs = [Flowing(DATA[:1000]), Flowing(DATA[:1000])]
+    blobs[1].data = DATA[:500]
+    proofs = []
+    for blob in blobs:
+        blob.arrive.set()
+        proofs.append(asyncio.create_task(possession.prove(APP, DIGEST, blob)))
+        await asyncio.wait(proofs, timeout=0.02)
+    may_respond.set()
+    assert await asyncio.gather(*proofs) == [True, True]
+    assert world.upstream.requests == [("GET", DIGEST)]
+    assert [blob.samples for blob in blobs] == [[(0, DATA[:1000])]] * 2
