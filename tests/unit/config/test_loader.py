@@ -133,9 +133,9 @@ WRONG = [
     ("[sever]\nlisten = ''", "sever", None, "see mirror.toml"),
     ("[upstreams.docker.io]\nusername = 'x'", "upstreams.docker.io", None, '[upstreams."docker.io"]'),
     ("[server]\nlisten = 'x'", "server.listen", "'x'", "host:port"),
-    ("[server]\nlisten = 5000", "server.listen", "5000", "string"),
-    ("[server]\nworkers = -1", "server.workers", "-1", "greater than or equal to 0"),
-    ("[server]\nworkers = 'two'", "server.workers", "'two'", "integer"),
+    ("[server]\nlisten = 5000", "server.listen", "5000", "write a text in quotes"),
+    ("[server]\nworkers = -1", "server.workers", "-1", "write 0 to 256"),
+    ("[server]\nworkers = 'two'", "server.workers", "'two'", "write a whole number"),
     ("[server]\ndrain_timeout = '5'", "server.drain_timeout", "'5'", "30s"),
     ("[server.tls]\ncertificate = 'a'", "server.tls", None, "both certificate and key"),
     ("[server.tls]\ncertificate='a'\nkey='b'", "server.tls.certificate", "'a'", "correct the path"),
@@ -143,8 +143,13 @@ WRONG = [
     ("[storage]\nurl = 's3://x'", "storage.url", "'s3://x'", "remove the key"),
     ("[metadata]\nurl = 'postgresql://u:p@h'", "metadata.url", None, "remove the key"),
     ("[freshness]\ntag_max_age = -5", "freshness.tag_max_age", "-5", "5m"),
-    ("[freshness]\noffline = 'perhaps'", "freshness.offline", "'perhaps'", "boolean"),
-    ("[[freshness.rules]]\nmatch = 'docker.io/*'", "freshness.rules.0.tag_max_age", None, "required"),
+    ("[freshness]\noffline = 'perhaps'", "freshness.offline", "'perhaps'", "write true or false"),
+    (
+        "[[freshness.rules]]\nmatch = 'docker.io/*'",
+        "freshness.rules.0.tag_max_age",
+        None,
+        "is missing; add it",
+    ),
     (
         "[[freshness.rules]]\nmatch = 'library/*'\ntag_max_age = '1h'",
         "freshness.rules.0.match",
@@ -176,12 +181,35 @@ WRONG = [
     ("[upstreams.'my.reg']\nhttp_proxy='x'", 'upstreams."my.reg".http_proxy', "'x'", "http://host:port"),
     ("[upstreams.'my.reg']\nclient_key='x'", 'upstreams."my.reg"', None, "both client_certificate"),
     ("[upstreams.'my.reg']\nca_file='/none'", 'upstreams."my.reg".ca_file', "'/none'", "does not exist"),
-    ("[upstreams.'my.reg']\nmax_connections=0", 'upstreams."my.reg".max_connections', "0", "greater"),
-    ("[upstreams.'my.reg']\nread_timeout='0'", 'upstreams."my.reg".read_timeout', None, "greater than 0"),
+    (
+        "[upstreams.'my.reg']\nmax_connections=0",
+        'upstreams."my.reg".max_connections',
+        "0",
+        "write 1 to 10000",
+    ),
+    ("[upstreams.'my.reg']\nrate_limit_reserve=-1", "rate_limit_reserve", "-1", "write 0 or more"),
+    ("[upstreams.'my.reg']\nread_timeout='0'", 'upstreams."my.reg".read_timeout', "'0'", "greater than 0"),
     ("[upstreams.'my.reg']\nallow=['[z-a]']", 'upstreams."my.reg".allow.0', "'[z-a]'", "not a pattern"),
-    ("[upstreams.'my.reg']\nallow='**'", 'upstreams."my.reg".allow', "'**'", "list"),
-    ("upstreams = 5", "upstreams", None, "dict"),
-    ("server = 'x'", "server", None, "Server"),
+    ("[upstreams.'my.reg']\nallow='**'", 'upstreams."my.reg".allow', "'**'", 'write a list, as in ["a"]'),
+    ("upstreams = 5", "upstreams", None, "is a table; write [upstreams]"),
+    ("server = 'x'", "server", None, "is a table; write [server]"),
+    ("webhooks = 'x'", "webhooks", None, "is a list of tables; write [[webhooks]]"),
+    ("webhooks = ['x']", "webhooks.0", None, "is a table; write [[webhooks]]"),
+    ("[upstreams]\n'my.reg' = 'x'", 'upstreams."my.reg"', None, 'write [upstreams."my.reg"]'),
+    ("[freshness]\non_missing='lose'", "freshness.on_missing", "'lose'", 'write "forget" or "keep"'),
+    ("[storage]\nmax_size=5.5", "storage.max_size", "5.5", "write a size as 500MB"),
+    (
+        "default_upstream='quay.io'\n[upstreams.'quay.io']\nenabled=false",
+        "default_upstream",
+        "'quay.io'",
+        "is a disabled upstream; set enabled = true or choose another default_upstream",
+    ),
+    (
+        "default_upstream='quay.io'\n[hosted]\ndefault_upstream='ghcr.io'",
+        "default_upstream",
+        None,
+        "is also a key of [hosted]; remove one of the two",
+    ),
     ("a = ", "--config", None, "is not TOML"),
     ("a = 1\na = 2", "--config", None, "is not TOML"),
 ]
@@ -208,7 +236,21 @@ def test_a_wrong_value_is_explained(
         ("REGMIRROR_LISTEN", ":1", "REGMIRROR_LISTEN"),
         ("REGMIRROR_SERVER__LISSTEN", ":1", "server.lissten"),
         ("REGMIRROR_SERVER__LISTEN", "x", "server.listen"),
-        ("REGMIRROR_SERVER", "{", "environment"),
+        ("REGMIRROR_SERVER__LISTEN", "x", "server.listen (REGMIRROR_SERVER__LISTEN) = 'x': write"),
+        ("REGMIRROR_SERVER", '{"workers": -1}', "server.workers (REGMIRROR_SERVER) = -1: write 0"),
+        ("REGMIRROR_DEFAULT_UPSTREAM", "x.y", "default_upstream (REGMIRROR_DEFAULT_UPSTREAM) ="),
+        ("REGMIRROR_SERVER", "{", 'REGMIRROR_SERVER: write a list as JSON, as in ["library/*"]'),
+        (
+            "REGMIRROR_SERVER__TRUSTED_PROXIES",
+            "10.0.0.0/8",
+            "REGMIRROR_SERVER__TRUSTED_PROXIES: write a list",
+        ),
+        ("REGMIRROR_UPSTREAMS__DOCKER_IO__ALLOW", "a/*", "DOCKER_IO__ALLOW: write a list as JSON"),
+        (
+            "REGMIRROR_UPSTREAMS__DOCKERIO__USERNAME",
+            "a",
+            "REGMIRROR_UPSTREAMS__DOCKERIO__USERNAME: names no up",
+        ),
         ("REGMIRROR_UPSTREAMS", "5", "upstreams"),
     ],
 )
@@ -376,3 +418,36 @@ def test_a_wrong_key_of_a_quoted_upstream_is_no_hint_about_quoting(write: Write)
         load(write('[upstreams."my.reg"]\nwrong = 1'))
     assert "is not a configuration key" in str(caught.value)
     assert "quoted" not in str(caught.value)
+
+
+def test_a_variable_that_the_command_line_overrides_is_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REGMIRROR_SERVER__WORKERS", "2")
+    with pytest.raises(ConfigError) as caught:
+        load(server={"workers": -1})
+    assert caught.value.key == "server.workers"
+
+
+def test_a_key_of_the_file_does_not_name_a_variable_of_the_same_table(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REGMIRROR_SERVER", '{"workers": 2}')
+    with pytest.raises(ConfigError) as caught:
+        load(write("[server]\nlisten = 'x'"))
+    assert caught.value.key == "server.listen"
+
+
+def test_a_variable_can_extend_an_upstream_that_another_variable_adds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("REGMIRROR_UPSTREAMS", '{"my.reg": {"url": "http://my.reg"}}')
+    monkeypatch.setenv("REGMIRROR_UPSTREAMS__MY_REG__USERNAME", "me")
+    assert load().upstreams["my.reg"].username == "me"
+
+
+def test_a_file_that_a_variable_names_is_reported_under_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REGMIRROR_CONFIG", str(tmp_path / "missing.toml"))
+    with pytest.raises(ConfigError) as caught:
+        load(find_file())
+    assert caught.value.key == "$REGMIRROR_CONFIG"
