@@ -18,7 +18,7 @@ def add_pin(context: Context, pattern: str) -> None:
     async def work(toolkit: Toolkit) -> None:
         await toolkit.pins.add(canonical)
 
-    change_store(config, work, is_exclusive=False)
+    change_store(config, work, tasks=())
     _print_change(context, canonical, "Pinned")
 
 
@@ -32,7 +32,7 @@ def remove_pin(context: Context, pattern: str) -> None:
         nonlocal is_removed
         is_removed = await toolkit.pins.remove(canonical)
 
-    change_store(config, work, is_exclusive=False)
+    change_store(config, work, tasks=())
     if not is_removed:
         raise RegmirrorError(f"there is no pin {canonical}; see regmirror pins")
     _print_change(context, canonical, "Unpinned")
@@ -46,7 +46,7 @@ def print_pins(context: Context) -> None:
     async def work(toolkit: Toolkit) -> None:
         rows.extend((item.pattern, item.pinned_at) for item in await toolkit.pins.list())
 
-    change_store(config, work, is_exclusive=False)
+    change_store(config, work, tasks=())
     if context.json:
         print_json([{"pattern": pattern, "pinned_at": time_json(at)} for pattern, at in rows])
     elif rows:

@@ -12,6 +12,7 @@ from regmirror.cli.store_access import change_store
 from regmirror.errors import RegmirrorError
 from regmirror.maintenance.eviction import Deficit
 from regmirror.maintenance.toolkit import Toolkit
+from regmirror.maintenance.turns import COLLECTION, EVICTION
 from regmirror.metadata.gc import Removal
 from regmirror.oci.names import Digest
 
@@ -52,7 +53,7 @@ def evict_content(context: Context, to: int | None, *, is_dry: bool) -> None:
             deficit = Deficit(0, max(0, await capacity.used() - to))
         await capacity.evict(deficit, log)
 
-    change_store(config, work, is_dry=is_dry)
+    change_store(config, work, tasks=(COLLECTION, EVICTION), is_dry=is_dry)
     _print_removals(context, log.removals, is_dry=is_dry)
 
 

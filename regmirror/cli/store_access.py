@@ -6,8 +6,8 @@ import asyncio
 import sqlite3
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -15,7 +15,7 @@ from regmirror.config.schema import Config
 from regmirror.errors import RegmirrorError
 from regmirror.maintenance.news import InvalidationMarker
 from regmirror.maintenance.toolkit import Toolkit, dry_run_toolkit, open_toolkit
-from regmirror.maintenance.turns import try_turn
+from regmirror.maintenance.turns import COLLECTION, try_turn
 from regmirror.metadata.database import DatabaseFailed
 from regmirror.metadata.reports import open_reports
 from regmirror.metadata.store import MetadataStore
@@ -27,20 +27,21 @@ INVALIDATION_TIME: Final = 0.25  # seconds within which every server drops its i
 Work = Callable[[Toolkit], Awaitable[None]]
 
 
-def change_store(config: Config, work: Work, *, is_exclusive: bool = True, is_dry: bool = False) -> None:
+def change_store(
+    config: Config, work: Work, *, tasks: Sequence[str] = (COLLECTION,), is_dry: bool = False
+) -> None:
     """Run ``work`` on the store and tell running servers to drop their in-memory caches.
 
-    ``is_exclusive`` waits until no other process does maintenance. A dry run works on a copy of
-    the database and leaves the files alone. Raises RegmirrorError if there is no store, if its
+    The work starts when no other process does one of ``tasks``. A dry run works on a copy of the
+    database and leaves the files alone. Raises RegmirrorError if there is no store, if its
     database cannot be used, or if the wait takes more than ``LOCK_TIMEOUT``.
     """
     root = Path(config.storage.path)
     check_database(root)
     try:
-        if is_exclusive:
-            with _wait_for_turn(root):
-                asyncio.run(_run(root, work, is_dry=is_dry))
-        else:
+        with ExitStack() as turns:
+            for task in tasks:
+                turns.enter_context(_wait_for_turn(root, task))
             asyncio.run(_run(root, work, is_dry=is_dry))
     except DatabaseFailed as error:
         raise RegmirrorError(f"the database cannot be used: {getattr(error, 'orig', error)}") from None
@@ -57,15 +58,15 @@ def check_database(root: Path) -> None:
 
 
 @contextmanager
-def _wait_for_turn(root: Path) -> Iterator[None]:
+def _wait_for_turn(root: Path, task: str) -> Iterator[None]:
     deadline = time.monotonic() + LOCK_TIMEOUT
     while True:
-        with try_turn(root) as is_alone:
+        with try_turn(root, task) as is_alone:
             if is_alone:
                 yield
                 return
         if time.monotonic() > deadline:
-            raise RegmirrorError(f"another process does maintenance in {root}; try again later")
+            raise RegmirrorError(f"another process is doing maintenance in {root}; try again later")
         time.sleep(0.2)
 
 

@@ -20,15 +20,13 @@ from regmirror.maintenance.capacity import Capacity
 from regmirror.maintenance.scrub import TASK as SCRUB
 from regmirror.maintenance.scrub import RepairBlob
 from regmirror.maintenance.toolkit import Toolkit, limits_of
-from regmirror.maintenance.turns import TurnUnavailable
+from regmirror.maintenance.turns import COLLECTION, EVICTION, TurnUnavailable
 from regmirror.metadata.cache import MetadataCache
 from regmirror.metadata.gc import Removal
 from regmirror.metadata.inventory import MaintenanceRun
 from regmirror.metadata.vacuum import reclaim_space
 from regmirror.telemetry.events import Emit, MaintenanceEnded
 
-COLLECTION: Final = "collection"
-EVICTION: Final = "eviction"
 RECONCILE_INTERVAL: Final = 86_400.0  # seconds
 TICK: Final = 10.0  # seconds between checks whether a task is due
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from regmirror.errors import RegmirrorError
 from regmirror.files import locked
+
+COLLECTION: Final = "collection"
+EVICTION: Final = "eviction"
 
 
 class Turns(Protocol):
@@ -39,7 +42,7 @@ class LocalTurns:
 
 
 @contextmanager
-def try_turn(root: Path, task: str = "collection") -> Iterator[bool]:
+def try_turn(root: Path, task: str) -> Iterator[bool]:
     """``LocalTurns.try_turn`` for callers without an event loop."""
     path = root / f"{task}.lock"
     with ExitStack() as stack:

@@ -83,7 +83,7 @@ async def _main(storage: Path, grace: float, repeat: int, die_before: int) -> No
     steps = Steps(die_before)
     _count_removals(steps)
     for _ in range(repeat):
-        with try_turn(storage) as is_alone:
+        with try_turn(storage, "collection") as is_alone:
             if is_alone:
                 await collect(storage, grace, steps)
         if repeat > 1:

@@ -55,7 +55,7 @@ async def use(root: Path) -> Any:
     metadata = MetadataStore(database_path(root))
     await metadata.link(Repository("docker.io", "team/app"), Digest.of(b"data"))
     InvalidationMarker(root).publish()
-    with try_turn(root):
+    with try_turn(root, "collection"):
         found = modes(root)
     await metadata.close()
     return found
@@ -100,7 +100,7 @@ def test_what_root_creates_belongs_to_the_owner_of_the_directory(tmp_path: Path)
     os.close(create(tmp_path / "file", os.O_RDWR))
     make_directory(tmp_path / "directory")
     InvalidationMarker(tmp_path).publish()
-    with try_turn(tmp_path):
+    with try_turn(tmp_path, "collection"):
         pass
     assert {NOBODY} == {path.stat().st_uid for path in tmp_path.iterdir()}
 
@@ -116,7 +116,7 @@ def test_a_lock_that_root_made_earlier_can_be_taken_by_another_user(tmp_path: Pa
     os.seteuid(NOBODY)
     try:
         os.close(create_lock(tmp_path / "collection.lock"))
-        with try_turn(tmp_path) as is_alone:
+        with try_turn(tmp_path, "collection") as is_alone:
             assert is_alone
         news = InvalidationMarker(tmp_path)
         news.publish()
@@ -128,5 +128,8 @@ def test_a_lock_that_root_made_earlier_can_be_taken_by_another_user(tmp_path: Pa
 def test_a_lock_that_cannot_be_used_is_an_error_that_names_it(tmp_path: Path) -> None:
     """B47."""
     (tmp_path / "collection.lock").mkdir()
-    with pytest.raises(TurnUnavailable, match=r"collection.lock cannot be used"), try_turn(tmp_path):
+    with (
+        pytest.raises(TurnUnavailable, match=r"collection.lock cannot be used"),
+        try_turn(tmp_path, "collection"),
+    ):
         pass

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from regmirror.blobs.local import LocalBlobStore
-from regmirror.cli import removals
+from regmirror.cli import removals, store_access
 from regmirror.cli.context import Context
 from regmirror.errors import RegmirrorError
+from regmirror.maintenance.turns import try_turn
 from regmirror.oci.names import Digest
 from tests.unit.cli.conftest import LAYER
 
@@ -65,6 +66,19 @@ def test_eviction_to_the_configured_limits_removes_nothing_below_them(
     monkeypatch.setenv("REGMIRROR_STORAGE__MIN_FREE", "1")
     removals.evict_content(context, None, is_dry=False)
     assert printed(capsys)["removed"] == []
+
+
+@pytest.mark.parametrize("task", ["eviction", "collection"])
+def test_eviction_waits_for_the_maintenance_of_a_server(
+    context: Context, root: Path, monkeypatch: pytest.MonkeyPatch, task: str
+) -> None:
+    monkeypatch.setattr(store_access, "LOCK_TIMEOUT", 0.1)
+    with (
+        try_turn(root, task) as is_alone,
+        pytest.raises(RegmirrorError, match="another process is doing maintenance"),
+    ):
+        assert is_alone
+        removals.evict_content(context, 0, is_dry=False)
 
 
 @pytest.mark.parametrize("what", ["alpine:3", "docker.io/library/*", str(Digest.of(LAYER))])

@@ -33,14 +33,16 @@ def test_servers_are_notified_of_changes_only(context: Context, root: Path, is_d
     assert marker.has_changed() is not is_dry
 
 
-def test_only_exclusive_work_waits_for_maintenance(
+def test_only_work_with_a_task_waits_for_its_turn(
     context: Context, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store_access, "LOCK_TIMEOUT", 0.1)
-    with try_turn(root) as is_alone:
+    with try_turn(root, "collection") as is_alone:
         assert is_alone
-        change_store(context.load(), do_nothing, is_exclusive=False)
-        with pytest.raises(RegmirrorError, match=r"another process does maintenance in .*; try again later"):
+        change_store(context.load(), do_nothing, tasks=())
+        with pytest.raises(
+            RegmirrorError, match=r"another process is doing maintenance in .*; try again later"
+        ):
             change_store(context.load(), do_nothing)
 
 

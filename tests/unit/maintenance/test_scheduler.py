@@ -11,9 +11,10 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from regmirror.maintenance import scheduler as module
-from regmirror.maintenance.scheduler import COLLECTION, EVICTION, RECONCILE_INTERVAL, MaintenanceScheduler
+from regmirror.maintenance.scheduler import RECONCILE_INTERVAL, MaintenanceScheduler
 from regmirror.maintenance.scrub import TASK as SCRUB
 from regmirror.maintenance.toolkit import limits_of
+from regmirror.maintenance.turns import COLLECTION, EVICTION
 from regmirror.metadata.cache import MetadataCache
 from regmirror.metadata.inventory import MaintenanceRun
 from regmirror.oci.names import Digest, Repository
