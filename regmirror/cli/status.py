@@ -23,6 +23,12 @@ METRICS_TIMEOUT: Final = 1.0  # seconds for each read of the metrics of the serv
 METRICS_MAX: Final = 16 * 1024 * 1024  # bytes of metrics that are read
 #: The results of requests that fetched no content.
 HITS: Final = ("hit", "revalidated", "stale", "coalesced")
+_CONTENTS: Final = (
+    ("repository", "repositories"),
+    ("tag", "tags"),
+    ("manifest", "manifests"),
+    ("blob", "blobs"),
+)
 
 Samples = dict[str, list[tuple[dict[str, str], float]]]
 
@@ -178,10 +184,11 @@ def _parts(report: dict[str, Any], url: str) -> list[str | Table]:
 
 def _store_pairs(store: dict[str, Any]) -> list[tuple[str, str]]:
     limit = bytes_text(store["max_size"]) if store["max_size"] else "unlimited"
-    counts = ", ".join(f"{store[kind]} {kind}" for kind in ("repositories", "tags", "manifests", "blobs"))
+    size = store["size"] + store["manifest_bytes"]  # max_size limits both
+    counts = ", ".join(f"{store[many]} {one if store[many] == 1 else many}" for one, many in _CONTENTS)
     return [
         ("store", store["path"]),
-        ("size", f"{bytes_text(store['size'])} of {limit}"),
+        ("size", f"{bytes_text(size)} of {limit}"),
         ("free", bytes_text(store["free"])),
         ("contents", counts),
     ]

@@ -344,7 +344,7 @@ def _check_files(config: Config) -> None:
     tls = config.server.tls
     files = {"server.tls.certificate": tls.certificate, "server.tls.key": tls.key}
     for name, upstream in config.enabled_upstreams().items():
-        for field in ("ca_file", "client_certificate", "client_key", "password_file"):
+        for field in ("ca_file", "client_certificate", "client_key", "password_file", "docker_config"):
             files[f'upstreams."{name}".{field}'] = getattr(upstream, field)
     for key, text in files.items():
         path = Path(text).expanduser()

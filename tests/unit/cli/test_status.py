@@ -58,7 +58,15 @@ def test_other_formats_are_not_metrics() -> None:
 
 
 def report(**changes: object) -> dict[str, object]:
-    store = {"path": "/data", "size": 1, "max_size": 0, "free": 5, "repositories": 1, "tags": 2}
+    store = {
+        "path": "/data",
+        "size": 1,
+        "manifest_bytes": 2,
+        "max_size": 0,
+        "free": 5,
+        "repositories": 1,
+        "tags": 2,
+    }
     store |= {"manifests": 3, "blobs": 4}
     return {"store": store, "downloads": [], "server": None} | changes
 
@@ -66,7 +74,8 @@ def report(**changes: object) -> dict[str, object]:
 def test_without_a_server_only_the_store_is_shown() -> None:
     (text,) = status._parts(report(downloads=None), "http://h:1/metrics")
     assert isinstance(text, str)
-    assert "1 Byte of unlimited" in text
+    assert "3 Bytes of unlimited" in text
+    assert "1 repository, 2 tags, 3 manifests, 4 blobs" in text
     assert "unknown: no permission to read staging" in text
     assert "not running at http://h:1" in text
 

@@ -188,6 +188,12 @@ WRONG = [
         "write 1 to 10000",
     ),
     ("[upstreams.'my.reg']\nrate_limit_reserve=-1", "rate_limit_reserve", "-1", "write 0 or more"),
+    (
+        "[upstreams.'my.reg']\ndocker_config='/none'",
+        'upstreams."my.reg".docker_config',
+        "'/none'",
+        "does not exist",
+    ),
     ("[upstreams.'my.reg']\nread_timeout='0'", 'upstreams."my.reg".read_timeout', "'0'", "greater than 0"),
     ("[upstreams.'my.reg']\nallow=['[z-a]']", 'upstreams."my.reg".allow.0', "'[z-a]'", "not a pattern"),
     ("[upstreams.'my.reg']\nallow='**'", 'upstreams."my.reg".allow', "'**'", 'write a list, as in ["a"]'),
