@@ -126,10 +126,10 @@ def ls(
 ) -> None:
     """List cached images: repository, tag, digest, size, last pull."""
     from regmirror.cli.image_list import print_images
-    from regmirror.oci.globs import compile_glob
+    from regmirror.cli.naming import check_glob
 
     with usage_errors(context, "REPOSITORY-GLOB"):
-        compile_glob(repository or "**")
+        check_glob("**" if repository is None else repository)
     print_images(merge_options(context, config, json), repository)
 
 
@@ -206,22 +206,23 @@ def purge(
     json: Json = False,
 ) -> None:
     """Remove an image, the repositories that match a glob, or the content of a digest."""
-    from regmirror.cli.removals import purge_content
-    from regmirror.oci.globs import compile_glob
+    from regmirror.cli.removals import check_target, purge_content
 
+    chosen = merge_options(context, config, json)
+    loaded = chosen.load()
     with usage_errors(context, "IMAGE|REPOSITORY-GLOB|DIGEST"):
-        compile_glob(what)
-        purge_content(merge_options(context, config, json), what)
+        check_target(loaded, what)
+    purge_content(chosen, what)
 
 
 @app.command()
 def pin(context: typer.Context, pattern: Pattern, config: ConfigFile = None, json: Json = False) -> None:
     """Protect the images that match a pattern from eviction."""
+    from regmirror.cli.naming import check_glob
     from regmirror.cli.pins import add_pin
-    from regmirror.oci.globs import compile_glob
 
     with usage_errors(context, "PATTERN"):
-        compile_glob(pattern)
+        check_glob(pattern)
     add_pin(merge_options(context, config, json), pattern)
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from typing import Final
+
 from regmirror.config.schema import Config
 from regmirror.errors import NameUnknown, RegistryError
-from regmirror.oci.globs import matches
+from regmirror.oci.globs import compile_glob, matches
 from regmirror.oci.names import (
     Digest,
     Reference,
@@ -15,6 +18,17 @@ from regmirror.oci.names import (
     split_image,
 )
 from regmirror.oci.paths import DOCKER_HUB, UpstreamTable
+
+_SET: Final = re.compile(r"\[!?[^\]]+\]")
+
+
+def check_glob(pattern: str) -> None:
+    """Raise ValueError if ``pattern`` is empty, or has an invalid or unclosed set of characters."""
+    if not pattern.strip("/"):
+        raise ValueError(f"{pattern!r} is not a pattern; write one such as 'ghcr.io/org/**'")
+    if "[" in _SET.sub("", pattern):
+        raise ValueError(f"{pattern!r} is not a pattern: close [ with ]")
+    compile_glob(pattern)
 
 
 class Naming:

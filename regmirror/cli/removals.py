@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from regmirror.cli.context import Context
-from regmirror.cli.naming import Naming
+from regmirror.cli.naming import Naming, check_glob
 from regmirror.cli.output import Table, bytes_text, print_json, print_parts, short_digest
 from regmirror.cli.store_access import change_store
+from regmirror.config.schema import Config
 from regmirror.errors import RegmirrorError
 from regmirror.maintenance.eviction import Deficit
 from regmirror.maintenance.toolkit import Toolkit
 from regmirror.maintenance.turns import COLLECTION, EVICTION
 from regmirror.metadata.gc import Removal
 from regmirror.oci.names import Digest
+
+_DIGESTS: Final = ("sha256:", "sha512:")
+_GLOB_CHARACTERS: Final = frozenset("*?[")
 
 
 @dataclass
@@ -57,6 +61,16 @@ def evict_content(context: Context, to: int | None, *, is_dry: bool) -> None:
     _print_removals(context, log.removals, is_dry=is_dry)
 
 
+def check_target(config: Config, what: str) -> None:
+    """Raise NameInvalid, DigestInvalid, ManifestUnknown or ValueError if ``what`` cannot be purged."""
+    if what.startswith(_DIGESTS):
+        Digest(what)
+    elif set(what) & _GLOB_CHARACTERS:
+        check_glob(what)
+    else:
+        Naming(config).parse(what)
+
+
 def purge_content(context: Context, what: str) -> None:
     """Remove the image, repositories or digest that ``what`` names, and print the removals.
 
@@ -69,9 +83,9 @@ def purge_content(context: Context, what: str) -> None:
     async def work(toolkit: Toolkit) -> None:
         nonlocal is_found, is_free
         purger = toolkit.purger(config)
-        if what.startswith(("sha256:", "sha512:")):
+        if what.startswith(_DIGESTS):
             is_free = await purger.purge_digest(Digest(what), log)
-        elif set(what) & set("*?["):
+        elif set(what) & _GLOB_CHARACTERS:
             for repository in await toolkit.metadata.list_repositories():
                 if naming.is_repository_match(what, repository):
                     is_found = True

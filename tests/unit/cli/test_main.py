@@ -136,7 +136,15 @@ def test_each_command_prints_text(context: Context, arguments: list[str]) -> Non
         ["scrub", "--rate", "fast/s"],
         ["pin", "[z-a]"],
         ["purge", "sha256:short"],
+        ["pin", ""],
+        ["pin", "/"],
+        ["pin", "team/[ab"],
+        ["purge", ""],
+        ["purge", "team/[ab*"],
+        ["purge", "[z-a]"],
         ["ls", "[z-a]"],
+        ["ls", ""],
+        ["ls", "team/[ab"],
         ["inspect", "Alpine"],
         ["client-config", "k3s", "--mirror", "m"],
     ],
@@ -145,6 +153,17 @@ def test_each_command_prints_text(context: Context, arguments: list[str]) -> Non
 def test_a_malformed_argument_is_a_usage_error(context: Context, arguments: list[str]) -> None:
     result = CliRunner().invoke(commands.app, ["--config", str(context.config), *arguments])
     assert result.exit_code == 2
+
+
+def test_a_value_error_of_the_work_is_no_usage_error(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError("a defect")
+
+    monkeypatch.setattr("regmirror.cli.removals.change_store", fail)
+    result = CliRunner().invoke(commands.app, ["--config", str(context.config), "purge", "alpine:3"])
+    assert (type(result.exception), result.exit_code) == (ValueError, 1)
 
 
 def test_a_pin_that_does_not_exist_is_an_error(context: Context) -> None:
