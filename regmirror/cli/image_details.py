@@ -38,7 +38,7 @@ def print_image(context: Context, config: Config, repository: Repository, refere
         contents = read_contents(reports, open_store(root), named.digest)
         if contents is None:
             raise RegmirrorError(
-                f"of {shown} only the digest is known, {named.digest}; pull the image to cache it"
+                f"{shown} is not cached, only its digest {named.digest} is known; pull the image to cache it"
             )
         names = [naming.show_image(*pair) for pair in reports.list_tags_of(named.digest)]
     report = {

@@ -25,7 +25,14 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-ConfigFile = Annotated[str | None, typer.Option("--config", metavar="FILE", help="Configuration file.")]
+ConfigFile = Annotated[
+    str | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        help="Configuration file; default: $REGMIRROR_CONFIG, ./mirror.toml, /etc/regmirror/mirror.toml.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Listen = Annotated[str | None, typer.Option("--listen", metavar="ADDR", help="Server address as HOST:PORT.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="List what would be removed; remove nothing.")]
@@ -155,7 +162,7 @@ def inspect(
 def gc(
     context: typer.Context, dry_run: DryRun = False, config: ConfigFile = None, json: Json = False
 ) -> None:
-    """Remove content that no manifest or tag references."""
+    """Remove unreferenced content that is older than gc.grace."""
     from regmirror.cli.removals import collect_garbage
 
     collect_garbage(merge_options(context, config, json), is_dry=dry_run)
@@ -172,7 +179,7 @@ def evict(
     config: ConfigFile = None,
     json: Json = False,
 ) -> None:
-    """Free space: remove the least recently pulled content."""
+    """Evict the least recently pulled content to free space."""
     from regmirror.cli.removals import evict_content
 
     with usage_errors(context, "--to"):
@@ -201,11 +208,17 @@ def scrub(
 @app.command()
 def purge(
     context: typer.Context,
-    what: Annotated[str, typer.Argument(metavar="IMAGE|REPOSITORY-GLOB|DIGEST", help="Content to remove.")],
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="IMAGE|REPOSITORY-GLOB|DIGEST",
+            help="Such as 'alpine:3.20', 'ghcr.io/org/*' or 'sha256:…'.",
+        ),
+    ],
     config: ConfigFile = None,
     json: Json = False,
 ) -> None:
-    """Remove an image, the repositories that match a glob, or the content of a digest."""
+    """Remove an image, repositories that match a glob, or the content of a digest; pins do not protect."""
     from regmirror.cli.removals import check_target, purge_content
 
     chosen = merge_options(context, config, json)

@@ -200,16 +200,13 @@ def _server_pairs(
     in_flight = "unknown: no permission to read staging" if downloads is None else str(len(downloads))
     if server is None:
         return [("downloads", in_flight), ("server", f"not running at {url.removesuffix('/metrics')}")]
-    ratio = server["hit_ratio"]
-    requests = (
-        "none yet"
-        if ratio is None
-        else f"{ratio:.1%} of {_count_successes(server['results'])} successful requests"
-    )
+    ratio, count = server["hit_ratio"], _count_successes(server["results"])
+    requests = f"successful request{'' if count == 1 else 's'}"
+    hits = "none yet" if ratio is None else f"{ratio:.1%} of {count} {requests}"
     return [
         ("downloads", in_flight),
         ("server", f"{server['url']}, version {server['version']}"),
-        ("hits", requests),
+        ("hits", hits),
         ("sent", f"{bytes_text(server['sent_bytes'])}, fetched {bytes_text(server['fetched_bytes'])}"),
     ]
 

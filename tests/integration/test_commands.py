@@ -164,7 +164,7 @@ async def test_ls_knows_that_a_tag_was_asked_for_and_not_pulled(stage):
     assert [(item["stored"], item["size"]) for item in found] == [(False, 0)]
     failed = await stage.run("inspect", "team/app:asked")
     assert failed.returncode == 1
-    assert "only the digest is known" in failed.stderr
+    assert "only its digest" in failed.stderr
 
 
 async def test_the_json_option_stands_before_or_after_the_command(stage):

@@ -33,6 +33,15 @@ def test_people_get_tables(context: Context, capsys: pytest.CaptureFixture[str])
     assert f"{len(CONFIG)} Bytes" not in printed
 
 
+def test_a_tag_whose_manifest_is_not_stored_is_an_error(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("regmirror.cli.image_details.read_contents", lambda *_: None)
+    reason = r"alpine:3 is not cached, only its digest sha256:\w+ is known; pull the image to cache it"
+    with pytest.raises(RegmirrorError, match=reason):
+        print_image(context, context.load(), ALPINE, Tag("3"))
+
+
 @pytest.mark.parametrize(
     ("repository", "reason"),
     [

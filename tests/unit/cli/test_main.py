@@ -166,6 +166,21 @@ def test_a_value_error_of_the_work_is_no_usage_error(
     assert (type(result.exception), result.exit_code) == (ValueError, 1)
 
 
+@pytest.mark.parametrize(
+    ("command", "text"),
+    [
+        ("gc", "Remove unreferenced content that is older than gc.grace."),
+        ("evict", "Evict the least recently pulled content to free space."),
+        ("purge", "or the content of a digest; pins do not protect."),
+        ("purge", "Such as 'alpine:3.20', 'ghcr.io/org/*' or 'sha256:…'."),
+        ("ls", "default: $REGMIRROR_CONFIG, ./mirror.toml, /etc/regmirror/mirror.toml."),
+    ],
+)
+def test_the_help_of_a_command_states_its_conditions(command: str, text: str) -> None:
+    result = CliRunner().invoke(commands.app, [command, "--help"], env={"COLUMNS": "300"}, terminal_width=300)
+    assert text in " ".join(result.output.split())
+
+
 def test_a_pin_that_does_not_exist_is_an_error(context: Context) -> None:
     result = CliRunner().invoke(commands.app, ["--config", str(context.config), "unpin", "alpine"])
     assert isinstance(result.exception, RegmirrorError)

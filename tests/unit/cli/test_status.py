@@ -89,6 +89,20 @@ def test_a_new_server_has_no_hit_ratio() -> None:
     assert "none yet" in text
 
 
+@pytest.mark.parametrize(
+    ("count", "text"), [(1, "of 1 successful request\n"), (2, "of 2 successful requests\n")]
+)
+def test_one_request_is_singular(count: int, text: str) -> None:
+    samples = status.parse_metrics(
+        'regmirror_build_info{version="9"} 1\n'
+        f'regmirror_requests_total{{upstream="docker.io",kind="blob",result="hit"}} {count}\n'
+    )
+    server = status._server("http://h:1/metrics", Config(), samples)
+    shown = status._parts(report(server=server), "http://h:1/metrics")[0]
+    assert isinstance(shown, str)
+    assert text in f"{shown}\n"
+
+
 def test_downloads_in_flight_are_a_table() -> None:
     download = {"digest": "sha256:a", "received": 1_000_000, "size": None}
     table = status._parts(report(downloads=[download]), "http://h:1/metrics")[1]
