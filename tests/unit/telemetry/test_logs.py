@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -168,3 +169,15 @@ def test_dropped_lines_are_reported_in_the_format_of_the_log() -> None:
     line = json.loads(logs._format_dropped(7))
     assert list(line) == ["lines", "event", "level", "timestamp"]
     assert (line["lines"], line["event"], line["level"]) == (7, "log lines dropped", "warning")
+
+
+def test_the_operating_guide_lists_every_event() -> None:
+    root = Path(__file__).parents[3]
+    guide = (root / "docs/operating.md").read_text()
+    sources = [path.read_text() for path in (root / "regmirror").rglob("*.py")]
+    calls = re.compile(r'(?:log_info|log_warning|_log\.info|_log\.warning|_log_end|level)\(\s*"([^":]+)')
+    found = {text for source in sources for text in calls.findall(source)} - {"request", "%s"}
+    found |= {"circuit closed", "collection ended", "eviction ended", "scrub ended", "log lines dropped"}
+    found |= {"verification failed", "not stored", "maintenance failed"}
+    assert found > {"blob removed", "connections rejected", "configuration reloaded", "circuit opened"}
+    assert [text for text in sorted(found) if f"`{text}`" not in guide] == []
