@@ -134,7 +134,7 @@ async def test_the_right_bytes_of_a_blob_of_another_size_disprove(size: Any, exp
 class Flowing(Follower):
     """A blob in flight; nothing is readable before ``arrive`` is set. ``samples`` are those noted."""
 
-    is_verified, descriptor = False, None  # type: ignore[assignment]
+    is_verified, descriptor = False, None
 
     def __init__(self, data: bytes) -> None:
         self.data, self.size = data, len(data)
@@ -201,7 +201,7 @@ async def test_the_sample_of_a_shared_proof_is_the_one_that_was_sent(
             yield body
 
     world.upstream.content = DATA[:1000]
-    world.upstream.open_blob = open_blob  # type: ignore[method-assign]
+    world.upstream.open_blob = open_blob  # type: ignore[method-assign,assignment]
     blobs = [Flowing(DATA[:1000]), Flowing(DATA[:1000])]
     blobs[1].data = DATA[:500]
     proofs = []
