@@ -18,9 +18,9 @@ from regmirror.maintenance.toolkit import Toolkit, dry_run_toolkit, open_toolkit
 from regmirror.maintenance.turns import COLLECTION, try_turn
 from regmirror.metadata.database import DatabaseFailed
 from regmirror.metadata.reports import open_reports
+from regmirror.metadata.sqlite import reclaim_space
 from regmirror.metadata.store import MetadataStore
 from regmirror.metadata.upgrade import database_path
-from regmirror.metadata.vacuum import reclaim_space
 
 LOCK_TIMEOUT: Final = 60.0  # seconds to wait for the maintenance of another process
 INVALIDATION_TIME: Final = 0.25  # seconds within which every server drops its in-memory caches

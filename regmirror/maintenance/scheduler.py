@@ -24,7 +24,6 @@ from regmirror.maintenance.turns import COLLECTION, EVICTION, TurnUnavailable
 from regmirror.metadata.cache import MetadataCache
 from regmirror.metadata.gc import Removal
 from regmirror.metadata.inventory import MaintenanceRun
-from regmirror.metadata.vacuum import reclaim_space
 from regmirror.telemetry.events import Emit, MaintenanceEnded
 
 RECONCILE_INTERVAL: Final = 86_400.0  # seconds
@@ -73,7 +72,7 @@ class MaintenanceScheduler:
         ):
             await self._evict()
             await self.collect_if_due()
-            await asyncio.to_thread(reclaim_space, self._toolkit.metadata.database.path)
+            await self._toolkit.metadata.reclaim_space()
 
     async def _evict(self) -> None:
         began = time.monotonic()

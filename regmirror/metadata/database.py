@@ -1,7 +1,7 @@
 """Connections to the database for queries, lists and write transactions.
 
-SQLite in WAL mode: readers never wait, and writers run one at a time. A lock orders the writers of a
-process without polling; ``busy_timeout`` orders those of several processes.
+A lock orders the writers of a process without polling. What depends on the kind of database is in
+``sqlite.py`` and ``dialect.py``.
 """
 
 from __future__ import annotations
@@ -10,27 +10,18 @@ import asyncio
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
-from urllib.parse import quote
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 #: The base class of every error of a database.
 DatabaseFailed = sa.exc.SQLAlchemyError
 
-BUSY_TIMEOUT: Final = 10.0  # seconds a transaction waits for those of other processes
-READ_TIMEOUT: Final = 1.0  # seconds a query waits for a lock, which exists only during recovery
 LISTS_AT_ONCE: Final = 2  # lists that are read at the same time
 LISTS_WAITING: Final = 32  # lists that wait for a connection
 LIST_WAIT: Final = 2.0  # seconds that a list waits for a connection
-_PRAGMAS = (
-    "PRAGMA journal_mode=WAL",
-    "PRAGMA synchronous=NORMAL",
-    "PRAGMA foreign_keys=ON",
-    "PRAGMA journal_size_limit=8388608",  # size of the log file after a checkpoint
-)
 
 
 class ListsBusy(DatabaseFailed):
@@ -41,29 +32,27 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class Database:
-    """The database at ``path``, which ``upgrade`` has migrated. Errors are SQLAlchemy's."""
+@dataclass(frozen=True, kw_only=True)
+class Engines:
+    """The engines for queries of pulls, for lists, and for write transactions.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._reader, self._lister, self._writer = self._engines()
+    Lists have connections of their own, so that no number of them delays a pull.
+    """
+
+    reader: AsyncEngine
+    lister: AsyncEngine
+    writer: AsyncEngine
+
+
+class Database:
+    """A database, reached by the engines that ``open_engines`` creates. Errors are SQLAlchemy's."""
+
+    def __init__(self, open_engines: Callable[[], Engines]) -> None:
+        self._open_engines, self._engines = open_engines, open_engines()
         self._lock = asyncio.Lock()
         self._turns = asyncio.Semaphore(LISTS_AT_ONCE)
         self._waiting = 0  # lists that wait for a connection
         self._running: set[asyncio.Task[Any]] = set()
-
-    def _engines(self) -> tuple[AsyncEngine, AsyncEngine, AsyncEngine]:
-        """Create the engines for queries of pulls, for lists, and for write transactions.
-
-        Lists have connections of their own, so that no number of them delays a pull.
-        """
-        # mode=rw creates no file: an empty one would take the place of a database that is being restored.
-        url = f"sqlite+aiosqlite:///file:{quote(str(self.path))}?mode=rw&uri=true"
-        return (
-            _engine(url, pool_size=4, begin="BEGIN", timeout=READ_TIMEOUT),
-            _engine(url, pool_size=LISTS_AT_ONCE, begin="BEGIN", timeout=READ_TIMEOUT),
-            _engine(url, pool_size=1, begin="BEGIN IMMEDIATE", timeout=BUSY_TIMEOUT),
-        )
 
     async def close(self) -> None:
         """Wait for running queries and transactions, and close every connection."""
@@ -71,9 +60,10 @@ class Database:
         await asyncio.gather(*self._running, return_exceptions=True)
 
     async def reconnect(self) -> None:
-        """Let following queries open the file that is at ``path`` now."""
-        old, running = (self._reader, self._lister, self._writer), set(self._running)
-        self._reader, self._lister, self._writer = self._engines()
+        """Let following queries use new connections, to the database that is there now."""
+        engines, running = self._engines, set(self._running)
+        old = (engines.reader, engines.lister, engines.writer)
+        self._engines = self._open_engines()
         if running:  # their connections are checked out, and dispose() would leave them open
             self._begin(_dispose(old, after=running))
         else:
@@ -93,12 +83,22 @@ class Database:
         return await self.run(self._read_list(work))  # which releases the turn
 
     @asynccontextmanager
-    async def write(self) -> AsyncIterator[AsyncConnection]:
-        """Begin a transaction that owns the write lock from its first to its last statement.
+    async def write_shared(self) -> AsyncIterator[AsyncConnection]:
+        """Begin a transaction of a pull. It adds or confirms content, in parallel with other pulls.
 
-        For use in ``uncancellable`` methods.
+        For use in ``uncancellable`` methods. SQLite runs one write transaction at a time, so it owns
+        the write lock from its first to its last statement.
         """
-        async with self._lock, self._writer.begin() as connection:
+        async with self._lock, self._engines.writer.begin() as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def write_exclusive(self) -> AsyncIterator[AsyncConnection]:
+        """Begin a transaction that removes content or depends on its absence: no pull writes meanwhile.
+
+        Collection, eviction and purge use it, in ``uncancellable`` methods.
+        """
+        async with self._lock, self._engines.writer.begin() as connection:
             yield connection
 
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
@@ -133,18 +133,18 @@ class Database:
 
     async def _read_list(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         try:
-            async with self._lister.connect() as connection:
+            async with self._engines.lister.connect() as connection:
                 return await work(connection)
         finally:
             self._turns.release()
 
     async def _first(self, query: Any) -> tuple[Any, ...] | None:
-        async with self._reader.connect() as connection:
+        async with self._engines.reader.connect() as connection:
             row = (await connection.execute(query)).first()
         return None if row is None else tuple(row)
 
     async def _all(self, query: Any) -> list[tuple[Any, ...]]:
-        async with self._reader.connect() as connection:
+        async with self._engines.reader.connect() as connection:
             return [tuple(row) for row in await connection.execute(query)]
 
 
@@ -172,26 +172,3 @@ async def _dispose(engines: Iterable[AsyncEngine], after: Iterable[asyncio.Task[
     await asyncio.gather(*after, return_exceptions=True)
     for engine in engines:
         await engine.dispose()
-
-
-def _engine(url: str, *, pool_size: int, begin: str, timeout: float) -> AsyncEngine:
-    """Create an engine that sets SQLite's pragmas and begins transactions with ``begin``.
-
-    ``isolation_level = None`` keeps the driver from beginning a transaction only at its first write, as
-    SQLAlchemy's documentation advises for SQLite.
-    """
-    engine = create_async_engine(url, pool_size=pool_size, max_overflow=0)
-
-    @sa.event.listens_for(engine.sync_engine, "connect")
-    def _connected(connection: Any, _record: Any) -> None:
-        connection.isolation_level = None
-        cursor = connection.cursor()
-        for pragma in (f"PRAGMA busy_timeout={int(timeout * 1000)}", *_PRAGMAS):
-            cursor.execute(pragma)
-        cursor.close()
-
-    @sa.event.listens_for(engine.sync_engine, "begin")
-    def _begun(connection: sa.Connection) -> None:
-        connection.exec_driver_sql(begin)
-
-    return engine

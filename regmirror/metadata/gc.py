@@ -15,11 +15,11 @@ from itertools import islice
 from typing import Any, Final, Literal, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from regmirror.metadata import schema as t
 from regmirror.metadata.database import Database, uncancellable
+from regmirror.metadata.dialect import insert
 from regmirror.metadata.gc_queue import (
     AT_ONCE,
     EVERYWHERE,
@@ -108,7 +108,7 @@ class GcQueries:
 
         Pinned ones and those recently pulled by digest are postponed.
         """
-        async with self.database.write() as connection:
+        async with self.database.write_exclusive() as connection:
             due = (await connection.execute(select_due_manifests(cutoffs.due, limit))).all()
             await dequeue(connection, "manifest", [(row.repository_id, row.digest) for row in due])
             unreferenced = [row for row in due if row.size is not None and not row.is_referenced]
@@ -126,7 +126,7 @@ class GcQueries:
     ) -> list[Removal]:
         """Remove these manifests (None: all) from the repository, even if they are referenced."""
         entries = t.repository_manifests.c
-        async with self.database.write() as connection:
+        async with self.database.write_exclusive() as connection:
             mine = await find_repository_id(connection, repository)
             wanted = [] if digests is None else [entries.digest.in_([*map(str, digests)])]
             rows = (await connection.execute(select_manifests(entries.repository_id == mine, *wanted))).all()
@@ -139,7 +139,7 @@ class GcQueries:
     async def purge_tags(self, repository: Repository, tags: Collection[Tag] | None) -> None:
         """Delete these tags (None: all) of the repository, and enqueue their manifests as due."""
         row = t.tags.c
-        async with self.database.write() as connection:
+        async with self.database.write_exclusive() as connection:
             mine = await find_repository_id(connection, repository)
             wanted = [] if tags is None else [row.name.in_([*map(str, tags)])]
             gone = await connection.execute(
@@ -154,7 +154,7 @@ class GcQueries:
     async def purge_links(self, repository: Repository) -> None:
         """Delete every link of the repository, and enqueue the blobs as due."""
         links = t.repository_blobs
-        async with self.database.write() as connection:
+        async with self.database.write_exclusive() as connection:
             mine = await find_repository_id(connection, repository)
             gone = await connection.execute(
                 sa.delete(links).where(links.c.repository_id == mine).returning(links.c.digest)
@@ -169,7 +169,7 @@ class GcQueries:
         """
         now, row = self._now(), t.tags.c
         query = sa.select(row.repository_id, row.name, row.digest, row.previous)
-        async with self.database.write() as connection:
+        async with self.database.write_exclusive() as connection:
             old = await connection.execute(query.where(row.pulled_at < before).limit(limit + len(kept)))
             gone = [tag for tag in old.all() if (tag.repository_id, tag.name) not in kept][:limit]
             for tag in gone:
@@ -203,7 +203,7 @@ class GcQueries:
                 entries.pulled_at <= pulled_until,
             )
         )
-        async with self.database.write() as connection:
+        async with self.database.write_exclusive() as connection:
             found = (await connection.execute(query)).all()
             times = {"since": now, "due_at": now}
             keys = [
@@ -228,7 +228,7 @@ class GcQueries:
 
         Recent blobs are postponed. Entries of unreferenced blobs stay until ``remove_blobs``.
         """
-        async with self.database.write() as connection:
+        async with self.database.write_exclusive() as connection:
             due = (await connection.execute(select_due_blobs(cutoffs.due, limit))).all()
             absent = [row.digest for row in due if row.size is None and not row.is_referenced]
             await _delete_links(connection, absent)
@@ -244,7 +244,7 @@ class GcQueries:
     @uncancellable
     async def postpone_blobs(self, digests: Collection[Digest]) -> None:
         """Postpone blobs that are being read by one grace time."""
-        async with self.database.write() as connection:
+        async with self.database.write_exclusive() as connection:
             later = self._now() + 1.0  # past the end of this collection, even without a grace time
             await enqueue(connection, "blob", EVERYWHERE, map(str, digests), later)
 
@@ -263,7 +263,7 @@ class GcQueries:
         manifest references stay; with ``pulled_until``, blobs pulled after that time.
         """
         gone: list[tuple[Digest, int]] = []
-        async with self.database.write() as connection:
+        async with self.database.write_exclusive() as connection:
             for chunk in _chunks([str(digest) for digest in digests]):
                 statement = sa.delete(t.blobs).where(t.blobs.c.digest.in_(chunk))
                 if unless_referenced:
@@ -289,7 +289,7 @@ class GcQueries:
         """
         row = t.pending_removals.c
         is_stored = sa.exists().where(t.blobs.c.digest == row.digest)
-        async with self.database.write() as connection:
+        async with self.database.write_exclusive() as connection:
             await connection.execute(sa.delete(t.pending_removals).where(is_stored))
             left = await connection.execute(sa.select(row.digest).limit(10 * CHUNK))
             return [Digest(digest) for (digest,) in left.all()]
@@ -297,7 +297,7 @@ class GcQueries:
     @uncancellable
     async def complete_removals(self, digests: Iterable[Digest]) -> None:
         """Record that the files of these blobs are gone, or that they are stored again."""
-        async with self.database.write() as connection:
+        async with self.database.write_exclusive() as connection:
             for chunk in _chunks([str(digest) for digest in digests]):
                 await connection.execute(
                     sa.delete(t.pending_removals).where(t.pending_removals.c.digest.in_(chunk))

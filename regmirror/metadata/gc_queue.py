@@ -11,10 +11,10 @@ from collections.abc import Iterable
 from typing import Any, Final, Literal
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from regmirror.metadata import schema as t
+from regmirror.metadata.dialect import insert
 
 Kind = Literal["manifest", "blob"]
 EVERYWHERE: Final = 0  # ``repository_id`` of blobs, which belong to no repository

@@ -11,10 +11,10 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert
 
 from regmirror.metadata import schema as t
 from regmirror.metadata.database import Database, uncancellable
+from regmirror.metadata.dialect import insert
 from regmirror.metadata.gc_queue import EVERYWHERE, delete_manifest
 from regmirror.metadata.reachability import is_blob_referenced, is_manifest_referenced
 from regmirror.metadata.totals import NONEMPTY_REPOSITORIES
@@ -70,14 +70,14 @@ class Inventory:
             for digest, size, at in found
         ]
         if blobs:
-            async with self.database.write() as connection:
+            async with self.database.write_exclusive() as connection:
                 await connection.execute(insert(t.blobs).on_conflict_do_nothing(), blobs)
         await self.enqueue([(Digest(str(row["digest"])), float(str(row["stored_at"]))) for row in blobs])
 
     @uncancellable
     async def delete_blobs(self, digests: Collection[Digest]) -> None:
         """Delete the rows of blobs whose files do not exist."""
-        async with self.database.write() as connection:
+        async with self.database.write_exclusive() as connection:
             await connection.execute(sa.delete(t.blobs).where(t.blobs.c.digest.in_([*map(str, digests)])))
 
     @uncancellable
@@ -94,7 +94,7 @@ class Inventory:
             for digest, at in blobs
         ]
         if rows:
-            async with self.database.write() as connection:
+            async with self.database.write_exclusive() as connection:
                 await connection.execute(insert(t.gc_queue).on_conflict_do_nothing(), rows)
 
     @uncancellable
@@ -118,7 +118,7 @@ class Inventory:
             for row in await self.database.all(query)
         ]
         if rows:
-            async with self.database.write() as connection:
+            async with self.database.write_exclusive() as connection:
                 await connection.execute(insert(t.gc_queue).on_conflict_do_nothing(), rows)
         return len(rows)
 
@@ -126,7 +126,7 @@ class Inventory:
     async def delete_empty_repositories(self) -> int:
         """Delete repositories without a tag, a manifest or a link; return their number."""
         row = t.repositories.c.id
-        async with self.database.write() as connection:
+        async with self.database.write_exclusive() as connection:
             return (
                 await connection.execute(sa.delete(t.repositories).where(row.not_in(NONEMPTY_REPOSITORIES)))
             ).rowcount
@@ -144,7 +144,7 @@ class Inventory:
     @uncancellable
     async def delete_manifest(self, digest: str) -> None:
         """Delete a manifest that does not match its digest; the next request fetches it again."""
-        async with self.database.write() as connection:
+        async with self.database.write_exclusive() as connection:
             await delete_manifest(connection, digest)
 
     async def find_sources(self, digest: Digest, limit: int = 5) -> list[Repository]:
@@ -176,6 +176,6 @@ class Inventory:
     async def save_run(self, name: str, run: MaintenanceRun) -> None:
         """Record the last run of the task ``name``."""
         values = {"started_at": run.started_at, "ended_at": run.ended_at, "cursor": run.cursor}
-        async with self.database.write() as connection:
+        async with self.database.write_exclusive() as connection:
             new = insert(t.maintenance_runs).values(name=name, **values)
             await connection.execute(new.on_conflict_do_update(["name"], set_=values))

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert
 
 from regmirror.metadata import schema as t
 from regmirror.metadata.database import Database, uncancellable
+from regmirror.metadata.dialect import insert
 from regmirror.oci.globs import matches
 from regmirror.oci.names import Digest
 
@@ -54,14 +54,14 @@ class Pins:
     @uncancellable
     async def add(self, pattern: str) -> bool:
         """Add a pin; return False if it exists already."""
-        async with self.database.write() as connection:
+        async with self.database.write_exclusive() as connection:
             new = insert(t.pins).values(pattern=pattern, pinned_at=self._now())
             return bool((await connection.execute(new.on_conflict_do_nothing())).rowcount)
 
     @uncancellable
     async def remove(self, pattern: str) -> bool:
         """Remove a pin; return False if there is none."""
-        async with self.database.write() as connection:
+        async with self.database.write_exclusive() as connection:
             gone = await connection.execute(sa.delete(t.pins).where(t.pins.c.pattern == pattern))
             return bool(gone.rowcount)
 

@@ -11,6 +11,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from regmirror.metadata import schema as t
+from regmirror.metadata.dialect import greatest
 
 #: Bytes that one row of ``manifest_references`` takes in the database file, with its entries in two
 #: indexes: 360 were measured for sha256 digests in full pages, and pages are rarely full.
@@ -73,7 +74,7 @@ def is_blob_referenced(digest: Any) -> sa.ColumnElement[bool]:
 def select_due_blobs(due: float, limit: int) -> sa.Select[Any]:
     """Select due blobs of the GC queue; ``size`` is None if the blob has no row."""
     queued, blob = t.gc_queue.c, t.blobs.c
-    last_seen = sa.func.max(blob.stored_at, blob.pulled_at)
+    last_seen = greatest(blob.stored_at, blob.pulled_at)
     query = sa.select(
         queued.repository_id,
         queued.digest,

@@ -128,7 +128,7 @@ class DatabaseMonitor:
 
     def __init__(self, database: Database, recovery: DatabaseRecovery) -> None:
         self._database, self._recovery = database, recovery
-        self._known = _identity(database.path)
+        self._known = _identity(recovery.path)
 
     async def check(self, *, is_suspect: bool = False) -> bool:
         """Recover the database if it is lost or, with ``is_suspect``, damaged; reconnect if needed.
@@ -136,15 +136,15 @@ class DatabaseMonitor:
         Return whether another database has taken its place. Unless it is lost or suspect, this is one
         ``stat``. Raises RecoveryFailed.
         """
-        found = await asyncio.to_thread(_identity, self._database.path)
+        found = await asyncio.to_thread(_identity, self._recovery.path)
         if is_suspect or found is None:
             try:
                 await asyncio.to_thread(self._recovery.repair)
             except (OSError, sqlite3.Error, ConfigError) as error:
                 raise RecoveryFailed(
-                    f"the database {self._database.path} cannot be recovered: {error}"
+                    f"the database {self._recovery.path} cannot be recovered: {error}"
                 ) from error
-            found = await asyncio.to_thread(_identity, self._database.path)
+            found = await asyncio.to_thread(_identity, self._recovery.path)
         if found is None or (found == self._known and not is_suspect):
             return False
         is_another, self._known = found != self._known, found

@@ -6,26 +6,22 @@ delays them.
 
 from __future__ import annotations
 
-import os
-import sqlite3
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
-from urllib.parse import quote
+from typing import Any
 
 import sqlalchemy as sa
 
 from regmirror.errors import RegmirrorError
 from regmirror.metadata import schema as t
 from regmirror.metadata.repositories import is_repository
+from regmirror.metadata.sqlite import connect_read_only
 from regmirror.metadata.totals import TOTALS, Totals
 from regmirror.metadata.upgrade import REVISION, database_path
 from regmirror.oci.manifests import Manifest
 from regmirror.oci.names import Digest, Reference, Repository, Tag
-
-BUSY_TIMEOUT: Final = 10.0  # seconds to wait for a lock, which exists only while a server starts or stops
 
 
 class StoreUnreadable(RegmirrorError):
@@ -62,7 +58,7 @@ class Named:
 def open_reports(storage: Path) -> Iterator[Reports]:
     """Open the database below ``storage``. Database errors inside the block raise StoreUnreadable too."""
     path = database_path(storage)
-    engine = sa.create_engine("sqlite://", creator=lambda: _connect(path), poolclass=sa.NullPool)
+    engine = sa.create_engine("sqlite://", creator=lambda: connect_read_only(path), poolclass=sa.NullPool)
     try:
         _require_file(path)
         with engine.connect() as connection:
@@ -78,7 +74,7 @@ def open_reports(storage: Path) -> Iterator[Reports]:
 def read_revision(storage: Path) -> str | None:
     """Return the schema of the database below ``storage``, or None. Raises StoreUnreadable."""
     path = database_path(storage)
-    engine = sa.create_engine("sqlite://", creator=lambda: _connect(path), poolclass=sa.NullPool)
+    engine = sa.create_engine("sqlite://", creator=lambda: connect_read_only(path), poolclass=sa.NullPool)
     try:
         if not path.exists():
             return None
@@ -227,21 +223,6 @@ def _untagged() -> sa.Select[Any]:
         .join(entries, entries.c.repository_id == t.repositories.c.id)
         .where(~is_tagged, ~is_child)
     )
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    """Open the database read-only.
-
-    In a directory that is not writable, SQLite cannot create the shared memory of readers and writers.
-    A database that no process has open can be read there as immutable.
-    """
-    name = f"file:{quote(str(path.absolute()))}?mode=ro"
-    idle = not path.with_name(path.name + "-wal").exists()
-    if idle and not os.access(path.parent, os.W_OK):
-        name += "&immutable=1"
-    connection = sqlite3.connect(name, uri=True, timeout=BUSY_TIMEOUT, isolation_level=None)
-    connection.execute("PRAGMA query_only=ON")
-    return connection
 
 
 def _require_file(path: Path) -> None:

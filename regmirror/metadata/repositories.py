@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from regmirror.metadata import schema as t
+from regmirror.metadata.dialect import insert
 from regmirror.oci.names import Repository
 
 

@@ -5,7 +5,7 @@ A transaction that removes a reference adds the content to the GC queue; ``gc.py
 
 from __future__ import annotations
 
-import json
+import asyncio
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sized
 from dataclasses import replace
@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from regmirror.metadata import schema as t
 from regmirror.metadata.database import Database, uncancellable
+from regmirror.metadata.dialect import insert, values_of
 from regmirror.metadata.gc_queue import EVERYWHERE, delete_manifest, enqueue
 from regmirror.metadata.list_queries import (
     CatalogPage,
@@ -28,6 +28,7 @@ from regmirror.metadata.list_queries import (
 )
 from regmirror.metadata.records import TagRecord
 from regmirror.metadata.repositories import find_repository_id, get_repository_id, is_repository
+from regmirror.metadata.sqlite import SqliteFile, reclaim_space
 from regmirror.metadata.totals import BLOB_BYTES, CONTENT_TOTALS, MANIFEST_BYTES, TOTALS, Totals
 from regmirror.oci.manifests import MANIFEST_MAX, Descriptor, Manifest
 from regmirror.oci.names import Digest, Repository, Tag
@@ -50,12 +51,17 @@ class MetadataStore:
     """
 
     def __init__(self, path: Path, now: Callable[[], float] = time.time) -> None:
-        self.database = Database(path)
+        self.path = path
+        self.database = Database(SqliteFile(path).open_engines)
         self._now = now
 
     async def close(self) -> None:
         """Wait for running queries, and close every connection."""
         await self.database.close()
+
+    async def reclaim_space(self) -> None:
+        """Return the space of deleted rows to the file system. Errors are ignored."""
+        await asyncio.to_thread(reclaim_space, self.path)
 
     async def ping(self) -> None:
         """Raise sqlalchemy's DatabaseError if the database cannot be read."""
@@ -102,8 +108,8 @@ class MetadataStore:
     async def find_links(self, repository: Repository, digests: Collection[Digest]) -> set[str]:
         """Return those of ``digests`` that are linked to the repository."""
         links = t.repository_blobs
-        names = sa.func.json_each(json.dumps([*map(str, digests)])).table_valued("value")
-        query = sa.select(links.c.digest).join(t.repositories).join(names, names.c.value == links.c.digest)
+        is_named = links.c.digest.in_(values_of(map(str, digests)))
+        query = sa.select(links.c.digest).join(t.repositories).where(is_named)
         return {row[0] for row in await self.database.all(query.where(is_repository(repository)))}
 
     async def find_size(self, digest: Digest) -> int | None:
@@ -178,7 +184,7 @@ class MetadataStore:
         The manifest must be ``is_storable``.
         """
         now, digest = self._now(), str(manifest.digest)
-        async with self.database.write() as connection:
+        async with self.database.write_shared() as connection:
             mine = await get_repository_id(connection, repository)
             await connection.execute(
                 insert(t.manifests)
@@ -212,7 +218,7 @@ class MetadataStore:
     @uncancellable
     async def delete_manifest(self, digest: Digest) -> None:
         """Delete a corrupt manifest from every repository, so that it is fetched again."""
-        async with self.database.write() as connection:
+        async with self.database.write_shared() as connection:
             await delete_manifest(connection, str(digest))
 
     @uncancellable
@@ -221,14 +227,14 @@ class MetadataStore:
 
         Returns the stored record: until the new manifest is stored, ``previous`` is the earlier one.
         """
-        async with self.database.write() as connection:
+        async with self.database.write_shared() as connection:
             mine = await get_repository_id(connection, repository)
             return await _replace_tag(connection, mine, tag, record)
 
     @uncancellable
     async def delete_tag(self, repository: Repository, tag: Tag) -> None:
         """Delete a tag that the upstream no longer has; nothing if it is not stored."""
-        async with self.database.write() as connection:
+        async with self.database.write_shared() as connection:
             mine = await find_repository_id(connection, repository)
             if mine is None:  # clients may request any name: no row is created for it
                 return
@@ -243,14 +249,14 @@ class MetadataStore:
     @uncancellable
     async def link(self, repository: Repository, digest: Digest) -> None:
         """The repository's upstream has sent this blob, or proven that it has it."""
-        async with self.database.write() as connection:
+        async with self.database.write_shared() as connection:
             await _link(connection, repository, digest, self._now())
 
     @uncancellable
     async def save_blob(self, digest: Digest, size: int, linked_to: Iterable[Repository] = ()) -> None:
         """Record a blob whose file is stored, and link it to these repositories."""
         now = self._now()
-        async with self.database.write() as connection:
+        async with self.database.write_shared() as connection:
             await connection.execute(
                 insert(t.blobs)
                 .values(digest=str(digest), size=size, stored_at=now, pulled_at=now)
@@ -263,7 +269,7 @@ class MetadataStore:
     @uncancellable
     async def delete_blob(self, digest: Digest) -> None:
         """Delete the row of a blob whose file does not exist."""
-        async with self.database.write() as connection:
+        async with self.database.write_shared() as connection:
             await connection.execute(sa.delete(t.blobs).where(t.blobs.c.digest == str(digest)))
 
     @uncancellable
@@ -278,7 +284,7 @@ class MetadataStore:
             t.repositories.c.upstream == sa.bindparam("of_upstream"),
             t.repositories.c.name == sa.bindparam("of_name"),
         )
-        async with self.database.write() as connection:
+        async with self.database.write_shared() as connection:
             for table, column, pulls in (
                 (t.tags, t.tags.c.name, tags),
                 (t.repository_manifests, t.repository_manifests.c.digest, manifests),

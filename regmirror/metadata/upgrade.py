@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from regmirror.errors import ConfigError
 from regmirror.files import create
-from regmirror.metadata.vacuum import enable_incremental_vacuum
+from regmirror.metadata.sqlite import enable_incremental_vacuum
 
 REVISION: Final = "0004"  # the newest script in migrations/versions
 FILE_NAME: Final = "regmirror.db"

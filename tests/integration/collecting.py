@@ -58,7 +58,7 @@ async def collect(storage: Path, grace: float, steps: Steps | None = None, ahead
 
 
 def _count_transactions(metadata: MetadataStore, steps: Steps) -> None:
-    write = metadata.database.write
+    write = metadata.database.write_exclusive
 
     @asynccontextmanager
     async def counted() -> AsyncIterator[Any]:
@@ -66,7 +66,7 @@ def _count_transactions(metadata: MetadataStore, steps: Steps) -> None:
         async with write() as connection:
             yield connection
 
-    metadata.database.write = counted
+    metadata.database.write_exclusive = counted
 
 
 def _count_removals(steps: Steps) -> None:

@@ -116,7 +116,7 @@ async def test_many_pulls_wait_for_the_lock_no_longer_than_one(
 async def test_a_database_that_cannot_grow(mirror: InProcessMirror, image: Image, path: str) -> None:
     """B44: what cannot be written is counted, and is written again once it can."""
     store = mirror.worker._resources.metadata
-    async with store.database.write() as connection:
+    async with store.database.write_shared() as connection:
         pages = (await connection.exec_driver_sql("PRAGMA page_count")).scalar()
         await connection.exec_driver_sql(f"PRAGMA max_page_count={pages}")
     big = [b"%d" % number for number in range(3)]
@@ -129,7 +129,7 @@ async def test_a_database_that_cannot_grow(mirror: InProcessMirror, image: Image
             await metadata_cache(mirror).save_tag(*_odd_tag(number, data))
     assert details(mirror) == {"database or disk is full"}
     assert (await mirror.get(path)).headers["Cache-Status"] == "regmirror; hit"
-    async with store.database.write() as connection:
+    async with store.database.write_shared() as connection:
         await connection.exec_driver_sql("PRAGMA max_page_count=100000")
     mirror.clock.advance(3_600)
     assert (await mirror.get(TAG)).body == image.manifest

@@ -188,8 +188,8 @@ async def test_other_writers_take_turns_with_a_large_eviction(
     for item in items:
         await world.save(item)
     writes = []
-    write = world.metadata.database.write
-    monkeypatch.setattr(world.metadata.database, "write", lambda: writes.append(1) or write())
+    write = world.metadata.database.write_exclusive
+    monkeypatch.setattr(world.metadata.database, "write_exclusive", lambda: writes.append(1) or write())
     gone = await world.toolkit.gc_queries.evict_manifests(
         [Candidate(item.digest, item.size, 0.0, 1) for item in items], float("inf")
     )

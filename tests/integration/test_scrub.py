@@ -249,7 +249,7 @@ async def test_a_scrub_tells_every_worker_to_forget_what_it_has_dropped(store: A
     toolkit, payload = store.toolkit, b'{"schemaVersion": 2}'
     manifest = Manifest(Digest.of(payload), "application/vnd.oci.image.manifest.v1+json", payload)
     await toolkit.metadata.save_manifest(APP, manifest, [])
-    connection = sqlite3.connect(toolkit.metadata.database.path)
+    connection = sqlite3.connect(toolkit.metadata.path)
     connection.execute("UPDATE manifests SET payload = x'00'")
     connection.commit()
     connection.close()

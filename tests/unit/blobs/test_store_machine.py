@@ -11,7 +11,7 @@ import shutil
 import sqlite3
 import tempfile
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -71,11 +71,8 @@ class StoreMachine(RuleBasedStateMachine):
         shutil.copy(empty_database(), database_path(self.root))
         self.open()
 
-    def open(self) -> None:
-        """What a process does at its start."""
-        self.metadata = MetadataStore(database_path(self.root), lambda: self.model.now)
-        database = self.metadata.database
-        write = database.write
+    def count_steps(self, write: Callable[[], Any]) -> Callable[[], Any]:
+        """Take a step before each transaction."""
 
         @asynccontextmanager
         async def counted() -> AsyncIterator[Any]:
@@ -83,7 +80,14 @@ class StoreMachine(RuleBasedStateMachine):
             async with write() as connection:
                 yield connection
 
-        database.write = counted  # type: ignore[method-assign]
+        return counted
+
+    def open(self) -> None:
+        """What a process does at its start."""
+        self.metadata = MetadataStore(database_path(self.root), lambda: self.model.now)
+        database = self.metadata.database
+        for name in ("write_shared", "write_exclusive"):
+            setattr(database, name, self.count_steps(getattr(database, name)))
         toolkit = open_toolkit(self.root, self.metadata, lambda event: None, lambda: self.model.now)
         crashing = CrashingStore(toolkit.store, self.steps)
         self.toolkit: Toolkit = replace(

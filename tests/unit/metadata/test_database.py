@@ -20,7 +20,7 @@ def pin(name: str) -> sa.Insert:
 
 
 async def test_a_read_does_not_wait_for_a_write(database: Database) -> None:
-    async with database.write() as connection:
+    async with database.write_shared() as connection:
         await connection.execute(pin("a"))
         assert await database.first(COUNT) == (0,)
     assert await database.first(COUNT) == (1,)
@@ -30,7 +30,7 @@ async def test_a_read_does_not_wait_for_a_write(database: Database) -> None:
 
 async def test_a_failed_transaction_writes_nothing(database: Database) -> None:
     async def write() -> None:
-        async with database.write() as connection:
+        async with database.write_shared() as connection:
             await connection.execute(pin("a"))
             raise ZeroDivisionError
 
@@ -46,7 +46,7 @@ async def test_a_cancelled_transaction_runs_to_its_end(database: Database) -> No
 
         @uncancellable
         async def write(self) -> None:
-            async with self.database.write() as connection:
+            async with self.database.write_shared() as connection:
                 self.has_begun.set()
                 await self.may_end.wait()
                 await connection.execute(pin("a"))

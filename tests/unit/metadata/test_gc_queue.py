@@ -26,7 +26,7 @@ def removed(digest: str, at: float) -> dict[str, object]:
 
 async def add_index(database: Database) -> None:
     """An index of one child, which references one stored and one unknown layer."""
-    async with database.write() as connection:
+    async with database.write_shared() as connection:
         await connection.execute(sa.insert(t.repositories).values(id=1, upstream="u", name="n"))
         for digest in ("index", "child"):
             values = {"digest": digest, "media_type": "x/y", "payload": b"", "stored_at": 1.0}
@@ -48,14 +48,14 @@ async def add_index(database: Database) -> None:
 
 
 async def test_an_entry_has_the_time_of_its_last_reference(database: Database) -> None:
-    async with database.write() as connection:
+    async with database.write_shared() as connection:
         await enqueue(connection, "blob", EVERYWHERE, ["sha256:a", None], 1.0)
         await enqueue(connection, "blob", EVERYWHERE, ["sha256:a"], 5.0)
     assert await database.all(ENTRIES) == [("blob", "sha256:a", 5.0, 5.0)]
 
 
 async def test_a_postponed_entry_keeps_the_time_of_its_last_reference(database: Database) -> None:
-    async with database.write() as connection:
+    async with database.write_shared() as connection:
         await enqueue(connection, "blob", EVERYWHERE, ["sha256:a", "sha256:b"], 1.0)
         row = (await connection.execute(ENTRY)).one()
         await dequeue(connection, "blob", [(EVERYWHERE, "sha256:a"), (EVERYWHERE, "sha256:b")])
@@ -65,24 +65,24 @@ async def test_a_postponed_entry_keeps_the_time_of_its_last_reference(database: 
 
 async def test_children_inherit_the_time_of_their_index(database: Database) -> None:
     await add_index(database)
-    async with database.write() as connection:
+    async with database.write_shared() as connection:
         await enqueue_children(connection, [removed("index", 3.0)])
     assert await database.all(ENTRIES) == [("manifest", "child", 3.0, 3.0)]
 
 
 async def test_a_later_time_stays_unless_content_is_purged(database: Database) -> None:
     await add_index(database)
-    async with database.write() as connection:
+    async with database.write_shared() as connection:
         await enqueue(connection, "manifest", 1, ["child"], 5.0)
         await enqueue_children(connection, [removed("index", 3.0)])
     assert await database.all(ENTRIES) == [("manifest", "child", 5.0, 5.0)]
-    async with database.write() as connection:
+    async with database.write_shared() as connection:
         await enqueue_children(connection, [removed("index", AT_ONCE)])
     assert await database.all(ENTRIES) == [("manifest", "child", AT_ONCE, AT_ONCE)]
 
 
 async def test_only_blobs_with_a_row_or_a_link_are_enqueued(database: Database) -> None:
     await add_index(database)
-    async with database.write() as connection:
+    async with database.write_shared() as connection:
         await enqueue_blobs(connection, [removed("child", 3.0)])
     assert await database.all(ENTRIES) == [("blob", "stored", 3.0, 3.0)]

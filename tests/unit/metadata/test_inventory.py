@@ -46,7 +46,7 @@ async def test_a_run_is_recorded_and_replaced(inventory: Inventory) -> None:
 
 
 async def test_manifests_without_a_reference_are_enqueued_once(inventory: Inventory) -> None:
-    async with inventory.database.write() as connection:
+    async with inventory.database.write_shared() as connection:
         await connection.execute(sa.insert(t.repositories).values(id=1, upstream="u.test", name="n"))
         await connection.execute(sa.insert(t.repositories).values(id=2, upstream="u.test", name="empty"))
         for digest in (ONE, TWO):

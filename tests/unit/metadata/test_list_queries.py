@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from regmirror.metadata.database import Database
 from regmirror.metadata.list_queries import CatalogPage, _last_of
+from regmirror.metadata.sqlite import SqliteFile
 from regmirror.metadata.store import MetadataStore
 from regmirror.metadata.upgrade import database_path, upgrade
 from regmirror.oci.manifests import OCI_MANIFEST, Descriptor, Manifest
@@ -87,7 +88,7 @@ async def test_referrers_are_read_as_far_as_they_fit_into_memory(store: Any) -> 
 async def test_a_list_that_fails_gives_its_turn_back(tmp_path: Path) -> None:
     """B44: else the lists of this process would be over."""
     upgrade(database_path(tmp_path))
-    database = Database(database_path(tmp_path))
+    database = Database(SqliteFile(database_path(tmp_path)).open_engines)
 
     async def fail(connection: Any) -> None:
         raise ValueError("broken")

@@ -23,7 +23,7 @@ TAG = {
 @pytest.fixture
 async def stored(database: Database) -> Database:
     """Manifests ``a`` and ``b`` in repository 1, and ``b`` in repository 2."""
-    async with database.write() as connection:
+    async with database.write_shared() as connection:
         for number in (1, 2):
             row = {"id": number, "upstream": "u", "name": f"n{number}"}
             await connection.execute(sa.insert(t.repositories).values(row))
@@ -38,7 +38,7 @@ async def stored(database: Database) -> Database:
 
 async def add_reference(database: Database, manifest: str, digest: str, role: str) -> None:
     values = {"manifest": manifest, "position": 0, "digest": digest, "role": role, "size": 1}
-    async with database.write() as connection:
+    async with database.write_shared() as connection:
         await connection.execute(sa.insert(t.manifest_references).values(**values, fetchable=True))
 
 
@@ -51,7 +51,7 @@ async def is_reachable(database: Database, repository_id: int, digest: str) -> b
 @pytest.mark.parametrize("column", ["digest", "previous"])
 async def test_a_tag_keeps_its_present_and_its_previous_manifest(stored: Database, column: str) -> None:
     assert not await is_reachable(stored, 1, "a")
-    async with stored.write() as connection:
+    async with stored.write_shared() as connection:
         await connection.execute(sa.insert(t.tags).values({"digest": "other", **TAG, column: "a"}))
     assert await is_reachable(stored, 1, "a")
     assert not await is_reachable(stored, 2, "a")

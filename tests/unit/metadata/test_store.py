@@ -323,7 +323,7 @@ async def test_what_runs_while_the_file_is_replaced_leaves_no_connection_open(st
     before = threading.active_count()
 
     async def hold() -> None:
-        async with database._reader.connect() as connection:
+        async with database._engines.reader.connect() as connection:
             await connection.execute(sa.text("SELECT 1"))
             await goes_on.wait()
 

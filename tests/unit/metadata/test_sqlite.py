@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from regmirror.metadata.sqlite import reclaim_space
 from regmirror.metadata.upgrade import upgrade
-from regmirror.metadata.vacuum import reclaim_space
 from tests.unit.metadata.test_upgrade import make
 
 SPARE = 100_000
