@@ -72,7 +72,8 @@ class Routes:
         except ConnectionError as error:
             context.error = f"client left: {error}"
             abort(request)  # raised instead, it would be logged as an error for every early leaver
-            return web.StreamResponse(status=context.status or 499)
+            context.status = context.status or 499
+            return web.StreamResponse(status=context.status)
         except OSError as error:
             return self._reject(context, Internal(f"the store failed: {error.strerror}"))
         except Exception as error:  # a defect of this program: the connection logs it and responds
@@ -96,7 +97,8 @@ class Routes:
         context.error = error.message
         if context.request.writer.output_size > 0:
             abort(context.request)
-            return web.StreamResponse(status=context.status or error.status)
+            context.status = context.status or error.status
+            return web.StreamResponse(status=context.status)
         context.result, context.status, context.cache_status = "error", error.status, ""
         response = error_response(error)
         response.headers.update(context.headers)
@@ -131,7 +133,8 @@ class Routes:
         context.upstream = repository.upstream
         if ns and (namespace := self._table.namespace(path.name, prefix=path.prefix, ns=ns)):
             context.headers["OCI-Namespace"] = namespace  # specification, "Registry Proxying"
-        _require_read(request)
+        if path.endpoint != "upload":
+            _require_read(request)
         match path.endpoint:
             case "manifest":
                 reference = parse_reference(path.argument)
