@@ -5,7 +5,7 @@
 <root>/staging/…                 downloads, see ``staging``
 <root>/quarantine/<hex>.<time>   content that does not match its digest, kept for the operator
 
-A reader owns a shared ``flock`` on the file, and a removal needs the exclusive one, so that a blob
+A reader holds a shared ``flock`` on the file, and a removal needs the exclusive one, so that a blob
 is not removed while it is read. The lock belongs to the open file: it ends when the last duplicate
 of the descriptor is closed.
 """

@@ -9,7 +9,7 @@ An exclusive ``flock`` on the state file elects the writer. The kernel releases 
 ends. The process that obtains it next finds the blob committed, or the failure of the writer, or
 continues where the writer stopped.
 
-Every process that has the bytes open owns a shared ``flock`` on them, so that they are not removed
+Every process that has the bytes open holds a shared ``flock`` on them, so that they are not removed
 while they are read after the commit (see ``local``).
 """
 
@@ -342,7 +342,7 @@ def _stated_size(path: Path) -> int | None:
 
 
 def _is_locked(descriptor: int) -> bool:
-    """Whether some process owns the writer's lock, tested by a shared lock that is released at once."""
+    """Whether some process holds the writer's lock, tested by a shared lock that is released at once."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:

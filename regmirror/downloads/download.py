@@ -1,6 +1,6 @@
 """The state of one download: what its readers may read, its sources, and how it ended.
 
-Only this module changes the state. It is used on the event loop alone; the file itself is written
+Other modules change it by method calls only. It is used on the event loop alone; the file itself is written
 by ``file_sink``.
 """
 

@@ -14,7 +14,7 @@ from typing import Final, Protocol
 from regmirror.downloads.source import Body, Sleep, Source
 from regmirror.errors import UpstreamCircuitOpen, UpstreamContentInvalid, UpstreamError, UpstreamTimeout
 
-PAUSES: Final = (0.1, 0.5, 2.0)  # seconds before each retry that follows one without progress
+PAUSES: Final = (0.1, 0.5, 2.0)  # seconds before a retry, by the number of requests in a row without progress
 STALL: Final = 0.5  # seconds without a byte after which another source is requested, if there is one
 REQUESTS_MAX: Final = 16  # concurrent requests for one blob, after earlier ones failed or stalled
 TRICKLE: Final = 64 * 1024  # bytes that make a request which timed out count as progress

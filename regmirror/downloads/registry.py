@@ -151,18 +151,18 @@ class Downloads:
     def _pass_through(self, detach_point: DetachPoint, offset: int, size: int | None) -> PassThrough:
         context = self.context
         pass_through = PassThrough(detach_point, offset, size, threads=context.bulk, emit=context.emit)
-        pass_through.feed_by(self._begin(pass_through.run(context.sleep)))
+        pass_through.feed_by(self._spawn(pass_through.run(context.sleep)))
         return pass_through
 
     def _start(self, digest: Digest, source: Source) -> Download:
         download = self._active[digest] = Download(digest, source)
         self.context.emit(DownloadStarted(source.repository.upstream))
-        task = self._begin(self._run(download))
+        task = self._spawn(self._run(download))
         task.set_name(digest)
         download.run_by(task)
         return download
 
-    def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -221,7 +221,7 @@ class Downloads:
             staged.close()
             return None
         download = Download(digest, Source(Repository(state.upstream, name), _request_nothing))
-        download.run_by(self._begin(self._run_watch(download, staged)))
+        download.run_by(self._spawn(self._run_watch(download, staged)))
         return download
 
     async def _run_watch(self, download: Download, staged: StagedFile) -> None:

@@ -65,7 +65,7 @@ class Transfer:
             staged.close()
 
     async def _lead(self, staged: StagedFile) -> bool:
-        """As the owner of the lock, write unless the blob is complete; False to try again."""
+        """As the holder of the lock, write unless the blob is complete; False to try again."""
         if self._is_committed(staged):
             self._finish(staged)
             return True
@@ -142,7 +142,8 @@ class Transfer:
     def _raise_failure(self, state: DownloadState) -> None:
         """Raise the writer's failure if it concerns this download.
 
-        That is one of its own repository, or wrong bytes of which readers have had some.
+        That is one that no upstream caused, one of its last source, or wrong bytes of which readers
+        have had some.
         """
         error = state.find_failure()
         if error is None:

@@ -1,7 +1,7 @@
 """Manifests from upstreams: fetched, revalidated, and recorded.
 
-``resolver.py`` decides when; every function here makes upstream requests and is shared by all clients
-that wait for the same manifest.
+``resolver.py`` decides when; the methods of ManifestFetcher make the upstream requests, and each is
+shared by all clients that wait for the same manifest.
 """
 
 from __future__ import annotations

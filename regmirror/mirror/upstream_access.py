@@ -11,7 +11,7 @@ client request waits for it until its deadline:
 - With an open circuit: ``GRACE`` seconds, then the error is the circuit's.
 - In every case at least ``GRACE`` seconds, because a shared request may be about to end.
 
-Activity is reported by ``health.signs.note(repository, subject)``. A second source of the same
+Activity is reported by ``health.activity.note(repository, subject)``. A second source of the same
 bytes extends the deadline by the same call.
 """
 

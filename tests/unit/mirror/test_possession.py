@@ -201,7 +201,7 @@ async def test_the_sample_of_a_shared_proof_is_the_one_that_was_sent(
             yield body
 
     world.upstream.content = DATA[:1000]
-    world.upstream.open_blob = open_blob  # type: ignore[method-assign,assignment]
+    world.upstream.open_blob = open_blob  # type: ignore[method-assign, assignment]
     blobs = [Flowing(DATA[:1000]), Flowing(DATA[:1000])]
     blobs[1].data = DATA[:500]
     proofs = []
