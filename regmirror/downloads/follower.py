@@ -80,7 +80,7 @@ class Follower:
         """Whether the bytes match the digest."""
         return self._download is not None and self._download.verified
 
-    def discard_read_marker(self) -> None:
+    def mark_unread(self) -> None:
         """The bytes read so far were compared only: none has reached the client."""
         self._has_read = False
 

@@ -141,7 +141,7 @@ class Possession:
             if not self._sampling[key]:
                 del self._sampling[key]
         if isinstance(blob, Follower):
-            blob.discard_read_marker()
+            blob.mark_unread()
         return sample
 
     async def _request_proof(

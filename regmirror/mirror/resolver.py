@@ -134,7 +134,7 @@ class Resolver:
         """Whether blobs that are not stored can be fetched, as far as memory knows."""
         if self._offline:
             return False
-        return self._upstreams[repository.upstream].health.cached_availability("blobs") is None
+        return self._upstreams[repository.upstream].health.cached_unavailability("blobs") is None
 
     # --- by digest -------------------------------------------------------------------------
 

@@ -76,7 +76,7 @@ class UpstreamAccess:
         """Why blobs of the repository cannot be fetched now, as far as memory knows."""
         if self.offline:
             return _offline_error(repository)
-        return self.upstreams[repository.upstream].health.cached_availability("blobs")
+        return self.upstreams[repository.upstream].health.cached_unavailability("blobs")
 
     async def share(
         self,

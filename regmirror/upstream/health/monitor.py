@@ -37,7 +37,7 @@ from regmirror.upstream.health.circuit import (
     seconds_to_probe,
 )
 
-CACHED_MAX_AGE: Final = 1.0  # seconds that ``cached_availability`` uses one read of the store
+CACHED_MAX_AGE: Final = 1.0  # seconds that ``cached_unavailability`` uses one read of the store
 #: Statuses of 500 and above that are about the request and not about the upstream's health.
 _REQUEST_ERRORS: Final = (501, 505)
 #: Reasons of errors that this process caused itself.
@@ -124,7 +124,7 @@ class Health:
         """Whether a 429 on requests of this scope applies."""
         return seconds_limited(self._read(), scope, self._now()) > 0
 
-    def cached_availability(self, scope: Scope) -> UpstreamError | None:
+    def cached_unavailability(self, scope: Scope) -> UpstreamError | None:
         """``find_unavailability`` by a read of the last second, for the path of a hit."""
         if self._clock() - self._read_at < CACHED_MAX_AGE:
             return self._unavailability(self._last, scope) if self._is_restricted else None

@@ -117,7 +117,7 @@ async def test_bytes_that_were_only_compared_do_not_count_as_read(
 ) -> None:
     follower = follow(download, downloads, OTHER)
     assert await follower.wait_until_readable(0) > 0
-    follower.discard_read_marker()
+    follower.mark_unread()
     download.fail(broken, str(REPOSITORY))
     assert await follower.wait_until_readable(len(DATA) - 1) == len(DATA)
     follower.close()

@@ -148,7 +148,7 @@ class Flowing(Follower):
     async def read(self, start: int, stop: int) -> AsyncIterator[bytes]:
         yield self.data[start:stop]
 
-    def discard_read_marker(self) -> None:
+    def mark_unread(self) -> None:
         pass
 
     def note_sample(self, start: int, data: bytes) -> None:

@@ -65,11 +65,11 @@ def test_unavailability_has_a_reason_and_a_time(bench: Bench) -> None:
 def test_cached_availability_reads_the_file_once_a_second(record: Callable[..., SharedState]) -> None:
     """B24: the hot path of a hit reads no file."""
     first, second = Bench(record()), Bench(record())
-    assert second.health.cached_availability("blobs") is None
+    assert second.health.cached_unavailability("blobs") is None
     first.fail(3)
-    assert second.health.cached_availability("blobs") is None, "the read of a moment ago is used"
+    assert second.health.cached_unavailability("blobs") is None, "the read of a moment ago is used"
     second.time += CACHED_MAX_AGE
-    assert second.health.cached_availability("blobs") is not None
+    assert second.health.cached_unavailability("blobs") is not None
 
 
 def test_slowness_is_a_failure_only_without_activity(bench: Bench) -> None:
