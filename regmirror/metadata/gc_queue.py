@@ -18,7 +18,7 @@ from regmirror.metadata.dialect import insert
 
 Kind = Literal["manifest", "blob"]
 EVERYWHERE: Final = 0  # ``repository_id`` of blobs, which belong to no repository
-AT_ONCE: Final = 0.0  # ``due_at`` of purged content: due whatever the grace time
+AT_ONCE: Final = 0.0  # ``due_at`` of purged content: due at once, without the grace time
 
 
 async def enqueue(

@@ -133,7 +133,7 @@ class Health:
     def find_reserve_reason(self) -> str | None:
         """Why a cached tag is not revalidated: the remaining quota is below the reserve.
 
-        Now and then one caller gets None nevertheless, and its request refreshes the quota.
+        At intervals one caller gets None all the same, so that its request refreshes the quota.
         """
         circuit = self._read()
         if not is_below_reserve(circuit, self._reserve):
